@@ -1,0 +1,61 @@
+"""From what the policy says (normalised values) to what the base understands (m/s and rad/s)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_FIELD_OF_AXIS = {"linear.x": "linear_x_mps", "linear.y": "linear_y_mps", "angular.z": "angular_z_radps"}
+
+
+@dataclass(frozen=True)
+class VelocityCommand:
+    """A velocity of the base by REP-103: x forward, y left, z counter-clockwise."""
+
+    linear_x_mps: float = 0.0
+    linear_y_mps: float = 0.0
+    angular_z_radps: float = 0.0
+
+    @property
+    def values(self) -> tuple[float, float, float]:
+        """The three numbers in the order linear x, linear y, angular z."""
+        return (self.linear_x_mps, self.linear_y_mps, self.angular_z_radps)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return all(math.isfinite(value) for value in self.values)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the base stands still under this command."""
+        return self.values == (0.0, 0.0, 0.0)
+
+
+STANDSTILL = VelocityCommand()
+
+
+@dataclass(frozen=True)
+class ActionMapping:
+    """How normalised action values become a velocity: per axis, value x scale + offset.
+
+    Attributes:
+        axes: for each action value, the Twist axis that it drives (`linear.x`, `linear.y`, `angular.z`).
+        scale: command units per normalised unit, one per axis (training divided commands by 2.0).
+        offset: command units added afterwards, one per axis.
+    """
+
+    axes: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def velocity(self, values: Sequence[float]) -> VelocityCommand:
+        """Convert one action (as many values as axes); raise ValueError where the count differs."""
+        if len(values) != len(self.axes):
+            raise ValueError(f"action has {len(values)} values, expected {len(self.axes)} ({', '.join(self.axes)})")
+        fields = {
+            _FIELD_OF_AXIS[axis]: float(value) * scale + offset
+            for axis, value, scale, offset in zip(self.axes, values, self.scale, self.offset)
+        }
+        return VelocityCommand(**fields)

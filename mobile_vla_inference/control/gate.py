@@ -1,0 +1,213 @@
+"""CommandGate: the only way to the wheels.
+
+Pure decision logic on plain numbers: what the gate is told (image, step, worker, operator) and the steady time
+decide between a limited velocity, standstill and silence, always with a reason. No ROS, no threads, no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+
+
+class Reason(Enum):
+    """Why the gate decided as it did; the value is what `~/status` and the diagnostics show."""
+
+    MOVING = "moving"
+    INACTIVE = "inactive"
+    STOP_REQUESTED = "stop_requested"
+    DISABLED = "disabled"
+    SETTINGS_ASSUMED = "settings_assumed"
+    WORKER_FAULT = "worker_fault"
+    WORKER_NOT_READY = "worker_not_ready"
+    NO_INSTRUCTION = "no_instruction"
+    NO_IMAGE = "no_image"
+    IMAGE_REFUSED = "image_refused"
+    IMAGE_STALE = "image_stale"
+    NO_STEP = "no_step"
+    STEP_STALE = "step_stale"
+    ACTION_NOT_FINITE = "action_not_finite"
+
+
+#: What to do about each reason, for people who read the status.
+ADVICE = {
+    Reason.MOVING: "driving",
+    Reason.INACTIVE: "activate the node",
+    Reason.STOP_REQUESTED: "release the stop topic, then call ~/enable with true",
+    Reason.DISABLED: "call ~/enable with true",
+    Reason.SETTINGS_ASSUMED: "confirm policy.json with `mobile_vla inspect CHECKPOINT --confirm`",
+    Reason.WORKER_FAULT: "see the worker's diagnostics, then call ~/enable with true",
+    Reason.WORKER_NOT_READY: "wait until the policy is loaded",
+    Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
+    Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
+    Reason.IMAGE_REFUSED: "see the image diagnostics",
+    Reason.IMAGE_STALE: "check the camera; after a long gap call ~/enable with true",
+    Reason.NO_STEP: "wait for the first step",
+    Reason.STEP_STALE: "see the step times in the diagnostics",
+    Reason.ACTION_NOT_FINITE: "the policy gave NaN or infinity; check checkpoint and dtype, then call ~/enable",
+}
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What the gate enforces. Speeds and accelerations are magnitudes per axis; times are in seconds.
+
+    Attributes:
+        image_timeout_s: an image older than this, by its stamp or its arrival, stops the robot.
+        step_timeout_s: an action older than this stops the robot.
+        resume_within_s: a stale image stream that comes back later than this stays stopped until enabled again.
+        stop_hold_s: how long standstill is published before the gate falls silent.
+    """
+
+    max_linear_x_mps: float = 0.5
+    max_linear_y_mps: float = 0.5
+    max_angular_z_radps: float = 1.0
+    max_linear_acceleration_mps2: float = 1.0
+    max_angular_acceleration_radps2: float = 3.0
+    image_timeout_s: float = 0.5
+    step_timeout_s: float = 1.0
+    resume_within_s: float = 2.0
+    stop_hold_s: float = 1.0
+
+    @property
+    def max_velocity(self) -> tuple[float, float, float]:
+        """Largest magnitude per axis, in the order of VelocityCommand.values."""
+        return (self.max_linear_x_mps, self.max_linear_y_mps, self.max_angular_z_radps)
+
+    @property
+    def max_acceleration(self) -> tuple[float, float, float]:
+        """Largest change per second and axis, in the order of VelocityCommand.values."""
+        linear = self.max_linear_acceleration_mps2
+        return (linear, linear, self.max_angular_acceleration_radps2)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to publish now, and why.
+
+    Attributes:
+        command: the velocity to publish; None: publish nothing, so that a mux or the base's own timeout takes over.
+        reason: why.
+    """
+
+    command: VelocityCommand | None
+    reason: Reason
+
+
+class CommandGate:
+    """Decide what reaches the base. Every method takes the steady time; none reads a clock."""
+
+    def __init__(self, limits: GateLimits) -> None:
+        self.limits = limits
+        self.active = False
+        self.enabled = True
+        self.settings_confirmed = False
+        self.worker_ready = False
+        self.has_instruction = False
+        self._stop_requested = False
+        self._latch: Reason | None = None
+        self._image_time_s: float | None = None
+        self._image_refused = False
+        self._action: VelocityCommand | None = None
+        self._action_time_s = -math.inf
+        self._last_command = STANDSTILL
+        self._last_decision_s: float | None = None
+        self._standing_since_s: float | None = None
+
+    @property
+    def latched(self) -> Reason | None:
+        """The fault that keeps the robot stopped until `enable(True)`, if any."""
+        return self._latch
+
+    def enable(self, enabled: bool) -> None:
+        """Allow or forbid motion; allowing also releases a latched fault (its cause may refuse anew)."""
+        self.enabled = enabled
+        if enabled:
+            self._latch = Reason.STOP_REQUESTED if self._stop_requested else None
+            self._image_time_s = None
+            self.forget_action()
+
+    def request_stop(self, stop: bool) -> None:
+        """Stop while `stop` is true, and stay stopped afterwards until enabled again."""
+        self._stop_requested = stop
+        if stop:
+            self.latch(Reason.STOP_REQUESTED)
+
+    def latch(self, reason: Reason) -> None:
+        """Stop for `reason` until enabled again; the first reason stays."""
+        self._latch = self._latch or reason
+        self.forget_action()
+
+    def image_accepted(self, capture_time_s: float) -> None:
+        """Take note of an image captured at `capture_time_s` (steady clock; its age is already subtracted)."""
+        self._image_time_s = max(capture_time_s, self._image_time_s if self._image_time_s is not None else -math.inf)
+
+    def image_refused(self) -> None:
+        """Take note of an image that can't be used: standstill until a step uses a good one."""
+        self._image_refused = True
+        self.forget_action()
+
+    def action_ready(self, action: VelocityCommand, now_s: float) -> None:
+        """Take the newest action of the policy; NaN and infinity stop the robot until enabled again."""
+        if not action.is_finite:
+            self.latch(Reason.ACTION_NOT_FINITE)
+            return
+        self._image_refused = False
+        self._action = action
+        self._action_time_s = now_s
+
+    def forget_action(self) -> None:
+        """Drop the action in force (a reset, a new instruction, a fault)."""
+        self._action = None
+        self._action_time_s = -math.inf
+
+    def decide(self, now_s: float) -> Decision:
+        """Return what to publish at `now_s` (steady clock, seconds)."""
+        reason = self._reason(now_s)
+        if reason is Reason.MOVING:
+            self._standing_since_s = None
+            command = self._limited(now_s)
+        else:
+            if self._standing_since_s is None:
+                self._standing_since_s = now_s
+            held = now_s - self._standing_since_s > self.limits.stop_hold_s
+            command = None if held else STANDSTILL
+        self._last_command = command or STANDSTILL
+        self._last_decision_s = now_s
+        return Decision(command, reason)
+
+    def _reason(self, now_s: float) -> Reason:
+        """Return the first reason to stand still, or MOVING."""
+        image_age_s = math.inf if self._image_time_s is None else now_s - self._image_time_s
+        if self._image_time_s is not None and image_age_s > self.limits.resume_within_s and self._latch is None:
+            self.latch(Reason.IMAGE_STALE)
+        checks = (
+            (not self.active, Reason.INACTIVE),
+            (self._stop_requested, Reason.STOP_REQUESTED),
+            (not self.enabled, Reason.DISABLED),
+            (self._latch is not None, self._latch),
+            (not self.worker_ready, Reason.WORKER_NOT_READY),
+            (not self.settings_confirmed, Reason.SETTINGS_ASSUMED),
+            (not self.has_instruction, Reason.NO_INSTRUCTION),
+            (self._image_refused, Reason.IMAGE_REFUSED),
+            (self._image_time_s is None, Reason.NO_IMAGE),
+            (image_age_s > self.limits.image_timeout_s, Reason.IMAGE_STALE),
+            (self._action is None, Reason.NO_STEP),
+            (now_s - self._action_time_s > self.limits.step_timeout_s, Reason.STEP_STALE),
+        )
+        return next((reason for refused, reason in checks if refused), Reason.MOVING)
+
+    def _limited(self, now_s: float) -> VelocityCommand:
+        """Return the action within the speed limits, approached along a straight line in velocity space."""
+        target = [max(-m, min(m, v)) for v, m in zip(self._action.values, self.limits.max_velocity)]
+        elapsed_s = 0.0 if self._last_decision_s is None else max(0.0, now_s - self._last_decision_s)
+        last = self._last_command.values
+        # One factor for all axes keeps the direction of the change, so that the robot's path bends the same way.
+        factor = 1.0
+        for start, goal, rate in zip(last, target, self.limits.max_acceleration):
+            if abs(goal - start) > rate * elapsed_s:
+                factor = min(factor, rate * elapsed_s / abs(goal - start))
+        return VelocityCommand(*(start + factor * (goal - start) for start, goal in zip(last, target)))

@@ -1,0 +1,161 @@
+"""The worker process: loads the policy and answers the node's PolicyWorker, one message at a time.
+
+Started as `python -m mobile_vla_inference.policy.worker_process SOCKET_FD MEMORY_FD PARENT_PID`; the protocol is
+in control/worker.py. It is the one that the kernel may kill when memory runs out, and it ends when the node does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobile_vla_inference.border import MobileVlaError
+
+if TYPE_CHECKING:
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy
+
+#: Above the node's 0: when memory runs out, the kernel takes the worker, and the node stops the robot.
+_OOM_SCORE_ADJ = "800"
+_PR_SET_PDEATHSIG = 1
+_PROGRESS_PERIOD_S = 0.2
+
+
+class PolicyServer:
+    """Answer the messages of one PolicyWorker until it closes the socket."""
+
+    def __init__(self, connection: socket.socket, memory_fd: int, load: Callable[..., Any]) -> None:
+        self._connection = connection
+        self._load = load
+        self._memory_fd = memory_fd
+        self._shared: mmap.mmap | None = None
+        self._policy: VlaPolicy | None = None
+        self._last_progress_s = -math.inf
+
+    def serve(self) -> int:
+        """Run until the node goes away (exit status 0) or the policy fails (1)."""
+        while True:
+            data = self._connection.recv(1 << 16)
+            if not data:
+                return 0
+            message = json.loads(data)
+            try:
+                getattr(self, f"on_{message.pop('op')}")(**message)
+            except MobileVlaError as error:
+                self._send({"op": "failed", "message": str(error), "final": self._policy is None})
+                return 1
+            except Exception as error:  # the process border: whatever it is, the node must hear of it
+                traceback.print_exc()
+                sentence = (
+                    f"worker failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
+                self._send({"op": "failed", "message": sentence, "final": False})
+                return 1
+
+    def on_load(self, policy: dict[str, Any]) -> None:
+        """Load and warm up the policy with the keyword arguments of VlaPolicy.load."""
+        self._report("starting the policy's libraries")
+        loaded = self._load(Path(policy.pop("path")), progress=self._report_load, **policy)
+        self._report("warming up")
+        loaded.warm_up()
+        self._policy = loaded
+        self._send({"op": "ready", "info": loaded.describe(), "memory": self._memory()})
+
+    def on_context(self, generation: int, instruction: str) -> None:
+        """Clear the hidden state and put an instruction in force; an empty one leaves the policy without."""
+        error = ""
+        self._policy.reset()
+        if instruction:
+            try:
+                self._policy.set_instruction(instruction)
+            except MobileVlaError as refused:
+                error = str(refused)
+        self._send({"op": "context", "generation": generation, "error": error})
+
+    def on_step(self, generation: int) -> None:
+        """Step on the frame in shared memory."""
+        size_px = self._policy.config.image_size
+        if self._shared is None:
+            self._shared = mmap.mmap(self._memory_fd, size_px * size_px * 3, prot=mmap.PROT_READ)
+        frame = np.frombuffer(self._shared, dtype=np.uint8).reshape(size_px, size_px, 3)
+        try:
+            action = self._policy.step(frame)
+        except MobileVlaError as error:
+            self._policy.reset()  # what went into the hidden state is suspect
+            self._send({"op": "step_failed", "generation": generation, "message": str(error)})
+            return
+        self._send(
+            {
+                "op": "result",
+                "generation": generation,
+                "values": list(action.values),
+                "step_s": action.step_s,
+                "memory": self._memory(),
+            }
+        )
+
+    def _report_load(self, done_bytes: int, total_bytes: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_progress_s >= _PROGRESS_PERIOD_S and total_bytes:
+            self._last_progress_s = now_s
+            self._report(f"loading the checkpoint: {100 * done_bytes // total_bytes} %")
+
+    def _report(self, text: str) -> None:
+        self._send({"op": "progress", "text": text})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node is gone; recv will say so
+            self._connection.send(json.dumps(message).encode())
+
+    @staticmethod
+    def _memory() -> dict[str, float]:
+        """Return the GPU memory of this process in MiB; zeros without a GPU."""
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized():
+            return {"gpu_allocated_mib": 0.0, "gpu_reserved_mib": 0.0}
+        mib = 1024 * 1024
+        return {
+            "gpu_allocated_mib": torch.cuda.memory_allocated() / mib,
+            "gpu_reserved_mib": torch.cuda.memory_reserved() / mib,
+        }
+
+
+def _tie_to_parent(parent_pid: int) -> None:
+    """End with the node, whatever ends it, and leave Ctrl-C to the node."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above
+        raise SystemExit(0)
+    with contextlib.suppress(OSError):  # a container may forbid it; then the kernel chooses
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
+
+
+def _load_policy(path: Path, **options: Any) -> VlaPolicy:
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy  # torch: seconds, so it is reported first
+
+    return VlaPolicy.load(path, **options)
+
+
+def main(load: Callable[..., Any] = _load_policy) -> int:
+    """Serve on the descriptors named by the command line; `load` makes the policy (path, progress, options)."""
+    socket_fd, memory_fd, parent_pid = (int(argument) for argument in sys.argv[1:4])
+    _tie_to_parent(parent_pid)
+    with socket.socket(fileno=socket_fd) as connection:
+        return PolicyServer(connection, memory_fd, load).serve()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""A worker process with a scripted policy, so that supervision is tested in milliseconds, without torch.
+
+The protocol, the process and the shared memory are the real ones; only the policy's arithmetic is scripted by the
+checkpoint's name (`ok`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from mobile_vla_inference.border import Action, CheckpointError
+from mobile_vla_inference.policy import worker_process
+
+
+class _Config:
+    image_size = 8
+
+
+class ScriptedPolicy:
+    """Answer each step with the mean of the frame and the number of steps since the last reset."""
+
+    def __init__(self, script: str) -> None:
+        self.config = _Config()
+        self._script = script
+        self._steps = 0
+
+    def warm_up(self) -> None:
+        self._steps = 0
+
+    def describe(self) -> dict:
+        return {
+            "image_size": 8,
+            "image_keep_aspect": False,
+            "step_period_s": 0.05,
+            "action_axes": ["linear.x", "angular.z"],
+            "action_scale": [1.0, 1.0],
+            "action_offset": [0.0, 0.0],
+            "assumed_settings": [],
+        }
+
+    def reset(self) -> None:
+        self._steps = 0
+
+    def set_instruction(self, text: str) -> None:
+        pass
+
+    def step(self, frame: np.ndarray) -> Action:
+        self._steps += 1
+        if self._script == "slow":
+            time.sleep(0.2)
+        if self._script == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._script == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self._script == "raise":
+            raise RuntimeError("scripted failure")
+        value = float("nan") if self._script == "nan" else float(frame.mean())
+        return Action((value, float(self._steps)), 0.001)
+
+
+def _load(path, **_options) -> ScriptedPolicy:
+    if path.name == "refuse":
+        raise CheckpointError("scripted refusal")
+    return ScriptedPolicy(path.name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(worker_process.main(_load))

@@ -1,0 +1,241 @@
+"""PolicyWorker: hand-over, generations, faults, restarts, and nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.control.worker import (
+    Frame,
+    FrameRefused,
+    PolicyWorker,
+    StepResult,
+    WorkerEvent,
+    WorkerFault,
+    WorkerOptions,
+    WorkerState,
+)
+
+TEST_FOLDER = Path(__file__).resolve().parent
+
+
+class Watched:
+    """A PolicyWorker whose events can be waited for."""
+
+    def __init__(self, script: str, **options) -> None:
+        self._news = threading.Condition()
+        self.events: list[WorkerEvent] = []
+        self.worker = PolicyWorker(
+            WorkerOptions(policy={"path": f"/scripts/{script}"}, module="scripted_worker", **options), self._notify
+        )
+
+    def _notify(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def wait_for(self, predicate, timeout_s: float = 20.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        with self._news:
+            while not predicate():
+                remaining_s = deadline_s - time.monotonic()
+                assert remaining_s > 0, f"not seen in {timeout_s} s; state {self.worker.state}, events {self.events}"
+                self._news.wait(min(remaining_s, 0.05))
+                self.events += self.worker.take_events()
+
+    def of(self, kind: type) -> list:
+        self.events += self.worker.take_events()
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def ready(self) -> None:
+        self.worker.start()
+        self.worker.wait_until_loaded()
+        assert self.worker.state is WorkerState.READY, self.worker.last_error
+        self.worker.set_instruction("go")
+        self.worker.allow_steps(True)
+
+    def submit(self, value: int, stamp_s: float) -> None:
+        pixels = np.full((8, 8, 3), value, np.uint8)
+        self.worker.submit(Frame(stamp_s, time.monotonic(), lambda size, keep: pixels))
+
+
+@pytest.fixture
+def watch(monkeypatch) -> Iterator:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TEST_FOLDER), os.environ.get("PYTHONPATH", "")]))
+    watched: list[Watched] = []
+
+    def make(script: str, **options) -> Watched:
+        watched.append(Watched(script, **options))
+        return watched[-1]
+
+    yield make
+    for one in watched:
+        one.worker.close()
+        assert one.worker.pid is None
+
+
+def test_the_frame_that_is_handed_over_is_the_frame_that_is_stepped(watch):
+    watched = watch("ok")
+    watched.ready()
+    for index, value in enumerate((10, 200, 30)):
+        watched.submit(value, stamp_s=1.0 + index)
+        watched.wait_for(lambda count=index + 1: len(watched.of(StepResult)) == count)
+    results = watched.of(StepResult)
+    assert [result.values[0] for result in results] == [10.0, 200.0, 30.0]
+    assert [result.values[1] for result in results] == [1.0, 2.0, 3.0], "the state is carried from step to step"
+    assert [result.stamp_s for result in results] == [1.0, 2.0, 3.0]
+    assert [result.first_of_state for result in results] == [True, False, False]
+
+
+def test_only_the_newest_frame_waits_and_the_accounting_closes(watch):
+    watched = watch("slow")
+    watched.ready()
+    for index in range(50):
+        watched.submit(index, stamp_s=1.0 + index * 0.01)
+    watched.wait_for(lambda: watched.of(StepResult) and watched.of(StepResult)[-1].values[0] == 49.0)
+    counters = watched.worker.counters()
+    assert counters.received == 50
+    assert counters.stepped + sum(counters.dropped.values()) == 50
+    assert counters.dropped["superseded"] == 50 - counters.stepped
+
+
+def test_steps_keep_the_period_of_the_policy(watch):
+    watched = watch("ok")
+    watched.ready()
+    for index in range(5):
+        watched.submit(index, stamp_s=1.0 + index)
+        watched.wait_for(lambda count=index + 1: len(watched.of(StepResult)) == count)
+    started = [result.started_s for result in watched.of(StepResult)]
+    assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(started))
+
+
+def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_the_step_under_way(watch):
+    watched = watch("slow")
+    watched.ready()
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.worker.counters().received == 1 and watched.worker._frame is None)
+    assert watched.worker.set_instruction("go left")
+    assert not watched.worker.set_instruction("go left"), "the same text again changes nothing"
+    watched.submit(2, stamp_s=2.0)
+    watched.wait_for(lambda: len(watched.of(StepResult)) == 1)
+    assert watched.of(StepResult)[0].values == (2.0, 1.0), "the result of the older generation never shows"
+    assert watched.worker.counters().discarded_results == 1
+    watched.worker.reset()
+    watched.submit(3, stamp_s=3.0)
+    watched.wait_for(lambda: len(watched.of(StepResult)) == 2)
+    assert watched.of(StepResult)[1].values == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(("second_stamp_s", "cause"), [(0.5, "time_backwards"), (60.0, "image_gap")])
+def test_a_broken_sequence_of_images_resets_the_state(watch, second_stamp_s, cause):
+    watched = watch("ok")
+    watched.ready()
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: len(watched.of(StepResult)) == 1)
+    watched.submit(2, stamp_s=second_stamp_s)
+    watched.wait_for(lambda: len(watched.of(StepResult)) == 2)
+    assert watched.of(StepResult)[1].values == (2.0, 1.0)
+    assert watched.worker.counters().state_resets[cause] == 1
+
+
+def test_frames_that_can_not_be_stepped_are_counted_by_cause(watch):
+    watched = watch("ok")
+    watched.submit(1, stamp_s=1.0)
+    watched.worker.start()
+    watched.worker.wait_until_loaded()
+    watched.submit(1, stamp_s=1.0)
+    watched.worker.allow_steps(True)
+    watched.submit(1, stamp_s=1.0)
+    assert dict(watched.worker.counters().dropped) == {"worker_not_ready": 1, "inactive": 1, "no_instruction": 1}
+
+
+def test_an_unreadable_frame_is_reported_and_the_next_one_steps(watch):
+    watched = watch("ok")
+    watched.ready()
+
+    def unreadable(size_px: int, keep_aspect: bool) -> np.ndarray:
+        raise FrameError("scripted: not an image")
+
+    watched.worker.submit(Frame(1.0, time.monotonic(), unreadable))
+    watched.wait_for(lambda: watched.of(FrameRefused))
+    watched.submit(7, stamp_s=2.0)
+    watched.wait_for(lambda: watched.of(StepResult))
+    assert watched.worker.counters().dropped["unreadable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [("crash", "SIGSEGV"), ("hang", "hung: a policy step took longer than 0.3 s"), ("raise", "scripted failure")],
+)
+def test_a_fault_is_named_and_the_worker_is_started_again(watch, script, expected):
+    watched = watch(script, step_timeout_s=0.3)
+    watched.ready()
+    first_pid = watched.worker.pid
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.of(WorkerFault))
+    fault = watched.of(WorkerFault)[0]
+    assert expected in fault.message
+    assert not fault.final
+    watched.wait_for(lambda: watched.worker.state is WorkerState.READY)
+    assert watched.worker.pid != first_pid
+    assert not psutil.pid_exists(first_pid)
+    counters = watched.worker.counters()
+    assert counters.restarts == 1
+    assert counters.received == counters.stepped + sum(counters.dropped.values())
+
+
+def test_a_refused_checkpoint_is_final(watch):
+    watched = watch("refuse")
+    watched.worker.start()
+    watched.worker.wait_until_loaded()
+    assert watched.worker.state is WorkerState.FAILED
+    assert watched.worker.last_error == "scripted refusal"
+
+
+def test_it_gives_up_after_the_allowed_restarts(watch):
+    watched = watch("crash", max_restarts=0)
+    watched.ready()
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.worker.state is WorkerState.FAILED)
+    assert watched.of(WorkerFault)[-1].final
+    assert "gave up after 0 restarts" in watched.of(WorkerFault)[-1].message
+
+
+def test_not_a_number_reaches_the_caller_as_such(watch):
+    watched = watch("nan")
+    watched.ready()
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.of(StepResult))
+    assert np.isnan(watched.of(StepResult)[0].values[0]), "the gate refuses it; the worker must not hide it"
+
+
+def test_the_worker_dies_with_its_parent_however_that_ends(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from mobile_vla_inference.control.worker import PolicyWorker, WorkerOptions
+        worker = PolicyWorker(WorkerOptions(policy={"path": "/scripts/ok"}, module="scripted_worker"), lambda: None)
+        worker.start()
+        worker.wait_until_loaded()
+        print(worker.pid, flush=True)
+        time.sleep(600)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TEST_FOLDER), *sys.path])}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    worker.wait(timeout=10)
+    assert not worker.is_running()
