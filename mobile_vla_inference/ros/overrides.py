@@ -1,0 +1,33 @@
+"""What a node is given as parameters, and which of it is unknown: rclpy ignores a misspelt one without a word."""
+
+from __future__ import annotations
+
+import difflib
+
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from mobile_vla_inference.border import MobileVlaError
+
+
+def given_parameters(node: Node) -> dict[str, Parameter]:
+    """Return what the command line and parameter files give a node, declared or not, by name."""
+    with node.handle:
+        return node.handle.get_parameters(Parameter)
+
+
+def refuse_unknown_parameters(node: Node) -> None:
+    """Check the given parameters of a node, after it has declared its own.
+
+    Raises:
+        MobileVlaError: a given parameter is not declared; the sentence names it and the nearest or all that are.
+    """
+    unknown = sorted(name for name in given_parameters(node) if not node.has_parameter(name))
+    if not unknown:
+        return
+    declared = sorted(node.get_parameters_by_prefix(""))
+    expected = difflib.get_close_matches(unknown[0], declared, n=1) or declared
+    raise MobileVlaError(
+        f"{node.get_name()} has no parameter {', '.join(map(repr, unknown))}, expected {', '.join(expected)}; "
+        "correct the -p argument or the parameter file"
+    )

@@ -1,0 +1,232 @@
+"""The executable `sim_robot`: a simulated robot that publishes camera images and follows `cmd_vel`.
+
+It closes the loop round the policy where there is no robot: a drawn world in first person, or the images of a
+folder in turn. Stamps are on the ROS clock; motion and timers are on the steady one, which nobody can pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import rclpy
+from geometry_msgs.msg import Twist, TwistStamped
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import CompressedImage, Image
+
+from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, MobileVlaError
+from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
+from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
+from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
+from mobile_vla_inference.sim.robot import DifferentialDrive, Pose
+
+#: A camera drops frames rather than delay the next one (the field's sensor profile, with one frame kept).
+IMAGE_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+COMMAND_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+
+ENCODINGS = ("rgb8", "bgr8")
+
+#: How often the loop looks for a stop request while no message and no timer wakes it.
+_STOP_CHECK_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """One parameter of the node: all are read once, at the start."""
+
+    name: str
+    default: bool | int | float | str
+    description: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def descriptor(self) -> ParameterDescriptor:
+        """Its description and range for the parameter services."""
+        descriptor = ParameterDescriptor(description=self.description, read_only=True)
+        if isinstance(self.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=self.least, to_value=self.most)]
+        elif self.least is not None:
+            descriptor.integer_range = [IntegerRange(from_value=self.least, to_value=self.most, step=1)]
+        return descriptor
+
+
+_PARAMETERS = (
+    _Parameter("rate_hz", 20.0, "images per second", 0.1, 240.0),
+    _Parameter("width", 320, "width of the simulated camera's images, pixels", 16, MAX_FRAME_SIDE_PX),
+    _Parameter("height", 240, "height of the simulated camera's images, pixels", 16, MAX_FRAME_SIDE_PX),
+    _Parameter("encoding", "rgb8", "encoding of image_raw: rgb8 or bgr8"),
+    _Parameter("compressed", False, "publish JPEG images on image_raw/compressed too"),
+    _Parameter("frames_dir", "", "folder of images to publish in name order, over and over; empty: simulate a camera"),
+    _Parameter("seed", 0, "seed of the simulated world", 0, 2**31 - 1),
+    _Parameter("cmd_vel_timeout_s", 0.5, "seconds without a command after which the robot stops", 0.05, 60.0),
+    _Parameter("stamped", False, "cmd_vel is a TwistStamped instead of a Twist"),
+    _Parameter("frame_id", "camera_optical_frame", "frame of the images: z ahead, x right, y down"),
+)
+
+
+class SimRobot(Node):
+    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` where nav_msgs is installed."""
+
+    def __init__(self) -> None:
+        """Declare the parameters and start; raise MobileVlaError where a parameter or an image can't be used."""
+        super().__init__("sim_robot")
+        settings = {parameter.name: _declare(self, parameter) for parameter in _PARAMETERS}
+        refuse_unknown_parameters(self)
+        self._encoding = settings["encoding"]
+        if self._encoding not in ENCODINGS:
+            raise MobileVlaError(
+                f"parameter encoding is {self._encoding!r}, expected {' or '.join(ENCODINGS)}; correct it"
+            )
+        self._frame_id = settings["frame_id"]
+        frames_dir = settings["frames_dir"]
+        self._camera = (
+            FolderCamera(Path(frames_dir).expanduser())
+            if frames_dir
+            else SimulatedCamera(settings["width"], settings["height"], settings["seed"])
+        )
+        self._drive = DifferentialDrive(command_timeout_s=settings["cmd_vel_timeout_s"])
+        self._image_publisher = self.create_publisher(Image, "image_raw", IMAGE_QOS)
+        self._compressed_publisher = (
+            self.create_publisher(CompressedImage, "image_raw/compressed", IMAGE_QOS)
+            if settings["compressed"]
+            else None
+        )
+        self._odometry_type = _odometry_type()
+        if self._odometry_type is not None:
+            self._odometry_publisher = self.create_publisher(self._odometry_type, "odom", COMMAND_QOS)
+        command_type = TwistStamped if settings["stamped"] else Twist
+        self.create_subscription(command_type, "cmd_vel", self._follow, COMMAND_QOS)
+        steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0 / settings["rate_hz"], self._publish, clock=steady_clock)
+        source = f"images of {frames_dir}" if frames_dir else f"a world of seed {settings['seed']}"
+        self.get_logger().info(f"publishing {source} on {self._image_publisher.topic_name}")
+
+    def _follow(self, message: Twist | TwistStamped) -> None:
+        twist = message.twist if isinstance(message, TwistStamped) else message
+        try:
+            self._drive.command(twist.linear.x, twist.angular.z, time.monotonic())
+        except ValueError as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=1.0)
+
+    def _publish(self) -> None:
+        pose = self._drive.step(time.monotonic())
+        stamp = self.get_clock().now().to_msg()
+        rgb = self._camera.frame(pose)
+        self._image_publisher.publish(rgb_to_image(rgb, Image, stamp, self._frame_id, self._encoding))
+        if self._compressed_publisher is not None:
+            self._compressed_publisher.publish(rgb_to_compressed(rgb, CompressedImage, stamp, self._frame_id))
+        if self._odometry_type is not None:
+            odometry = self._odometry_type()
+            odometry.header.stamp = stamp
+            _fill_odometry(odometry, pose, self._drive)
+            self._odometry_publisher.publish(odometry)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run until SIGINT or SIGTERM; `args` are like sys.argv, the default.
+
+    Returns:
+        0 after a stop request; 2, with a sentence on stderr, where an argument, a parameter or an image can't be used.
+    """
+    argv = list(sys.argv if args is None else args)
+    stop = threading.Event()
+    # rclpy's own handlers would invalidate the context in the middle of a callback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        _init_ros(argv)
+        _run(stop)
+    except MobileVlaError as error:
+        print(f"sim_robot: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if rclpy.ok():
+            rclpy.shutdown()
+    return 0
+
+
+def _init_ros(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="sim_robot",
+        description="A simulated robot: publishes camera images on image_raw and follows cmd_vel.",
+        epilog="parameters (--ros-args -p NAME:=VALUE): "
+        + "; ".join(f"{p.name} ({p.default!r}): {p.description}" for p in _PARAMETERS),
+    )
+    try:
+        parser.parse_args(remove_ros_args(args=argv)[1:])
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rclpy has no public class for arguments that it can't parse
+        reason = " ".join(str(error).split(", at ")[0].split())
+        raise MobileVlaError(f"ROS can't be started with {' '.join(argv[1:])} ({reason}); correct it") from error
+
+
+def _run(stop: threading.Event) -> None:
+    cv2.setNumThreads(1)  # the pictures are small, and the cores are the policy's
+    node = SimRobot()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=_STOP_CHECK_S)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+
+
+def _declare(node: Node, parameter: _Parameter) -> Any:
+    """Declare a parameter and return its value; raise MobileVlaError where a given one has the wrong type or range."""
+    try:
+        value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor).value
+    except ParameterException:
+        value = None
+    if value is None:  # also what rclpy makes of an empty list
+        found = given_parameters(node)[parameter.name].value
+        raise MobileVlaError(f"parameter {parameter.name} is {found!r}, expected {_expectation(parameter)}; correct it")
+    return value
+
+
+def _expectation(parameter: _Parameter) -> str:
+    kind = {bool: "true or false", int: "a whole number", float: "a number with a decimal point", str: "a text"}
+    limits = "" if parameter.least is None else f" from {parameter.least} to {parameter.most}"
+    return kind[type(parameter.default)] + limits
+
+
+def _odometry_type() -> type | None:
+    """Return nav_msgs' Odometry where it is installed: the wheels of ROS 2 don't hold it, a robot's ROS 2 does."""
+    try:
+        from nav_msgs.msg import Odometry
+    except ImportError:
+        return None
+    return Odometry
+
+
+def _fill_odometry(odometry: Any, pose: Pose, drive: DifferentialDrive) -> None:
+    odometry.header.frame_id = "odom"
+    odometry.child_frame_id = "base_link"
+    odometry.pose.pose.position.x = pose.x_m
+    odometry.pose.pose.position.y = pose.y_m
+    odometry.pose.pose.orientation.z = math.sin(pose.yaw_rad / 2.0)
+    odometry.pose.pose.orientation.w = math.cos(pose.yaw_rad / 2.0)
+    odometry.twist.twist.linear.x = drive.linear_x_mps
+    odometry.twist.twist.angular.z = drive.angular_z_radps
+
+
+if __name__ == "__main__":
+    sys.exit(main())
