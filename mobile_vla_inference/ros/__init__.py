@@ -1,0 +1,1 @@
+"""Wiring to ROS 2: nodes, parameters, message conversions, diagnostics."""

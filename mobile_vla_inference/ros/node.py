@@ -1,0 +1,542 @@
+"""vla_node: camera images and an instruction in, velocity commands out.
+
+Wiring only. Callbacks store; the policy runs in the worker process (control/worker.py); what reaches the base is
+decided by the gate (control/gate.py) alone, and published from exactly one place, `_publish_decision`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import Twist, TwistStamped
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+
+from mobile_vla_inference.border import InstructionError, MobileVlaError, check_instruction, reduce_frame
+from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
+from mobile_vla_inference.control.gate import ADVICE, CommandGate, Decision, Reason
+from mobile_vla_inference.control.memory import MemoryProbe
+from mobile_vla_inference.control.worker import (
+    Frame,
+    FrameRefused,
+    InstructionRefused,
+    PolicyWorker,
+    StepFailed,
+    StepResult,
+    WorkerCounters,
+    WorkerEvent,
+    WorkerFault,
+    WorkerOptions,
+    WorkerState,
+)
+from mobile_vla_inference.ros import conversions
+from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status
+from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
+from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
+
+NODE_NAME = "vla_node"
+
+#: Steps that the latency percentiles look back on.
+_LATENCY_WINDOW = 200
+#: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
+_FAREWELL_S = 0.1
+
+
+class VlaNode(LifecycleNodeMixin, Node):
+    """The robot's node. Lifecycle: configure loads the policy, activate allows motion, deactivate stops first."""
+
+    def __init__(self) -> None:
+        Node.__init__(self, NODE_NAME)
+        # Transitions block their thread while the worker loads; a group of their own keeps the rest responsive.
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self._config = declare_parameters(self)
+        refuse_unknown_parameters(self)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._gate = CommandGate(self._config.gate_limits())
+        # Guards the gate and the publisher together: no command can overtake a later standstill.
+        self._motion_lock = threading.Lock()
+        self._worker: PolicyWorker | None = None
+        self._mapping: ActionMapping | None = None
+        self._instruction = ""
+        self._instruction_error = ""
+        self._image_error = ""
+        self._last_stamp_s = -math.inf
+        self._image_received_s = -math.inf
+        self._decision = Decision(None, Reason.INACTIVE)
+        self._commands_published = 0
+        self._step_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
+        self._reaction_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
+        self._memory_probe = MemoryProbe()
+        self._create_interface()
+
+    def _create_interface(self) -> None:
+        """Create topics, services and timers, all in one mutually exclusive group; timers run on the steady clock."""
+        parameters = self._config
+        group = MutuallyExclusiveCallbackGroup()
+        reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+        latched = QoSProfile(
+            depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+        )
+        image_qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[parameters.image_reliability.upper()])
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+
+        self._command_publisher = self.create_publisher(
+            TwistStamped if parameters.stamped else Twist, "cmd_vel", reliable
+        )
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._status_publisher = self.create_publisher(DiagnosticStatus, "~/status", latched)
+
+        if parameters.image_transport == "compressed":
+            image_type, topic, convert = CompressedImage, "image_raw/compressed", conversions.compressed_to_rgb
+        else:
+            image_type, topic, convert = Image, "image_raw", conversions.image_to_rgb
+        subscribe = partial(self.create_subscription, callback_group=group)
+        subscribe(image_type, topic, partial(self._on_image, convert), image_qos)
+        subscribe(String, "instruction", self._on_instruction, reliable)
+        subscribe(Bool, "stop", self._on_stop, reliable)
+        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
+        self.create_service(SetBool, "~/enable", self._on_enable, callback_group=group)
+
+        self._worker_news = self.create_guard_condition(self._on_worker_news, callback_group=group)
+        self._command_timer = self.create_timer(
+            1.0 / parameters.publish_rate_hz, self._publish_decision, callback_group=group, clock=steady
+        )
+        self.create_timer(1.0, self._publish_diagnostics, callback_group=group, clock=steady)
+
+    @property
+    def autostart(self) -> bool:
+        """Whether to configure and activate without being asked."""
+        return self._config.autostart
+
+    # ---- lifecycle -----------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load and warm up the policy in the worker process; FAILURE with the loader's sentence where it can't."""
+        parameters = self._config
+        if not parameters.checkpoint:
+            self.get_logger().error("parameter checkpoint is empty, expected a file or folder; set checkpoint:=PATH")
+            return TransitionCallbackReturn.FAILURE
+        options = WorkerOptions(
+            policy={
+                "path": parameters.checkpoint,
+                "processors": parameters.processors or None,
+                "device": parameters.device,
+                "dtype": parameters.dtype,
+            },
+            load_timeout_s=parameters.load_timeout_s,
+            step_timeout_s=parameters.step_timeout_s,
+            state_gap_s=parameters.state_gap_s,
+            max_restarts=parameters.max_restarts,
+        )
+        self._worker = PolicyWorker(options, self._worker_news.trigger)
+        self._worker.set_instruction(self._instruction)
+        self._worker.start()
+        self._worker.wait_until_loaded()
+        if self._worker.state is not WorkerState.READY:
+            self.get_logger().error(f"configure failed: {self._worker.last_error or 'the worker was stopped'}")
+            self._release_worker()
+            return TransitionCallbackReturn.FAILURE
+        info = self._worker.info
+        self._mapping = ActionMapping(
+            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
+        )
+        with self._motion_lock:
+            self._gate.settings_confirmed = not info["assumed_settings"]
+            self._gate.worker_ready = True
+        self.get_logger().info(
+            f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}"
+        )
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Allow motion; FAILURE while a setting is only assumed, because a guess must not reach a wheel."""
+        assumed = self._worker.info["assumed_settings"]
+        if assumed:
+            self.get_logger().error(
+                f"activation refused: settings {', '.join(assumed)} are assumed, expected confirmed ones; "
+                f"{ADVICE[Reason.SETTINGS_ASSUMED]}"
+            )
+            return TransitionCallbackReturn.FAILURE
+        with self._motion_lock:
+            self._gate.forget_action()
+            self._gate.active = True
+        self._worker.allow_steps(True)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish standstill, then forbid motion."""
+        self._stop_motion()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End the worker process."""
+        self._release_worker()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish standstill and end the worker process."""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish standstill and end the worker process; the node can be configured again."""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """Stop the robot, then end the worker process; safe to call more than once."""
+        self._stop_motion()
+        self._release_worker()
+
+    def farewell(self) -> None:
+        """Publish standstill until it has surely arrived: the last thing that a leaving node does."""
+        deadline_s = time.monotonic() + _FAREWELL_S
+        while True:
+            self._publish_standstill()
+            if time.monotonic() >= deadline_s:
+                break
+            time.sleep(_FAREWELL_S / 5)
+        self._command_publisher.wait_for_all_acked(Duration(seconds=_FAREWELL_S))
+
+    def _stop_motion(self) -> None:
+        with self._motion_lock:
+            was_active, self._gate.active = self._gate.active, False
+            self._gate.forget_action()
+        if was_active:
+            self._publish_standstill()
+        if self._worker is not None:
+            self._worker.allow_steps(False)
+
+    def _release_worker(self) -> None:
+        with self._motion_lock:
+            self._gate.worker_ready = False
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    # ---- what comes in: store only ---------------------------------------------------------------------------------
+
+    def _on_image(self, convert: Callable, message: Any) -> None:
+        now_s = time.monotonic()
+        self._image_received_s = now_s
+        stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        age_s = self.get_clock().now().nanoseconds * 1e-9 - stamp_s
+        refusal = self._stamp_refusal(stamp_s, age_s)
+        self._last_stamp_s = stamp_s
+        if refusal is not None:
+            cause, self._image_error = refusal
+            if self._worker is not None:
+                self._worker.count_refused(cause)
+            return
+        with self._motion_lock:
+            self._gate.image_accepted(now_s - max(0.0, age_s))
+        if self._worker is not None:
+            self._worker.submit(Frame(stamp_s, now_s, partial(_load_frame, convert, message)))
+
+    def _stamp_refusal(self, stamp_s: float, age_s: float) -> tuple[str, str] | None:
+        """Return the cause and a sentence where a stamp can't be trusted, else None."""
+        limits = self._config
+        if stamp_s == 0.0:
+            return (
+                "no_stamp",
+                "image has no stamp, expected the capture time in header.stamp; set it in the camera driver",
+            )
+        if stamp_s == self._last_stamp_s:
+            return (
+                "repeated_stamp",
+                "image repeats the stamp of the one before, expected a newer one; check the camera",
+            )
+        if age_s > limits.image_timeout_s:
+            return (
+                "stale_stamp",
+                f"image is {age_s:.3f} s old by its stamp, expected at most {limits.image_timeout_s:g} s; "
+                "check the clocks, use_sim_time and the load",
+            )
+        if age_s < -limits.future_stamp_tolerance_s:
+            return (
+                "future_stamp",
+                f"image is stamped {-age_s:.3f} s ahead, expected at most {limits.future_stamp_tolerance_s:g} s; "
+                "check the clocks",
+            )
+        return None
+
+    def _on_instruction(self, message: String) -> None:
+        try:
+            text, self._instruction_error = check_instruction(message.data), ""
+        except InstructionError as error:
+            text, self._instruction_error = "", str(error)
+            self.get_logger().warning(f"instruction refused: {error}")
+        changed = text != self._instruction
+        self._instruction = text
+        with self._motion_lock:
+            self._gate.has_instruction = bool(text)
+            if changed:
+                self._gate.forget_action()
+        if self._worker is not None:
+            self._worker.set_instruction(text)
+        if changed:
+            self.get_logger().info(f"instruction: {text!r}")
+
+    def _on_stop(self, message: Bool) -> None:
+        with self._motion_lock:
+            self._gate.request_stop(message.data)
+        self._publish_decision()
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._motion_lock:
+            self._gate.forget_action()
+        if self._worker is not None:
+            self._worker.reset()
+        response.success = self._worker is not None
+        response.message = (
+            "hidden state cleared" if response.success else "no policy is loaded; configure the node first"
+        )
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        with self._motion_lock:
+            self._gate.enable(request.data)
+        if self._worker is not None:
+            self._worker.reset("enable")
+        decision = self._publish_decision()
+        response.success = True
+        response.message = f"{decision.reason.value}: {ADVICE[decision.reason]}"
+        return response
+
+    def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        own = {change.name: change.value for change in changes if hasattr(self._config, change.name)}
+        try:
+            self._config = self._config.changed(own)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        with self._motion_lock:
+            self._gate.limits = self._config.gate_limits()
+        return SetParametersResult(successful=True)
+
+    # ---- what the worker says ------------------------------------------------------------------------------------
+
+    def _on_worker_news(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        with self._motion_lock:
+            self._gate.worker_ready = worker.state is WorkerState.READY and self._mapping is not None
+        events = worker.take_events()
+        for event in events:
+            self._take_event(event)
+        if events:
+            self._publish_decision()
+            self._command_timer.reset()  # the next repetition is a full period after this one
+
+    def _take_event(self, event: WorkerEvent) -> None:
+        with self._motion_lock:
+            if isinstance(event, StepResult):
+                self._gate.action_ready(self._mapping.velocity(event.values), time.monotonic())
+                self._step_s.append(event.step_s)
+                self._reaction_s.append(time.monotonic() - event.received_s)
+                self._image_error = ""
+                return
+            if isinstance(event, FrameRefused):
+                self._gate.image_refused()
+                self._image_error = event.message
+            elif isinstance(event, InstructionRefused):
+                self._gate.has_instruction = False
+                self._instruction_error = event.message
+            elif isinstance(event, StepFailed):
+                self._gate.latch(Reason.ACTION_NOT_FINITE)
+            elif isinstance(event, WorkerFault):
+                self._gate.latch(Reason.WORKER_FAULT)
+        self.get_logger().error(event.message, throttle_duration_sec=1.0)
+
+    # ---- what goes out -------------------------------------------------------------------------------------------
+
+    def _publish_decision(self) -> Decision:
+        """Ask the gate and publish what it says: the only path to the base besides a final standstill."""
+        with self._motion_lock:
+            decision = self._gate.decide(time.monotonic())
+            if decision.command is not None:
+                self._publish_command(decision.command)
+            changed, self._decision = decision.reason is not self._decision.reason, decision
+        if changed:
+            self._report_reason(decision.reason)
+        return decision
+
+    def _publish_standstill(self) -> None:
+        with self._motion_lock:
+            self._publish_command(STANDSTILL)
+
+    def _publish_command(self, command: VelocityCommand) -> None:
+        """Publish one velocity; the caller holds the motion lock."""
+        twist = Twist()
+        twist.linear.x, twist.linear.y, twist.angular.z = command.values
+        if self._config.stamped:
+            message = TwistStamped(twist=twist)
+            message.header.stamp = self.get_clock().now().to_msg()
+            message.header.frame_id = self._config.base_frame_id
+        else:
+            message = twist
+        self._command_publisher.publish(message)
+        self._commands_published += 1
+
+    def _report_reason(self, reason: Reason) -> None:
+        """Say on change, and only then, why the robot moves or stands."""
+        self._status_publisher.publish(self._gate_status())
+        text = f"{reason.value}: {ADVICE[reason]}"
+        if reason is Reason.MOVING:
+            self.get_logger().info(text)
+        else:
+            self.get_logger().warning(text)
+
+    def _gate_status(self) -> DiagnosticStatus:
+        decision = self._decision
+        command = decision.command or STANDSTILL
+        level = OK if decision.reason in (Reason.MOVING, Reason.INACTIVE, Reason.NO_INSTRUCTION) else WARN
+        if self._gate.latched is not None:
+            level = ERROR
+        values = {
+            "reason": decision.reason.value,
+            "latched": self._gate.latched is not None,
+            "enabled": self._gate.enabled,
+            "linear_x_mps": command.linear_x_mps,
+            "linear_y_mps": command.linear_y_mps,
+            "angular_z_radps": command.angular_z_radps,
+            "commands_published": self._commands_published,
+            "instruction": self._instruction,
+            "instruction_error": self._instruction_error,
+        }
+        return self._status("gate", level, f"{decision.reason.value}: {ADVICE[decision.reason]}", values)
+
+    def _status(self, subject: str, level: bytes, message: str, values: dict) -> DiagnosticStatus:
+        return diagnostic_status(self.get_fully_qualified_name().lstrip("/"), subject, level, message, values)
+
+    def _publish_diagnostics(self) -> None:
+        worker = self._worker
+        counters = worker.counters() if worker is not None else WorkerCounters()
+        array = DiagnosticArray(
+            status=[
+                self._gate_status(),
+                self._policy_status(worker, counters),
+                self._image_status(counters),
+                self._memory_status(worker),
+            ]
+        )
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(array)
+
+    def _policy_status(self, worker: PolicyWorker | None, counters: WorkerCounters) -> DiagnosticStatus:
+        state = worker.state if worker is not None else WorkerState.STOPPED
+        level = {WorkerState.READY: OK, WorkerState.FAILED: ERROR}.get(state, WARN)
+        message = (worker.progress or worker.last_error if worker is not None else "") or state.value
+        info = worker.info if worker is not None else {}
+        values = {
+            "state": state.value,
+            "last_error": worker.last_error if worker is not None else "",
+            "restarts": counters.restarts,
+            "steps": counters.stepped,
+            "discarded_results": counters.discarded_results,
+            **{f"step_ms_{name}": value for name, value in _percentiles_ms(self._step_s).items()},
+            **{f"reaction_ms_{name}": value for name, value in _percentiles_ms(self._reaction_s).items()},
+            **{f"state_resets_{cause}": count for cause, count in sorted(counters.state_resets.items())},
+            **{name: info[name] for name in ("checkpoint", "variant", "parameters", "dtype", "device") if name in info},
+        }
+        return self._status("policy", level, message, values)
+
+    def _image_status(self, counters: WorkerCounters) -> DiagnosticStatus:
+        age_s = time.monotonic() - self._image_received_s
+        arriving = age_s < self._config.image_timeout_s
+        message = self._image_error or ("images arrive" if arriving else ADVICE[Reason.NO_IMAGE])
+        values = {
+            "frames_received": counters.received,
+            "frames_dropped": sum(counters.dropped.values()),
+            **{f"dropped_{cause}": count for cause, count in sorted(counters.dropped.items())},
+            "since_last_image_s": age_s,
+        }
+        return self._status("image", OK if arriving and not self._image_error else WARN, message, values)
+
+    def _memory_status(self, worker: PolicyWorker | None) -> DiagnosticStatus:
+        gpu = worker.memory if worker is not None else {}
+        reading = self._memory_probe.read(worker.pid if worker is not None else None, **gpu)
+        return self._status("memory", OK, f"{reading.system_available_mib:.0f} MiB available", vars(reading))
+
+
+def _load_frame(convert: Callable, message: Any, size_px: int, keep_aspect: bool) -> np.ndarray:
+    """Convert an image message and reduce it to the policy's size, when its step is due."""
+    return reduce_frame(convert(message), size_px, keep_aspect)
+
+
+def _percentiles_ms(samples_s: deque[float]) -> dict[str, float]:
+    if not samples_s:
+        return {"p50": 0.0, "p95": 0.0}
+    p50, p95 = np.percentile(np.array(samples_s) * 1000.0, (50, 95))
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
+    """Configure and activate; raise `failed` where that is refused, so that `ros2 run` ends with the sentence."""
+    for transition in (node.trigger_configure, node.trigger_activate):
+        if transition() != TransitionCallbackReturn.SUCCESS:
+            if not leave.is_set():
+                failed.set()
+            leave.set()
+            return
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start."""
+    # The default handlers invalidate the context before a last standstill could be published.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    leave, failed = threading.Event(), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leave.set())
+    try:
+        node = VlaNode()
+    except MobileVlaError as error:
+        print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    executor = MultiThreadedExecutor(num_threads=3)
+    executor.add_node(node)
+    spinner = threading.Thread(target=_spin, args=(executor,), name="executor")
+    spinner.start()
+    if node.autostart:
+        threading.Thread(target=_autostart, args=(node, failed, leave), name="autostart", daemon=True).start()
+    leave.wait()
+    node.close()
+    node.farewell()
+    executor.shutdown(timeout_sec=1.0)
+    spinner.join()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 2 if failed.is_set() else 0
+
+
+def _spin(executor: MultiThreadedExecutor) -> None:
+    with contextlib.suppress(ExternalShutdownException):  # the context was shut down from outside: main leaves
+        executor.spin()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""The node's parameters: one declaration each, mirrored in a frozen dataclass.
+
+The dataclass is the only source of name, type, default, range and description; the ROS declarations,
+the checks and docs/parameters.md follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.control.gate import GateLimits
+
+
+class ParameterError(MobileVlaError):
+    """A parameter can't be used."""
+
+
+def _parameter(
+    default: Any,
+    description: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    read_only: bool = False,
+) -> Any:
+    metadata = {"description": description, "low": low, "high": high, "choices": choices, "read_only": read_only}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NodeParameters:
+    """Every parameter of vla_node; read-only ones need a restart to change."""
+
+    checkpoint: str = _parameter("", "Checkpoint file (.pth, .safetensors) or converted folder.", read_only=True)
+    processors: str = _parameter(
+        "", "Folder with the Kosmos-2 and CLIP processors; empty: the one beside the checkpoint.", read_only=True
+    )
+    device: str = _parameter(
+        "auto",
+        "Where the policy runs; auto takes the GPU if there is one.",
+        choices=("auto", "cuda", "cpu"),
+        read_only=True,
+    )
+    dtype: str = _parameter(
+        "auto",
+        "Precision of the policy; auto is float16 on a GPU and float32 on a CPU.",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        read_only=True,
+    )
+    autostart: bool = _parameter(True, "Configure and activate at start, without a lifecycle manager.", read_only=True)
+    image_transport: str = _parameter(
+        "raw",
+        "raw subscribes image_raw, compressed image_raw/compressed.",
+        choices=("raw", "compressed"),
+        read_only=True,
+    )
+    image_reliability: str = _parameter(
+        "best_effort",
+        "Reliability of the image subscription; best_effort matches every publisher.",
+        choices=("best_effort", "reliable"),
+        read_only=True,
+    )
+    stamped: bool = _parameter(False, "Publish TwistStamped instead of Twist on cmd_vel.", read_only=True)
+    base_frame_id: str = _parameter("base_link", "frame_id of the TwistStamped commands.", read_only=True)
+    publish_rate_hz: float = _parameter(
+        20.0, "Rate at which cmd_vel repeats between steps.", low=1.0, high=200.0, read_only=True
+    )
+    max_linear_x_mps: float = _parameter(0.5, "Largest forward or backward speed.", low=0.0, high=5.0)
+    max_linear_y_mps: float = _parameter(0.5, "Largest sideways speed (omnidirectional bases).", low=0.0, high=5.0)
+    max_angular_z_radps: float = _parameter(1.0, "Largest turn rate.", low=0.0, high=10.0)
+    max_linear_acceleration_mps2: float = _parameter(
+        1.0, "Largest change of a linear speed per second; a stop is immediate.", low=0.01, high=50.0
+    )
+    max_angular_acceleration_radps2: float = _parameter(
+        3.0, "Largest change of the turn rate per second; a stop is immediate.", low=0.01, high=100.0
+    )
+    image_timeout_s: float = _parameter(0.5, "An image older than this stops the robot.", low=0.05, high=10.0)
+    future_stamp_tolerance_s: float = _parameter(
+        0.1, "Images stamped further in the future than this are refused.", low=0.0, high=10.0
+    )
+    step_timeout_s: float = _parameter(
+        2.0,
+        "A longer policy step is a hang: the robot stops and the worker restarts; so old an action stops it too.",
+        low=0.1,
+        high=120.0,
+    )
+    resume_within_s: float = _parameter(
+        2.0, "Images that come back later than this leave the robot stopped until ~/enable.", low=0.05, high=60.0
+    )
+    state_gap_s: float = _parameter(
+        2.0, "A longer gap between stepped images clears the hidden state.", low=0.1, high=600.0, read_only=True
+    )
+    stop_hold_s: float = _parameter(1.0, "How long zero is published before the node falls silent.", low=1.0, high=60.0)
+    load_timeout_s: float = _parameter(
+        600.0, "A load that takes longer is a hang.", low=1.0, high=7200.0, read_only=True
+    )
+    max_restarts: int = _parameter(
+        5, "Worker restarts after faults before giving up.", low=0, high=1000, read_only=True
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse, by name, what no robot should run with."""
+        for declared in fields(self):
+            _check(declared.name, getattr(self, declared.name), declared.metadata)
+
+    def gate_limits(self) -> GateLimits:
+        """Return the part that the gate enforces."""
+        return GateLimits(**{limit.name: getattr(self, limit.name) for limit in fields(GateLimits)})
+
+    def changed(self, changes: dict[str, Any]) -> NodeParameters:
+        """Return a copy with `changes`, checked; raise ParameterError for a bad value."""
+        return replace(self, **changes)
+
+
+def _check(name: str, value: Any, metadata: dict[str, Any]) -> None:
+    low, high, choices = metadata["low"], metadata["high"], metadata["choices"]
+    if choices is not None and value not in choices:
+        raise ParameterError(f"parameter {name} is {value!r}, expected one of {', '.join(choices)}; correct it")
+    if low is not None and not (math.isfinite(value) and low <= value <= high):
+        raise ParameterError(f"parameter {name} is {value!r}, expected a number from {low:g} to {high:g}; correct it")
+
+
+def declare_parameters(node: Node) -> NodeParameters:
+    """Declare every parameter on `node` and return the values in force.
+
+    Raises:
+        ParameterError: a value of the wrong type, outside its range, or a parameter that does not exist.
+    """
+    values = {}
+    for declared in fields(NodeParameters):
+        try:
+            values[declared.name] = node.declare_parameter(
+                declared.name, declared.default, _descriptor(declared.default, declared.metadata)
+            ).value
+        except Exception as error:  # rclpy raises several unrelated classes for a bad override, by distribution
+            raise ParameterError(
+                f"parameter {declared.name} is refused, expected {_expected(declared)}: {error}"
+            ) from error
+    return NodeParameters(**values)
+
+
+def _expected(declared: Field) -> str:
+    kind, metadata = type(declared.default).__name__, declared.metadata
+    if metadata["choices"] is not None:
+        return f"one of {', '.join(metadata['choices'])}"
+    return kind if metadata["low"] is None else f"{kind} from {metadata['low']:g} to {metadata['high']:g}"
+
+
+def _descriptor(default: Any, metadata: dict[str, Any]) -> ParameterDescriptor:
+    description = metadata["description"]
+    if metadata["choices"] is not None:
+        description += f" One of {', '.join(metadata['choices'])}."
+    descriptor = ParameterDescriptor(description=description, read_only=metadata["read_only"])
+    low, high = metadata["low"], metadata["high"]
+    if low is not None and isinstance(default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
+    elif low is not None:
+        descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
+    return descriptor

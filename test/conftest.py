@@ -1,0 +1,41 @@
+"""Shared fixtures: a ROS graph of our own, a tiny checkpoint, and real camera frames where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mobile_vla_inference.tools.ros_environment import isolate
+
+# Before anything imports rclpy: the tests and the processes that they start never meet another graph. The reservation
+# is held as long as this module, which is as long as pytest runs.
+_GRAPH = isolate()
+# Two cores serve several processes at a time here; threads that wait for each other make the tests slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def track_drive_dir() -> Path:
+    """Return the folder of real camera frames with steering; skip where it is missing.
+
+    It is data, not part of the repository: `MOBILE_VLA_TRACK_DRIVE` names it, or it is in shared/ beside the checkout.
+    """
+    folder = Path(os.environ.get("MOBILE_VLA_TRACK_DRIVE", REPOSITORY.parent / "shared/data/track_drive"))
+    if not (folder / "images").is_dir():
+        pytest.skip("the track_drive frames are not on this machine; set MOBILE_VLA_TRACK_DRIVE to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Return a tiny hybrid checkpoint with its settings and processors, made once."""
+    from mobile_vla_inference.policy.config import family_member
+    from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
+    make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
+    return path

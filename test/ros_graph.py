@@ -1,0 +1,153 @@
+"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this one, events to wait for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from mobile_vla_inference.ros.conversions import rgb_to_image
+
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+class NodeProcess:
+    """A node of the package in a process of its own, with its output kept."""
+
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, "--ros-args", *arguments], stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Probe:
+    """A test's own node: publishes images and instructions, records commands and diagnostics with arrival times."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[float, Twist]] = []
+        self.diagnostics: dict[str, dict[str, str]] = {}
+        self._news = threading.Condition()
+        self._context = Context()
+        self._context.init()
+        self.node = rclpy.create_node("probe", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self.images = self.node.create_publisher(Image, "image_raw", BEST_EFFORT)
+        self.instructions = self.node.create_publisher(String, "instruction", RELIABLE)
+        self.node.create_subscription(Twist, "cmd_vel", self._on_command, QoSProfile(depth=100))
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._timer = None
+        self._picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def _on_command(self, message: Twist) -> None:
+        with self._news:
+            self.commands.append((time.monotonic(), message))
+            self._news.notify_all()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        with self._news:
+            for status in message.status:
+                subject = status.name.partition(": ")[2]
+                self.diagnostics[subject] = {entry.key: entry.value for entry in status.values}
+                self.diagnostics[subject]["message"] = status.message
+            self._news.notify_all()
+
+    def wait_for(self, what: str, predicate: Callable[[], bool], timeout_s: float = 30.0) -> None:
+        """Wait for an event on the graph; fail with what is known after `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._news:
+            while not predicate():
+                remaining_s = deadline_s - time.monotonic()
+                assert remaining_s > 0, f"not seen in {timeout_s} s: {what}; diagnostics: {self.diagnostics}"
+                self._news.wait(min(remaining_s, 0.1))
+
+    def start_images(self, rate_hz: float = 20.0, stamp_offset_s: float = 0.0) -> None:
+        """Publish one picture at `rate_hz`, stamped now plus the offset."""
+        self.stop_images()
+
+        def publish() -> None:
+            stamp = self.node.get_clock().now() + rclpy.duration.Duration(seconds=stamp_offset_s)
+            self.images.publish(rgb_to_image(self._picture, Image, stamp.to_msg(), "camera_optical_frame"))
+
+        self._timer = self.node.create_timer(1.0 / rate_hz, publish)
+
+    def stop_images(self) -> None:
+        if self._timer is not None:
+            self._timer.destroy()
+            self._timer = None
+
+    def instruct(self, text: str) -> None:
+        self.wait_for("a subscriber of the instruction", lambda: self.instructions.get_subscription_count() > 0)
+        self.instructions.publish(String(data=text))
+
+    def drive(self, text: str = "go around the box on the left to the cup") -> None:
+        """Give the node all it needs and wait until it moves."""
+        self.wait_for("the policy to be loaded", lambda: self.value("policy", "state") == "ready", timeout_s=60.0)
+        self.start_images()
+        self.instruct(text)
+        self.wait_for("motion", self.is_moving)
+
+    def value(self, subject: str, key: str) -> str | None:
+        return self.diagnostics.get(subject, {}).get(key)
+
+    def is_moving(self) -> bool:
+        return bool(self.commands) and not is_zero(self.commands[-1][1])
+
+    def commands_since(self, moment_s: float) -> list[Twist]:
+        return [command for arrived_s, command in self.commands if arrived_s >= moment_s]
+
+    def close(self) -> None:
+        self.stop_images()
+        self._executor.shutdown()
+        self.node.destroy_node()
+        self._context.try_shutdown()
+        self._thread.join()
+
+
+def is_zero(twist: Twist) -> bool:
+    """Whether a Twist stands still in every component."""
+    return not any((twist.linear.x, twist.linear.y, twist.linear.z, twist.angular.x, twist.angular.y, twist.angular.z))
+
+
+def environment_with(**changes: str) -> dict[str, str]:
+    """Return this process's environment with changes."""
+    return {**os.environ, **changes}

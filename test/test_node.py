@@ -1,0 +1,226 @@
+"""vla_node as a user meets it: a real process on real topics, with a real (tiny) checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from ros_graph import NodeProcess, Probe, is_zero
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+
+NODE = "mobile_vla_inference.ros.node"
+
+
+@pytest.fixture
+def probe() -> Iterator[Probe]:
+    probe = Probe()
+    yield probe
+    probe.close()
+
+
+@pytest.fixture
+def start_node(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., NodeProcess]]:
+    processes: list[NodeProcess] = []
+
+    def start(*arguments: str, checkpoint: Path | str = tiny_checkpoint) -> NodeProcess:
+        log = tmp_path / f"node{len(processes)}.log"
+        processes.append(NodeProcess(NODE, "-p", f"checkpoint:={checkpoint}", *arguments, log=log))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
+
+
+def call(probe: Probe, service_type: type, name: str, request):
+    client = probe.node.create_client(service_type, name)
+    assert client.wait_for_service(timeout_sec=20.0), name
+    future = client.call_async(request)
+    probe.wait_for(f"the answer of {name}", future.done)
+    return future.result()
+
+
+def worker_of(node: NodeProcess) -> psutil.Process:
+    (worker,) = psutil.Process(node.process.pid).children()
+    return worker
+
+
+def wait_for_standstill(probe: Probe, reason: str) -> None:
+    probe.wait_for("standstill", lambda: probe.commands and is_zero(probe.commands[-1][1]))
+    probe.wait_for(f"the reason {reason}", lambda: probe.value("gate", "reason") == reason)
+
+
+def test_it_drives_on_images_and_an_instruction_and_stops_cleanly_on_sigint(probe, start_node):
+    node = start_node()
+    probe.drive("박스를 왼쪽으로 돌아서 컵까지 가세요")
+    probe.wait_for("steps in the diagnostics", lambda: int(probe.value("policy", "steps") or 0) >= 3)
+    memory = probe.diagnostics["memory"]
+    assert 0 < float(memory["node_rss_mib"]) < 150
+    assert float(memory["worker_rss_mib"]) > float(memory["node_rss_mib"])
+    worker = worker_of(node)
+    assert node.interrupt(signal.SIGINT) == 0, node.output()
+    probe.wait_for("a last zero", lambda: is_zero(probe.commands[-1][1]))
+    assert "Traceback" not in node.output()
+    assert not worker.is_running()
+
+
+def test_the_node_process_never_loads_torch(probe, start_node):
+    node = start_node()
+    probe.drive()
+    mapped = {Path(region.path).name for region in psutil.Process(node.process.pid).memory_maps()}
+    assert not [name for name in mapped if "torch" in name]
+    assert psutil.Process(node.process.pid).memory_info().rss < 150 * 1024 * 1024
+    worker_score = int(Path(f"/proc/{worker_of(node).pid}/oom_score_adj").read_text())
+    assert worker_score > int(Path(f"/proc/{node.process.pid}/oom_score_adj").read_text())
+
+
+def test_sigterm_while_moving_ends_with_zero_and_status_0(probe, start_node):
+    node = start_node()
+    probe.drive()
+    assert node.interrupt(signal.SIGTERM) == 0, node.output()
+    probe.wait_for("a last zero", lambda: is_zero(probe.commands[-1][1]))
+
+
+def test_images_that_stop_stop_the_robot_and_later_ones_need_enable(probe, start_node):
+    start_node("-p", "resume_within_s:=0.6")
+    probe.drive()
+    probe.stop_images()
+    wait_for_standstill(probe, "image_stale")
+    probe.wait_for("the latch", lambda: probe.value("gate", "latched") == "True")
+    probe.start_images()
+    stepped = int(probe.value("policy", "steps"))
+    probe.wait_for("steps again", lambda: int(probe.value("policy", "steps")) > stepped + 2)
+    assert probe.value("gate", "reason") == "image_stale"
+    answer = call(probe, SetBool, "vla_node/enable", SetBool.Request(data=True))
+    assert answer.success
+    probe.wait_for("motion after enable", probe.is_moving)
+
+
+def test_disable_stop_topic_and_empty_instruction_each_stop_it(probe, start_node):
+    start_node()
+    probe.drive()
+    call(probe, SetBool, "vla_node/enable", SetBool.Request(data=False))
+    wait_for_standstill(probe, "disabled")
+    call(probe, SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.wait_for("motion", probe.is_moving)
+    stop = probe.node.create_publisher(Bool, "stop", 1)
+    probe.wait_for("the stop subscription", lambda: stop.get_subscription_count() > 0)
+    stop.publish(Bool(data=True))
+    wait_for_standstill(probe, "stop_requested")
+    stop.publish(Bool(data=False))
+    call(probe, SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.wait_for("motion", probe.is_moving)
+    probe.instruct("  ")
+    wait_for_standstill(probe, "no_instruction")
+
+
+def test_a_killed_worker_stops_the_robot_until_enabled_and_is_replaced(probe, start_node):
+    node = start_node()
+    probe.drive()
+    first = worker_of(node)
+    first.kill()
+    wait_for_standstill(probe, "worker_fault")
+    probe.wait_for("another worker", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    assert worker_of(node).pid != first.pid
+    assert "SIGKILL" in probe.value("policy", "last_error")
+    call(probe, SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.wait_for("motion after enable", probe.is_moving)
+
+
+def test_reset_clears_the_state_and_goes_on(probe, start_node):
+    start_node()
+    probe.drive()
+    assert call(probe, Trigger, "vla_node/reset", Trigger.Request()).success
+    probe.wait_for("the reset in the diagnostics", lambda: probe.value("policy", "state_resets_request") == "1")
+    probe.wait_for("motion", probe.is_moving)
+
+
+@pytest.mark.parametrize(("offset_s", "cause"), [(-10.0, "stale_stamp"), (10.0, "future_stamp")])
+def test_images_with_wrong_stamps_never_move_it(probe, start_node, offset_s, cause):
+    start_node()
+    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.start_images(stamp_offset_s=offset_s)
+    probe.instruct("go")
+    probe.wait_for("the cause", lambda: int(probe.value("image", f"dropped_{cause}") or 0) > 5)
+    assert all(is_zero(command) for _, command in probe.commands)
+    assert probe.value("gate", "reason") == "no_image"
+
+
+def test_limits_change_live_and_bad_values_are_refused_by_name(probe, start_node):
+    start_node()
+    probe.drive()
+
+    def set_double(name: str, value: float):
+        parameter = Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value))
+        (result,) = call(
+            probe, SetParameters, "vla_node/set_parameters", SetParameters.Request(parameters=[parameter])
+        ).results
+        return result
+
+    for name, value in (("max_linear_x_mps", float("nan")), ("image_timeout_s", 0.0), ("max_angular_z_radps", -1.0)):
+        result = set_double(name, value)
+        assert not result.successful
+        assert name in result.reason
+    assert set_double("max_linear_x_mps", 0.0).successful
+    assert set_double("max_angular_z_radps", 0.0).successful
+    probe.wait_for("zero speed by the limits", lambda: is_zero(probe.commands[-1][1]))
+
+
+def test_lifecycle_is_visible_and_assumed_settings_never_activate(probe, start_node, tiny_checkpoint, tmp_path):
+    copy = tmp_path / "unconfirmed"
+    copy.mkdir()
+    for path in tiny_checkpoint.parent.iterdir():
+        if path.suffix != ".json":
+            (copy / path.name).symlink_to(path)
+    node = start_node(checkpoint=copy / tiny_checkpoint.name)
+    assert node.process.wait(timeout=60) == 2
+    assert "assumed" in node.output()
+    assert "policy.json" in node.output()
+
+
+def test_without_autostart_it_waits_unconfigured(probe, start_node):
+    start_node("-p", "autostart:=false")
+    assert call(probe, GetState, "vla_node/get_state", GetState.Request()).current_state.label == "unconfigured"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("-p", "image_timeout_s:=0.0"), "image_timeout_s"),
+        (("-p", "chekpoint:=x"), "chekpoint"),
+        (("-p", "device:=gpu"), "device"),
+        (("-p", "publish_rate_hz:=fast"), "publish_rate_hz"),
+    ],
+)
+def test_a_bad_parameter_ends_it_with_one_sentence(start_node, arguments, expected):
+    node = start_node(*arguments)
+    assert node.process.wait(timeout=30) == 2
+    assert expected in node.output()
+    assert "Traceback" not in node.output()
+
+
+def test_a_missing_checkpoint_ends_it_with_one_sentence_and_no_motion(probe, start_node, tmp_path):
+    node = start_node(checkpoint=tmp_path / "missing.pth")
+    assert node.process.wait(timeout=60) == 2
+    assert "missing.pth" in node.output()
+    assert "Traceback" not in node.output()
+    assert all(is_zero(command) for _, command in probe.commands)
+
+
+def test_killing_the_node_takes_the_worker_along(probe, start_node):
+    node = start_node()
+    probe.drive()
+    worker = worker_of(node)
+    os.kill(node.process.pid, signal.SIGKILL)
+    worker.wait(timeout=10)
+    moment_s = time.monotonic()
+    assert not probe.commands_since(moment_s)
