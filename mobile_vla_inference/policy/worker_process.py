@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
 import mmap
 import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 #: Above the node's 0: when memory runs out, the kernel takes the worker, and the node stops the robot.
 _OOM_SCORE_ADJ = "800"
 _PR_SET_PDEATHSIG = 1
-_PROGRESS_PERIOD_S = 0.2
 
 
 class PolicyServer:
@@ -43,7 +40,6 @@ class PolicyServer:
         self._memory_fd = memory_fd
         self._shared: mmap.mmap | None = None
         self._policy: VlaPolicy | None = None
-        self._last_progress_s = -math.inf
 
     def serve(self) -> int:
         """Run until the node goes away (exit status 0) or the policy fails (1)."""
@@ -68,7 +64,7 @@ class PolicyServer:
     def on_load(self, policy: dict[str, Any]) -> None:
         """Load and warm up the policy with the keyword arguments of VlaPolicy.load."""
         self._report("starting the policy's libraries")
-        loaded = self._load(Path(policy.pop("path")), progress=self._report_load, **policy)
+        loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
         self._policy = loaded
@@ -106,12 +102,6 @@ class PolicyServer:
                 "memory": self._memory(),
             }
         )
-
-    def _report_load(self, done_bytes: int, total_bytes: int) -> None:
-        now_s = time.monotonic()
-        if now_s - self._last_progress_s >= _PROGRESS_PERIOD_S and total_bytes:
-            self._last_progress_s = now_s
-            self._report(f"loading the checkpoint: {100 * done_bytes // total_bytes} %")
 
     def _report(self, text: str) -> None:
         self._send({"op": "progress", "text": text})

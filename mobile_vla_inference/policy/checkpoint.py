@@ -1,0 +1,309 @@
+"""Open a checkpoint (what it is, without torch) and load it (as a module, within a memory budget).
+
+Loading maps the file and casts tensor by tensor into the place where it is used: the module is built on the meta
+device, nothing is initialised, and no second copy of the weights ever exists. No pickle is run: the tensor index
+already says where each tensor lies, so the optimizer, lm_head and anything else that is dead is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, load_settings
+from mobile_vla_inference.policy.family import infer_config, solve_fusion_features
+from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, TensorEntry, TensorIndex, read_index
+
+if TYPE_CHECKING:
+    import torch
+
+    from mobile_vla_inference.policy.architecture import HybridModel
+
+#: Called with the bytes of the file's tensors done so far and in all.
+Progress = Callable[[int, int], None]
+
+#: Number types that weights can have in a file.
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+MIB = 1 << 20
+
+#: Anonymous memory that loading takes beside the weights: the module tree, buffers and allocator slack.
+LOAD_MARGIN_BYTES = 128 * MIB
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that fits the family, with what is known about it.
+
+    Attributes:
+        path: its file or folder.
+        index: where its tensors lie.
+        config: its sizes, read from the shapes.
+        settings: policy.json beside it; all assumed where there is none.
+    """
+
+    path: Path
+    index: TensorIndex
+    config: HybridConfig
+    settings: PolicySettings
+
+    @property
+    def fusion_features(self) -> tuple[str, ...]:
+        """Names of the features that the fusion layer (or the cell, in the pure variant) reads, in order."""
+        return solve_fusion_features(self.config, self.settings)
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a checkpoint file or folder without reading its tensors, and check that it is one of the family.
+
+    Raises:
+        CheckpointError: it can't be read, is no member (with the misfit table), or its features can't be told.
+    """
+    path = Path(path)
+    index = read_index(path)
+    config = infer_config(index.shapes, str(path))
+    for name, entry in index.tensors.items():
+        if entry.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} is {entry.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}; give the unquantised file"
+            )
+    checkpoint = Checkpoint(path, index, config, load_settings(path))
+    solve_fusion_features(config, checkpoint.settings)
+    return checkpoint
+
+
+def load_model(
+    checkpoint: Checkpoint | Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    settings: PolicySettings | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    check_finite: bool = False,
+) -> HybridModel:
+    """Load a checkpoint as a module in eval mode, on a device, in a number type. The file must stay as it is meanwhile.
+
+    On the CPU, tensors that already have the type stay mapped: they are not copied, and the kernel can drop their
+    pages and read them again. Otherwise peak memory is that of the new weights and one tensor.
+
+    Args:
+        checkpoint: an opened one, or its path.
+        device: where the weights go.
+        dtype: their type; None: as in the file.
+        settings: instead of those beside the file.
+        progress: called after each tensor.
+        force: load even where the memory seems too small.
+        check_finite: look for NaN and Inf in tensors that stay mapped too, which reads all of them (copied ones are
+            always checked).
+
+    Raises:
+        CheckpointError: it can't be read or fits no member, memory is too small, or a weight is not finite.
+    """
+    import torch
+
+    from mobile_vla_inference.policy.architecture import HybridModel
+
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint)
+    device = torch.device(device)
+    if not force:
+        _check_memory(checkpoint, device, dtype)
+    with torch.device("meta"):
+        model = HybridModel(checkpoint.config, settings or checkpoint.settings)
+    weights = {}
+    done, total = 0, sum(entry.nbytes for entry in checkpoint.index.tensors.values())
+    for name, entry, mapped in _mapped_tensors(checkpoint.index):
+        weights[name] = _place(checkpoint, name, mapped, device, dtype, check_finite)
+        if weights[name] is not mapped.tensor:
+            mapped.drop_pages()
+        done += entry.nbytes
+        if progress is not None:
+            progress(done, total)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.materialize_buffers(device)
+    return model.eval().requires_grad_(False)
+
+
+def copied_bytes(checkpoint: Checkpoint, device_type: str, dtype: str | None) -> tuple[int, int]:
+    """Return the bytes that loading allocates for weights, and those of the largest tensor among them.
+
+    Args:
+        checkpoint: what is loaded.
+        device_type: `cpu` or `cuda`.
+        dtype: type of the weights by torch's name; None: as in the file.
+    """
+    sizes = [
+        math.prod(entry.shape) * ITEM_BYTES[dtype or entry.dtype]
+        for entry in checkpoint.index.tensors.values()
+        if device_type != "cpu" or not _stays_mapped(entry, dtype)
+    ]
+    return sum(sizes), max(sizes, default=0)
+
+
+def available_bytes() -> int:
+    """Return the memory that this process can still take before the kernel kills it: the machine's or its cgroup's."""
+    available = psutil.virtual_memory().available
+    for limit, used in _cgroup_limits():
+        available = min(available, max(limit - used, 0))
+    return available
+
+
+def _stays_mapped(entry: TensorEntry, dtype: str | None) -> bool:
+    return dtype in (None, entry.dtype) and entry.offset % ITEM_BYTES[entry.dtype] == 0
+
+
+# --- memory ---
+
+
+def _check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raise CheckpointError where loading would need more memory than there is."""
+    import torch
+
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    weights, largest = copied_bytes(checkpoint, device.type, name)
+    if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
+        free, _ = torch.cuda.mem_get_info(device)
+        _refuse_if_short(checkpoint.path, weights + largest, free, "GPU memory")
+        weights = 0  # the host only holds the tensor that is being cast
+    _refuse_if_short(checkpoint.path, weights + largest + LOAD_MARGIN_BYTES, available_bytes(), "memory")
+
+
+def _refuse_if_short(path: Path, need: int, available: int, what: str) -> None:
+    if need > available:
+        raise CheckpointError(
+            f"loading {path} needs {need / MIB:.0f} MiB of {what}, but {available / MIB:.0f} MiB is available, expected "
+            f"at least as much; close other programs, take a smaller dtype, or load it anyway with --force"
+        )
+
+
+def _cgroup_limits() -> Iterator[tuple[int, int]]:
+    """Yield the memory limit and the use that can't be reclaimed of each cgroup around this process (v2 and v1)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return  # no Linux, no cgroups
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, names = (
+            (_CGROUP_ROOT / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+            if controllers
+            else (_CGROUP_ROOT, ("memory.max", "memory.current", ""))
+        )
+        folder = root / group.lstrip("/")
+        for ancestor in (folder, *folder.parents):
+            if ancestor == root.parent:
+                break
+            limit = _read_cgroup(ancestor, *names)
+            if limit is not None:
+                yield limit
+
+
+def _read_cgroup(folder: Path, limit_file: str, usage_file: str, prefix: str) -> tuple[int, int] | None:
+    try:
+        limit = (folder / limit_file).read_text().strip()
+        usage = int((folder / usage_file).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None  # a container that sees its own group at the root, or a group without the controller
+    if limit == "max":
+        return None
+    file_pages = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return int(limit), usage - file_pages
+
+
+# --- mapped tensors ---
+
+
+class _MappedTensor:
+    """A tensor whose values are pages of the file."""
+
+    def __init__(self, mapping: mmap.mmap, entry: TensorEntry) -> None:
+        import torch
+
+        self._mapping = mapping
+        self._entry = entry
+        dtype = getattr(torch, entry.dtype)
+        strides = entry.strides
+        count = math.prod(entry.shape)
+        if strides is not None:
+            count = 1 + sum((length - 1) * stride for length, stride in zip(entry.shape, strides))
+        flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=entry.offset)
+        self.tensor = flat.view(entry.shape) if strides is None else flat.as_strided(entry.shape, strides)
+
+    def drop_pages(self) -> None:
+        """Give the pages back to the kernel's cache: their values have been copied."""
+        page = mmap.PAGESIZE
+        start = -(-self._entry.offset // page) * page
+        length = (self._entry.offset + self._entry.nbytes) // page * page - start
+        if length > 0:
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _mapped_tensors(index: TensorIndex) -> Iterator[tuple[str, TensorEntry, _MappedTensor]]:
+    """Yield each tensor, mapped, in the order of the file, so that reading a cold one is sequential."""
+    mappings: dict[Path, mmap.mmap] = {}
+    for name, entry in sorted(index.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
+        if entry.file not in mappings:
+            mappings[entry.file] = _map(entry.file)
+        mapping = mappings[entry.file]
+        if entry.offset + entry.nbytes > len(mapping):
+            raise CheckpointError(f"{entry.file} was cut while it was read, expected it unchanged; load it again")
+        yield name, entry, _MappedTensor(mapping, entry)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            # Copy on write: torch wants a writable buffer; nothing writes to it.
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be mapped ({error}), expected it unchanged; load it again") from error
+
+
+def _place(
+    checkpoint: Checkpoint,
+    name: str,
+    mapped: _MappedTensor,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    check_finite: bool,
+) -> torch.Tensor:
+    """Return a tensor on its device in its type: a cast copy, or the mapped one where nothing changes."""
+    source = mapped.tensor
+    placed = source.to(device=device, dtype=dtype or source.dtype)
+    if placed is source and source.data_ptr() % source.element_size():
+        placed = source.clone()
+    if placed is not source or check_finite:
+        _check_finite(checkpoint, name, placed)
+    return placed
+
+
+def _check_finite(checkpoint: Checkpoint, name: str, values: torch.Tensor) -> None:
+    """Raise CheckpointError, with the tensor's name, for NaN or Inf, also where a cast overflowed."""
+    import torch
+
+    if values.numel() == 0:
+        return
+    low, high = torch.aminmax(values)  # passes NaN on; many times faster than isfinite on 16-bit types
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    count = values.numel() - int(torch.isfinite(values).sum())
+    original = checkpoint.index.tensors[name].dtype
+    dtype = str(values.dtype).removeprefix("torch.")
+    cast = "" if dtype == original else f" as {dtype} (the file has {original}: try bfloat16 or float32)"
+    raise CheckpointError(
+        f"{checkpoint.path}: {name} has {count} values that are NaN or Inf{cast}, expected finite weights; "
+        f"take an earlier checkpoint of the same training"
+    )

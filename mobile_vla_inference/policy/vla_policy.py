@@ -1,0 +1,223 @@
+"""VlaPolicy: a loaded checkpoint that follows an instruction, one camera frame at a time.
+
+    policy = VlaPolicy.load("best_simple_clip_lstm_model.pth", device="auto")
+    policy.warm_up()
+    policy.set_instruction("박스를 왼쪽으로 돌아서 컵까지 가세요")
+    action = policy.step(frame)  # uint8 RGB [height, width, 3] -> normalised values
+
+The cell's state is kept from step to step; `reset`, or another instruction, clears it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobile_vla_inference.border import (
+    Action,
+    CheckpointError,
+    InstructionError,
+    MobileVlaError,
+    check_instruction,
+    reduce_frame,
+)
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from mobile_vla_inference.policy.engine import Engine
+    from mobile_vla_inference.policy.preprocess import InstructionEncoder
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+_WARM_UP_STEPS = 3
+_WARM_UP_INSTRUCTION = "warm up"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+
+
+class DeviceError(MobileVlaError):
+    """The device or number type asked for can't be used here."""
+
+
+class PolicyError(MobileVlaError):
+    """The policy computed something that is no action."""
+
+
+class VlaPolicy:
+    """A policy in memory. Not thread-safe: one caller at a time.
+
+    Attributes:
+        settings: what tensors can't tell, from policy.json.
+        config: sizes of the member.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        encoder: InstructionEncoder,
+        config: HybridConfig,
+        settings: PolicySettings,
+        description: dict[str, Any],
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self._engine = engine
+        self._encoder = encoder
+        self._description = description
+        self._instruction = ""
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        processors: Path | str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> VlaPolicy:
+        """Load a checkpoint file or a converted folder, with its settings and processors. Never uses the network.
+
+        Args:
+            path: the checkpoint.
+            device: `cpu`, `cuda`, or `auto` (cuda where there is one).
+            dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda.
+            processors: folder with the two tokenizer folders; None: beside the checkpoint.
+            progress: called with what is being done, in a few words.
+
+        Raises:
+            CheckpointError: the checkpoint, its settings or its processors can't be used.
+            DeviceError: the device or type is unknown or not available.
+        """
+        for variable in _OFFLINE:
+            os.environ[variable] = "1"
+        # Imported here: huggingface_hub reads the variables above when it is imported.
+        from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
+        from mobile_vla_inference.policy.engine import EagerEngine
+        from mobile_vla_inference.policy.preprocess import InstructionEncoder
+        from mobile_vla_inference.policy.processors import find_processors, processor_folders
+
+        report = progress or (lambda stage: None)
+        torch_device = _device(device)
+        torch_dtype = _dtype(dtype, torch_device)
+        report("reading the checkpoint")
+        checkpoint = open_checkpoint(path)
+        config, settings = checkpoint.config, checkpoint.settings
+        if len(settings.action_axes) != config.num_actions:
+            raise CheckpointError(
+                f"{path} has {config.num_actions} actions, but the setting action_axes names "
+                f"{len(settings.action_axes)} axes; correct policy.json"
+            )
+        folders = processor_folders(find_processors(path, processors), config)
+        encoder = InstructionEncoder(folders, config, settings)
+        model = load_model(checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report))
+        if encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
+            model.set_clip_eos_token_id(encoder.clip_eos_token_id)
+        description = {
+            "checkpoint": str(path),
+            "variant": config.variant,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "dtype": str(torch_dtype).removeprefix("torch."),
+            "device": str(torch_device),
+            "image_size": config.image_size,
+            "fusion_features": list(model.fusion_features),
+            "cell": config.cell.kind,
+            "image_keep_aspect": settings.image_keep_aspect,
+            "step_period_s": settings.step_period_s,
+            "action_axes": list(settings.action_axes),
+            "action_scale": list(settings.action_scale),
+            "action_offset": list(settings.action_offset),
+            "assumed_settings": list(settings.assumed),
+        }
+        return cls(EagerEngine(model), encoder, config, settings, description)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was loaded, JSON-ready: variant, parameters, dtype, device, features, assumed settings."""
+        return dict(self._description)
+
+    def warm_up(self) -> None:
+        """Run a few steps on noise, so that the first real step is as fast as the others. No instruction is kept."""
+        size = self.config.image_size
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        self.set_instruction(_WARM_UP_INSTRUCTION)
+        for _ in range(_WARM_UP_STEPS):
+            self._engine.step(noise)
+        self.set_instruction("")
+
+    def set_instruction(self, text: str) -> None:
+        """Follow another instruction. A changed text resets the state, the same text doesn't; an empty one means none.
+
+        Raises:
+            InstructionError: the text is too long or not UTF-8; the instruction before it stays.
+        """
+        instruction = check_instruction(text)
+        if instruction == self._instruction:
+            return
+        if instruction:
+            self._engine.set_instruction(self._encoder.prompt(instruction), self._encoder.clip_ids(instruction))
+        self._instruction = instruction
+        self.reset()
+
+    def step(self, frame: np.ndarray) -> Action:
+        """Compute the action for the next frame, uint8 RGB [height, width, 3] of any size, and advance the state.
+
+        Raises:
+            InstructionError: no instruction is set.
+            FrameError: the frame is not a usable image.
+            PolicyError: the action is not finite; the state is reset.
+        """
+        if not self._instruction:
+            raise InstructionError("no instruction is set, expected one before the first step; call set_instruction")
+        started = time.perf_counter()
+        reduced = reduce_frame(frame, self.config.image_size, self.settings.image_keep_aspect)
+        values = self._engine.step(reduced)
+        return Action(tuple(float(value) for value in values), time.perf_counter() - started)
+
+    def reset(self) -> None:
+        """Clear the state that the cell carries from step to step."""
+        self._engine.reset()
+
+
+def _in_tenths(report: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Return a progress callback of bytes that reports each tenth of the loading once."""
+    reported = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal reported
+        tenth = 10 * done // total
+        if tenth != reported:
+            reported = tenth
+            report(f"loading the weights: {10 * tenth} %")
+
+    return progress
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name not in DEVICES:
+        raise DeviceError(f"device is {name!r}, expected one of {', '.join(DEVICES)}; correct it")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "device is cuda, but torch finds none, expected an NVIDIA GPU and a torch built for it; use device cpu"
+        )
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    if name not in DTYPES:
+        raise DeviceError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}; correct it")
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "float16"
+    return getattr(torch, name)

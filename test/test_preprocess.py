@@ -1,0 +1,269 @@
+"""Frames and instructions to tensors: against numpy, transformers' own Kosmos-2 processor, and arbitrary text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, BatchFeature
+from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
+
+from mobile_vla_inference.border import CheckpointError, InstructionError
+from mobile_vla_inference.policy.config import PolicySettings, family_member
+from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
+from mobile_vla_inference.policy.processors import (
+    CLIP_FOLDER,
+    KOSMOS_FOLDER,
+    KOSMOS_TAGS,
+    find_processors,
+    processor_folders,
+    write_processors,
+)
+
+CONFIG = family_member("tiny", "hybrid")
+KOREAN = (
+    "박스를 왼쪽으로 돌아서 컵까지 가세요",
+    "두 개의 상자 사이를 지나 오른쪽 의자 앞에서 멈춰 주세요",
+    "벽을 따라 천천히 직진하다가 문이 보이면 정지하세요",
+)
+ENGLISH = ("go to the cup", "go to the box", "turn left, then stop")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    write_processors(folder, CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> InstructionEncoder:
+    return make_encoder(folder)
+
+
+def make_encoder(folder: Path, config=CONFIG, policy_settings: PolicySettings | None = None) -> InstructionEncoder:
+    return InstructionEncoder(processor_folders(folder, config), config, policy_settings or PolicySettings())
+
+
+class MinimalImageProcessor:
+    """Stands where a Kosmos2Processor wants an image processor; only tokens are compared."""
+
+    def __call__(self, images, **kwargs) -> BatchFeature:
+        return BatchFeature({"pixel_values": [np.zeros((3, 1, 1))]})
+
+
+class StockProcessor(Kosmos2Processor):
+    """Kosmos2Processor without the check that the image processor is a registered class."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return type(argument)
+
+
+@pytest.mark.parametrize("template", ["{instruction}", "<grounding> {instruction}"])
+@pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH, "  <phrase> a cup</phrase> 🚗 "])
+def test_prompt_equals_the_stock_kosmos_processor_token_by_token(folder: Path, instruction: str, template: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / KOSMOS_FOLDER, local_files_only=True)
+    stock = StockProcessor(MinimalImageProcessor(), tokenizer, num_patch_index_tokens=0)
+    expected = stock(
+        images=np.zeros((56, 56, 3), np.uint8),
+        text=template.replace("{instruction}", instruction),
+        num_image_tokens=CONFIG.latent_query_num,
+        return_tensors="pt",
+    )
+    prompt = make_encoder(folder, policy_settings=PolicySettings(prompt=template)).prompt(instruction)
+    for name in ("input_ids", "attention_mask", "image_embeds_position_mask"):
+        assert torch.equal(getattr(prompt, name), expected[name]), name
+
+
+def test_prompt_layout(encoder: InstructionEncoder) -> None:
+    latents = CONFIG.latent_query_num
+    prompt = encoder.prompt("go to the cup")
+    ids = prompt.input_ids[0].tolist()
+    assert ids[0] == 0
+    assert ids[2 : 2 + latents] == list(range(4, 4 + latents))
+    assert encoder._kosmos.convert_ids_to_tokens([ids[1], ids[2 + latents]]) == ["<image>", "</image>"]
+    assert prompt.image_embeds_position_mask[0].nonzero().flatten().tolist() == list(range(2, 2 + latents))
+
+
+def test_clip_ids_are_start_text_end(encoder: InstructionEncoder) -> None:
+    ids = encoder.clip_ids("go to the cup")[0].tolist()
+    assert ids[-1] == encoder.clip_eos_token_id
+    assert ids.index(encoder.clip_eos_token_id) == len(ids) - 1
+    assert encoder._clip.convert_ids_to_tokens(ids)[0] == "<|startoftext|>"
+
+
+@pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH])
+def test_normal_instructions_fit_clip_without_a_warning(
+    encoder: InstructionEncoder, instruction: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert encoder.clip_ids(instruction).shape[1] <= 77
+    assert not caplog.records
+
+
+def test_different_instructions_encode_differently(encoder: InstructionEncoder) -> None:
+    texts = [*KOREAN, *ENGLISH]
+    assert len({tuple(encoder.prompt(text).input_ids[0].tolist()) for text in texts}) == len(texts)
+    assert len({tuple(encoder.clip_ids(text)[0].tolist()) for text in texts}) == len(texts)
+
+
+def test_a_long_instruction_is_cut_for_clip_with_a_warning(
+    encoder: InstructionEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        ids = encoder.clip_ids("컵 박스 " * 60)
+    assert ids.shape == (1, 77)
+    assert ids[0, -1] == encoder.clip_eos_token_id
+    assert "77" in caplog.text
+
+
+def test_an_instruction_beyond_kosmos_is_refused(encoder: InstructionEncoder) -> None:
+    with pytest.raises(InstructionError, match="2048"):
+        encoder.prompt("🚗" * 1000)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=("Cs",))).filter(lambda text: "<" not in text))
+def test_any_text_survives_the_kosmos_tokenizer(encoder: InstructionEncoder, text: str) -> None:
+    ids = encoder._kosmos(text, add_special_tokens=False).input_ids
+    assert encoder._kosmos.unk_token_id not in ids
+    assert encoder._kosmos.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=("Cs",))))
+def test_any_text_is_encoded_by_both_tokenizers(encoder: InstructionEncoder, text: str) -> None:
+    prompt, clip_ids = encoder.prompt(text[:200]), encoder.clip_ids(text[:8].replace("<", ""))
+    assert prompt.input_ids.max() < CONFIG.kosmos_text.vocab_size
+    assert 2 <= clip_ids.shape[1] <= 77
+    assert encoder.clip_eos_token_id not in clip_ids[0, :-1], "an unknown token, which CLIP writes as end of text"
+
+
+def test_processors_are_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from mobile_vla_inference.policy.config import family_member; "
+        "from mobile_vla_inference.policy.processors import write_processors; "
+        "write_processors(Path(sys.argv[1]), family_member('tiny', 'hybrid'))"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=Path(__file__).parent.parent)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert len(files) == 10
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_downloaded_folders_load_through_the_same_code(tmp_path: Path) -> None:
+    """The published Kosmos-2 tokenizer is a SentencePiece Unigram declared as XLMRobertaTokenizer."""
+    config = CONFIG
+    write_processors(tmp_path / "made", config)
+    kosmos, clip = tmp_path / "microsoft" / KOSMOS_FOLDER, tmp_path / "openai" / CLIP_FOLDER
+    shutil.copytree(tmp_path / "made" / CLIP_FOLDER, clip)
+    (clip / "tokenizer.json").unlink()  # older downloads hold vocab.json and merges.txt alone
+    kosmos.mkdir(parents=True)
+    raw = _sentencepiece_like_tokenizer()
+    raw.save(str(kosmos / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (kosmos / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "XLMRobertaTokenizer", **names}))
+    encoder = make_encoder(tmp_path)
+    latents = config.latent_query_num
+    ids = encoder.prompt("go to the 컵").input_ids[0].tolist()
+    text = "<s>" + " ".join(["<image>"] * (1 + latents) + ["</image>"]) + " go to the 컵"
+    expected = raw.encode(text, add_special_tokens=False).ids
+    assert ids[2 + latents :] == expected[2 + latents :]
+    assert raw.decode(ids[3 + latents :]) == "go to the 컵"
+    assert torch.equal(encoder.clip_ids(KOREAN[0]), make_encoder(tmp_path / "made").clip_ids(KOREAN[0]))
+
+
+def _sentencepiece_like_tokenizer() -> Tokenizer:
+    specials = ("<s>", "<pad>", "</s>", "<unk>")
+    pieces = ["▁go", "▁to", "▁the", "▁컵", "▁", *(f"▁word{index}" for index in range(20))]
+    vocabulary = [(piece, -float(rank)) for rank, piece in enumerate([*specials, *pieces])]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer.add_tokens([AddedToken(tag, lstrip=True, normalized=False) for tag in KOSMOS_TAGS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
+    text = replace(CONFIG.kosmos_text, vocab_size=400)
+    with pytest.raises(CheckpointError, match="vocabulary is 400"):
+        make_encoder(folder, replace(CONFIG, kosmos_text=text))
+
+
+@pytest.mark.parametrize(
+    ("tower", "name", "damage"),
+    [
+        *((KOSMOS_FOLDER, "tokenizer.json", damage) for damage in ("missing", "empty", "truncated", "foreign")),
+        *((KOSMOS_FOLDER, "tokenizer_config.json", damage) for damage in ("missing", "empty", "truncated")),
+        # Without tokenizer.json, CLIP's tokenizer is complete with vocab.json and merges.txt.
+        *((CLIP_FOLDER, "tokenizer.json", damage) for damage in ("empty", "truncated", "foreign")),
+        *((CLIP_FOLDER, "tokenizer_config.json", damage) for damage in ("missing", "empty", "truncated")),
+    ],
+)
+def test_a_damaged_processor_file_is_named(folder: Path, tmp_path: Path, tower: str, name: str, damage: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    path = copy / tower / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "foreign": b"{}"}[damage])
+    with pytest.raises(CheckpointError, match=tower) as error:
+        make_encoder(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_tokenizer_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / CLIP_FOLDER)
+    with pytest.raises(CheckpointError, match=f"openai/{CLIP_FOLDER}"):
+        make_encoder(copy)
+
+
+def test_processors_are_found_beside_a_file_and_inside_a_folder(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.pth"
+    with pytest.raises(CheckpointError, match=r"model\.processors"):
+        find_processors(checkpoint)
+    shared = tmp_path / "processors"
+    shared.mkdir()
+    assert find_processors(checkpoint) == shared
+    own = tmp_path / "model.processors"
+    own.mkdir()
+    assert find_processors(checkpoint) == own
+    assert find_processors(tmp_path) == shared
+    assert find_processors(checkpoint, shared) == shared
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        find_processors(checkpoint, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("normalization", ["imagenet", "clip"])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_pixel_values_equal_the_formula(normalization: str, order: str) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    policy_settings = PolicySettings(image_normalization=normalization, channel_order=order)
+    found = FrameNormalizer(policy_settings, "cpu", torch.float32)(frame)
+    mean, std = {
+        "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    }[normalization]
+    pixels = frame if order == "rgb" else frame[..., ::-1]
+    expected = ((pixels / 255.0 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)[None]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
