@@ -1,0 +1,1 @@
+"""The command line, `mobile_vla`: one module per subcommand."""

@@ -1,0 +1,73 @@
+"""`mobile_vla`: one command with a subcommand per tool.
+
+A tool is a module with `HELP` (one line), `add_arguments(parser)` and `run(args) -> int`, the exit status. Only the
+tool that is called is imported, so that the overview is quick and `demo` never loads torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from mobile_vla_inference import __version__
+from mobile_vla_inference.border import MobileVlaError
+
+#: Subcommand -> its module in tools/ and its line in the overview.
+TOOLS = {
+    "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
+    "infer": ("infer", "run a checkpoint over the images of a folder"),
+    "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
+    "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),
+}
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; `arguments` are like sys.argv[1:], the default.
+
+    Returns:
+        The subcommand's status; 2, with one line on stderr, for what a user can put right; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except MobileVlaError as error:
+        print(f"mobile_vla: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`| head`): nothing more can be told, not even by the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+
+
+def _run(arguments: Sequence[str]) -> int:
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    args = _parser(called).parse_args(arguments)
+    return args.run(args)
+
+
+def _parser(called: str | None) -> argparse.ArgumentParser:
+    """Return the parser; of the subcommands, only the called one knows its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mobile_vla", description="Tools round a policy that drives a robot by images and instructions."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    for name, (module, summary) in TOOLS.items():
+        subparser = subparsers.add_parser(name, help=summary)
+        if name == called:
+            tool = import_module(f"mobile_vla_inference.tools.{module}")
+            subparser.description = tool.HELP
+            tool.add_arguments(subparser)
+            subparser.set_defaults(run=tool.run)
+    return parser

