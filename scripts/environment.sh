@@ -93,12 +93,13 @@ make_venv() {
     echo "$script: .venv is ready"
 }
 
-# An editable installation leaves out the shared files; links keep them as current as the code.
+# An editable installation leaves out what ROS looks up; links keep it as current as the code.
 link_share() {
-    local share=$venv/share/mobile_vla_inference index=$venv/share/ament_index/resource_index/packages
-    mkdir -p "$share" "$index"
-    ln -sfn "$repository"/{config,launch,package.xml} "$share"
-    ln -sfn "$repository/resource/mobile_vla_inference" "$index"
+    local name=mobile_vla_inference
+    mkdir -p "$venv"/{share,lib}/$name "$venv/share/ament_index/resource_index/packages"
+    ln -sfn "$repository"/{config,launch,package.xml} "$venv/share/$name"
+    ln -sfn "$repository/resource/$name" "$venv/share/ament_index/resource_index/packages"
+    ln -sfn "$venv"/bin/{mobile_vla,sim_robot,vla_node} "$venv/lib/$name"
 }
 
 set_up() {

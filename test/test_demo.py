@@ -139,7 +139,7 @@ def test_it_drives_on_real_frames(start, tmp_path, track_drive_dir):
     assert json.loads(figures.read_text())["steps"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_stop_request_ends_everything_with_the_summary(start, number):
     run = start("--seconds", "600")
     run.wait_for_line("m/s")
@@ -208,6 +208,7 @@ def test_an_unreadable_frame_is_told_with_the_robots_own_sentence(start, tmp_pat
         (["--instruction", "x" * 5000], "instruction is 5000 bytes long, expected at most 4096"),
         (["--json", "missing/figures.json"], "missing is not a folder, expected one to write figures.json to"),
         (["--seconds", "-1"], "-1 is no time, expected seconds above 0"),
+        (["--seconds", "soon"], "soon is no time, expected seconds above 0"),
         (["--seconds", "nan"], "nan is no time, expected seconds above 0"),
     ],
 )
@@ -221,13 +222,21 @@ def test_what_cannot_be_used_is_told_before_anything_starts(start, folder, argum
 
 
 def test_the_cached_checkpoint_is_kept_until_the_code_changes(tmp_path, monkeypatch):
-    made = demo.default_checkpoint(tmp_path / "cache")
-    before = made.stat()
-    assert demo.default_checkpoint(tmp_path / "cache") == made
-    assert made.stat() == before
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [made.parent.name]
+    made = []
+
+    def make(arguments):
+        made.append(Path(arguments[1]))
+        made[-1].write_text(f"checkpoint {len(made)}")
+        return subprocess.CompletedProcess(arguments, 0, stdout="", stderr="")
+
+    monkeypatch.setattr(demo, "run_tool", make)
+    cache = tmp_path / "cache"
+    first = demo.default_checkpoint(cache)
+    assert demo.default_checkpoint(cache) == first
+    assert first.read_text() == "checkpoint 1"
+    assert list(cache.iterdir()) == [first.parent]
     monkeypatch.setattr(demo, "_policy_digest", lambda: "changed")
-    assert demo.default_checkpoint(tmp_path / "cache").parent != made.parent
+    assert demo.default_checkpoint(cache).read_text() == "checkpoint 2"
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import tracemalloc
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from mobile_vla_inference.border import CheckpointError, list_frames, read_image
+from mobile_vla_inference.policy import make_checkpoint as make_checkpoint_module
+from mobile_vla_inference.policy import synthetic_weights
 from mobile_vla_inference.policy.config import family_member, load_settings
 from mobile_vla_inference.policy.family import tensor_shapes
 from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
@@ -83,6 +86,19 @@ def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
     first, again, other = ((tmp_path / f"{name}.pth").read_bytes() for name in "abc")
     assert first == again
     assert first != other
+
+
+def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic_weights, "_CHUNK_VALUES", 1 << 12)
+    contents = make_checkpoint_module._Contents(TINY, tensor_shapes(TINY), 0, {})
+    tracemalloc.start()
+    try:
+        make_checkpoint_module._write_archive(tmp_path / "made.pth", contents, None)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "made.pth").stat().st_size > 3_500_000
+    assert peak_bytes < 1_000_000
 
 
 def test_settings_are_confirmed_and_processors_lie_beside(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ MIB = 1 << 20
 #: Anonymous memory that loading takes beside the weights: the module tree, buffers and allocator slack.
 LOAD_MARGIN_BYTES = 128 * MIB
 
+_READ_AHEAD_BYTES = 256 * MIB
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -74,7 +75,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     for name, entry in index.tensors.items():
         if entry.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
-                f"{path}: {name} is {entry.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}; give the unquantised file"
+                f"{path}: {name} is {entry.dtype}, expected {', '.join(WEIGHT_DTYPES)}; give the unquantised file"
             )
     checkpoint = Checkpoint(path, index, config, load_settings(path))
     solve_fusion_features(config, checkpoint.settings)
@@ -122,7 +123,12 @@ def load_model(
         model = HybridModel(checkpoint.config, settings or checkpoint.settings)
     weights = {}
     done, total = 0, sum(entry.nbytes for entry in checkpoint.index.tensors.values())
-    for name, entry, mapped in _mapped_tensors(checkpoint.index):
+    dtype_name = None if dtype is None else _dtype_name(dtype)
+
+    def is_copied(entry: TensorEntry) -> bool:
+        return device.type != "cpu" or not _stays_mapped(entry, dtype_name)
+
+    for name, entry, mapped in _mapped_tensors(checkpoint.index, is_copied):
         weights[name] = _place(checkpoint, name, mapped, device, dtype, check_finite)
         if weights[name] is not mapped.tensor:
             mapped.drop_pages()
@@ -162,6 +168,10 @@ def _stays_mapped(entry: TensorEntry, dtype: str | None) -> bool:
     return dtype in (None, entry.dtype) and entry.offset % ITEM_BYTES[entry.dtype] == 0
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 # --- memory ---
 
 
@@ -169,8 +179,8 @@ def _check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
     """Raise CheckpointError where loading would need more memory than there is."""
     import torch
 
-    name = None if dtype is None else str(dtype).removeprefix("torch.")
-    weights, largest = copied_bytes(checkpoint, device.type, name)
+    dtype_name = None if dtype is None else _dtype_name(dtype)
+    weights, largest = copied_bytes(checkpoint, device.type, dtype_name)
     if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
         free, _ = torch.cuda.mem_get_info(device)
         _refuse_if_short(checkpoint.path, weights + largest, free, "GPU memory")
@@ -181,8 +191,8 @@ def _check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
 def _refuse_if_short(path: Path, need: int, available: int, what: str) -> None:
     if need > available:
         raise CheckpointError(
-            f"loading {path} needs {need / MIB:.0f} MiB of {what}, but {available / MIB:.0f} MiB is available, expected "
-            f"at least as much; close other programs, take a smaller dtype, or load it anyway with --force"
+            f"loading {path} needs {need / MIB:.0f} MiB of {what}, but {available / MIB:.0f} MiB is available, "
+            f"expected at least as much; close other programs, take a smaller dtype, or load it anyway with --force"
         )
 
 
@@ -244,23 +254,39 @@ class _MappedTensor:
 
     def drop_pages(self) -> None:
         """Give the pages back to the kernel's cache: their values have been copied."""
-        page = mmap.PAGESIZE
-        start = -(-self._entry.offset // page) * page
-        length = (self._entry.offset + self._entry.nbytes) // page * page - start
-        if length > 0:
-            self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
+        _advise(self._mapping, self._entry, mmap.MADV_DONTNEED)
 
 
-def _mapped_tensors(index: TensorIndex) -> Iterator[tuple[str, TensorEntry, _MappedTensor]]:
-    """Yield each tensor, mapped, in the order of the file, so that reading a cold one is sequential."""
-    mappings: dict[Path, mmap.mmap] = {}
-    for name, entry in sorted(index.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
-        if entry.file not in mappings:
-            mappings[entry.file] = _map(entry.file)
-        mapping = mappings[entry.file]
-        if entry.offset + entry.nbytes > len(mapping):
-            raise CheckpointError(f"{entry.file} was cut while it was read, expected it unchanged; load it again")
-        yield name, entry, _MappedTensor(mapping, entry)
+def _mapped_tensors(
+    index: TensorIndex, is_copied: Callable[[TensorEntry], bool]
+) -> Iterator[tuple[str, TensorEntry, _MappedTensor]]:
+    """Yield each tensor, mapped, in the order of the file; the kernel reads ahead of those that will be copied."""
+    mappings = {file: _map(file) for file in {entry.file for entry in index.tensors.values()}}
+    ordered = sorted(index.tensors.items(), key=lambda item: (item[1].file, item[1].offset))
+    upcoming, announced_bytes = 0, 0
+    for position, (name, entry) in enumerate(ordered):
+        while upcoming < len(ordered) and (upcoming <= position or announced_bytes < _READ_AHEAD_BYTES):
+            following = ordered[upcoming][1]
+            _check_whole(mappings[following.file], following)
+            if is_copied(following):
+                _advise(mappings[following.file], following, mmap.MADV_WILLNEED)
+            announced_bytes += following.nbytes
+            upcoming += 1
+        yield name, entry, _MappedTensor(mappings[entry.file], entry)
+        announced_bytes -= entry.nbytes
+
+
+def _check_whole(mapping: mmap.mmap, entry: TensorEntry) -> None:
+    if entry.offset + entry.nbytes > len(mapping):
+        raise CheckpointError(f"{entry.file} was cut while it was read, expected it unchanged; load it again")
+
+
+def _advise(mapping: mmap.mmap, entry: TensorEntry, advice: int) -> None:
+    """Tell the kernel about the pages that hold a tensor, those that it shares with its neighbours left out."""
+    start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (entry.offset + entry.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        mapping.madvise(advice, start, end - start)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -301,7 +327,7 @@ def _check_finite(checkpoint: Checkpoint, name: str, values: torch.Tensor) -> No
         return
     count = values.numel() - int(torch.isfinite(values).sum())
     original = checkpoint.index.tensors[name].dtype
-    dtype = str(values.dtype).removeprefix("torch.")
+    dtype = _dtype_name(values.dtype)
     cast = "" if dtype == original else f" as {dtype} (the file has {original}: try bfloat16 or float32)"
     raise CheckpointError(
         f"{checkpoint.path}: {name} has {count} values that are NaN or Inf{cast}, expected finite weights; "

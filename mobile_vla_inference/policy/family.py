@@ -118,8 +118,8 @@ def solve_fusion_features(config: HybridConfig, settings: PolicySettings | None 
     if settings.fusion_features is not None:
         if not fits(settings.fusion_features):
             raise CheckpointError(
-                f"setting fusion_features is {list(settings.fusion_features)}, but {reader} {expected} values, expected "
-                f"features of this checkpoint ({known}) that add up to it; correct it in policy.json"
+                f"setting fusion_features is {list(settings.fusion_features)}, but {reader} {expected} values, "
+                f"expected features of this checkpoint ({known}) that add up to it; correct it in policy.json"
             )
         return settings.fusion_features
     documented = (("kosmos_text",),) if config.fusion_in is None else _DOCUMENTED_FUSIONS
@@ -361,7 +361,11 @@ def _text_tower(name: str, layers: int | None, sizes: Mapping[str, int]) -> Text
     if layers is None:
         return None
     return TextTower(
-        sizes[f"{name}.vocabulary"], sizes[f"{name}.width"], sizes[f"{name}.ffn"], layers, sizes.get(f"{name}.positions")
+        sizes[f"{name}.vocabulary"],
+        sizes[f"{name}.width"],
+        sizes[f"{name}.ffn"],
+        layers,
+        sizes.get(f"{name}.positions"),
     )
 
 
@@ -464,9 +468,11 @@ def _misfits(shapes: Shapes, expected: Shapes) -> list[_Row]:
     ]
     missing = [(name, None, shape) for name, shape in expected.items() if name not in shapes]
     unexpected = [(name, tuple(shape), None) for name, shape in shapes.items() if name not in expected]
-    lost_parts = [
-        part for part in _PARTS if any(n.startswith(part) for n in expected) and not any(n.startswith(part) for n in shapes)
-    ]
+
+    def has(names: Shapes, part: str) -> bool:
+        return any(name.startswith(part) for name in names)
+
+    lost_parts = [part for part in _PARTS if has(expected, part) and not has(shapes, part)]
     rows = []
     for part in lost_parts:
         count = sum(name.startswith(part) for name, _, _ in missing)
@@ -527,7 +533,7 @@ def _misfit_message(source: str, rows: list[_Row], nearest: str) -> str:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= _MAX_NAME_SHOWN else f"{ascii(name[:_MAX_NAME_SHOWN])}..."
+    return name if name.isprintable() and len(name) <= _MAX_NAME_SHOWN else f"{name[:_MAX_NAME_SHOWN]!a}..."
 
 
 def _shape(shape: Shape | None) -> str:

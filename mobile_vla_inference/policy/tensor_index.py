@@ -8,6 +8,7 @@ need. Of a safetensors file only the header is read. What can't be read gives on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import math
@@ -79,9 +80,15 @@ _SAFETENSORS_TYPES = {
     "BOOL": "bool",
 }
 
+#: struct's formats of numpy's scalar types.
+_NUMPY_FORMATS = {"f2": "<e", "f4": "<f", "f8": "<d", "b1": "<?", "i2": "<h", "i4": "<i", "i8": "<q", "u1": "<B"}
+
 _MAX_DESCRIPTION_BYTES = 64 << 20  # the published file's data.pkl has 0.2 MB
 _MAX_RANK = 8
 _BOMB_RATIO = 100
+_MAX_PLAIN_DEPTH = 2
+_MAX_PLAIN_ITEMS = 200
+_MAX_PLAIN_TEXT = 1000
 _HEAD_BYTES = 512
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, which opens files of torch before 1.6
 _ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -94,13 +101,16 @@ _OTHER_FORMATS = (
 )
 
 #: Opcodes that torch.save and pickle's protocols 2 to 4 use for plain data; others have no place in a checkpoint.
-_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES SHORT_BINSTRING BINSTRING "
-    "EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET DICT LIST TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET "
-    "APPEND APPENDS SETITEM SETITEMS ADDITEMS "
-    "BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID".split()
-)
+# fmt: off
+_OPCODES = frozenset((
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "SHORT_BINSTRING", "BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_SET", "DICT", "LIST", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BINPUT",
+    "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD",
+    "BINPERSID",
+))
+# fmt: on
 #: What pickle, zipfile and json raise on damaged input (their documentation names these and leaves the list open).
 _MALFORMED = (
     pickle.UnpicklingError,
@@ -251,10 +261,8 @@ def _legacy_sentence(path: Path) -> str:
 
 def _refuse_bare_pickle(path: Path, file: BinaryIO) -> None:
     """Raise for a pickle outside an archive: the names it asks for, if unsafe, or else that it is no checkpoint."""
-    try:
+    with contextlib.suppress(*_MALFORMED):  # cut or not plain data: what it is has been found already
         _load_graph(path, file.read(_MAX_DESCRIPTION_BYTES), storages={})
-    except _MALFORMED:
-        pass  # cut or not plain data; what it is has been found already
     raise CheckpointError(
         f"{path} is a bare pickle, expected a checkpoint as torch.save writes it (zip format); save it again that way"
     )
@@ -287,9 +295,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> TensorIndex:
     wrapper, state = _unwrap(path, graph)
     tensors = {name: _zip_entry(path, file, size, name, tensor) for name, tensor in state.items()}
     rest = {k: v for k, v in graph.items() if k != wrapper} if wrapper else {}
-    metadata = {
-        k: _plain(v) for k, v in (rest or graph).items() if isinstance(k, str) and not _holds_tensors(v)
-    }
+    metadata = {k: _plain(v) for k, v in (rest or graph).items() if isinstance(k, str) and not _holds_tensors(v)}
     optimizer = {tensor.storage.key: tensor.storage.nbytes for tensor in _tensors_in(list(rest.values()))}
     dead = {"optimizer": sum(optimizer.values())}
     return _model_index(path, "zip", size, tensors, wrapper=wrapper, metadata=metadata, dead=dead)
@@ -519,11 +525,6 @@ class _GraphUnpickler(pickle.Unpickler):
 class _NumpyType:
     """The type of a numpy scalar such as a val_mae that `numpy.mean` gave."""
 
-    _FORMATS = {
-        **{"f2": "<e", "f4": "<f", "f8": "<d", "b1": "<?", "i1": "<b", "i2": "<h", "i4": "<i", "i8": "<q"},
-        **{"u1": "<B", "u2": "<H", "u4": "<I", "u8": "<Q"},
-    }
-
     def __init__(self, code: str) -> None:
         self._code = code
 
@@ -532,9 +533,9 @@ class _NumpyType:
 
     def value(self, data: bytes) -> int | float | bool | str:
         """Return the scalar as a plain value; a description where it is none."""
-        if self._code not in self._FORMATS:
+        if self._code not in _NUMPY_FORMATS:
             return f"numpy {self._code[:20]}"
-        return struct.unpack(self._FORMATS[self._code], data)[0]
+        return struct.unpack(_NUMPY_FORMATS[self._code], data)[0]
 
 
 # --- safetensors ---
@@ -558,7 +559,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
         tensors = {name: _safetensors_entry(path, entry, 8 + header_bytes) for name, entry in header.items()}
     except _MALFORMED as error:
         raise CheckpointError(
-            f"{path} has a damaged safetensors header ({str(error)[:120]}), expected JSON with tensor types, shapes and "
+            f"{path} has a damaged safetensors header ({str(error)[:120]}), expected JSON with types, shapes and "
             f"offsets; copy the file again"
         ) from error
     end = max((entry.offset + entry.nbytes for entry in tensors.values()), default=8 + header_bytes)
@@ -604,7 +605,7 @@ def _read_folder(folder: Path) -> TensorIndex:
         twice = tensors.keys() & found.keys()
         if twice:
             raise CheckpointError(
-                f"{folder} holds {min(twice)} in two files, expected each tensor once; remove the files of another model"
+                f"{folder} holds {min(twice)} in two files, expected each once; remove the files of another model"
             )
         total += size
         tensors.update(found)
@@ -614,8 +615,8 @@ def _read_folder(folder: Path) -> TensorIndex:
         wrong = sorted(actual.items() ^ weight_map.items())
         if wrong:
             raise CheckpointError(
-                f"{folder / SHARD_INDEX_FILE} and the shards disagree on {wrong[0][0]}, expected each tensor in the file "
-                f"that the index names; copy the folder again"
+                f"{folder / SHARD_INDEX_FILE} and the shards disagree on {wrong[0][0]}, expected each tensor in the "
+                f"file that the index names; copy the folder again"
             )
     return _model_index(folder, "sharded safetensors", total, tensors, metadata=metadata)
 
@@ -711,11 +712,6 @@ def _tensors_in(value: Any) -> Iterator[_Tensor]:
 
 def _holds_tensors(value: Any) -> bool:
     return next(_tensors_in(value), None) is not None
-
-
-_MAX_PLAIN_DEPTH = 2
-_MAX_PLAIN_ITEMS = 200
-_MAX_PLAIN_TEXT = 1000
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -139,7 +139,10 @@ def _policy_digest() -> str:
 
 
 def _positive_seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0.0):
         raise argparse.ArgumentTypeError(f"{text} is no time, expected seconds above 0")
     return seconds

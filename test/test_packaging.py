@@ -1,0 +1,152 @@
+"""The package as a whole: which room may import what, and the files that name versions, dependencies and programs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from mobile_vla_inference import __version__
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "mobile_vla_inference"
+MANIFEST = ElementTree.parse(REPOSITORY / "package.xml").getroot()
+SETUP = (REPOSITORY / "setup.py").read_text()
+
+TORCH = ("torch", "transformers", "tokenizers", "safetensors")
+ROS = (
+    "cv_bridge",
+    "diagnostic_msgs",
+    "geometry_msgs",
+    "lifecycle_msgs",
+    "nav_msgs",
+    "rcl_interfaces",
+    "rclpy",
+    "sensor_msgs",
+    "std_msgs",
+    "std_srvs",
+)
+
+IMPORT_ROOMS = """
+import importlib, json, pkgutil, sys
+
+rooms, blocked = json.loads(sys.argv[1])
+
+
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == each or name.startswith(each + ".") for each in blocked):
+            raise ImportError(f"{name} is out of bounds")
+
+
+sys.meta_path.insert(0, Guard())
+for room in rooms:
+    package = importlib.import_module(room)
+    for module in pkgutil.walk_packages(getattr(package, "__path__", []), room + "."):
+        importlib.import_module(module.name)
+"""
+
+
+def import_rooms(rooms: list[str], blocked: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Import every module of some rooms in a process where some packages can't be imported."""
+    import json
+
+    names = [f"{PACKAGE}.{room}" for room in rooms]
+    return subprocess.run(
+        [sys.executable, "-c", IMPORT_ROOMS, json.dumps([names, blocked])],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def room(name: str) -> str:
+    return f"{PACKAGE}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("rooms", "blocked"),
+    [
+        (["border", "control"], (*TORCH, *ROS, room("policy"), room("ros"), room("sim"), room("tools"))),
+        (["sim"], (*TORCH, *ROS, room("policy"), room("ros"), room("tools"))),
+        (["policy"], (*ROS, room("control"), room("ros"), room("sim"), room("tools"))),
+        (["policy.config", "policy.family", "policy.tensor_index"], TORCH),
+        (["ros"], (*TORCH, room("policy"), room("tools"))),
+        (["tools.cli", "tools.demo", "tools.child_process", "tools.ros_environment"], (*TORCH, *ROS)),
+    ],
+    ids=["control", "sim", "policy", "description", "ros", "demo"],
+)
+def test_a_room_imports_only_what_it_may(rooms, blocked):
+    if rooms == ["ros"]:
+        pytest.importorskip("rclpy")
+    result = import_rooms(rooms, blocked)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_guard_notices_what_is_out_of_bounds():
+    result = import_rooms(["policy.architecture"], TORCH)
+    assert result.returncode != 0
+    assert "is out of bounds" in result.stderr
+
+
+def test_the_versions_agree():
+    assert MANIFEST.findtext("version") == __version__
+    assert re.findall(r'version="([^"]+)"', SETUP) == [__version__]
+
+
+def test_the_licence_is_the_one_that_is_named():
+    assert MANIFEST.findtext("license") == "Apache-2.0"
+    assert "Apache License" in (REPOSITORY / MANIFEST.find("license").get("file")).read_text()
+
+
+def test_every_executable_can_be_imported():
+    pytest.importorskip("rclpy")
+    entries = re.findall(r'"(\w+) = ([\w.]+):(\w+)"', SETUP)
+    assert {name for name, _, _ in entries} == {"mobile_vla", "sim_robot", "vla_node"}
+    for _, module, function in entries:
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("path", ["scripts/demo", "scripts/test", ".ci/run"])
+def test_scripts_are_executable(path):
+    assert os.access(REPOSITORY / path, os.X_OK)
+    assert (REPOSITORY / path).read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def third_party_imports() -> set[str]:
+    """Return the top-level names that the package and its launch files import, without the standard library's."""
+    names = set()
+    for path in [*(REPOSITORY / PACKAGE).rglob("*.py"), *(REPOSITORY / "launch").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {PACKAGE}
+
+
+def test_every_import_is_declared():
+    keys = {"cv2": "python3-opencv", **{name: f"python3-{name}" for name in ("numpy", "psutil", "rich", "tqdm")}}
+    declared = {element.text for element in MANIFEST.findall("exec_depend")}
+    pinned = set(re.findall(r"^([\w-]+)==", (REPOSITORY / "requirements/runtime.txt").read_text(), re.MULTILINE))
+    missing = {name for name in third_party_imports() if keys.get(name, name) not in declared | pinned}
+    assert not missing
+
+
+def test_the_requirements_are_all_locked():
+    def pins(name: str) -> set[str]:
+        lines = (REPOSITORY / "requirements" / name).read_text().splitlines()
+        return {line.partition(" ;")[0] for line in lines if "==" in line}
+
+    direct = pins("runtime.txt") | pins("ros.txt") | pins("test.txt")
+    follow_ros = {pin for pin in direct if pin.startswith(("numpy==", "opencv-python-headless=="))}
+    assert len(follow_ros) == 2
+    assert direct - follow_ros <= pins("lock.txt")
