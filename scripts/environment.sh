@@ -55,10 +55,10 @@ is_up_to_date() {
         "$venv/bin/python" -I -S -c '' 2>/dev/null
 }
 
-# Run pip and show only the large downloads of its output; the log is told where it fails.
+# Run pip, out of sight of a ROS's own Python path, and show only its large downloads; its log is told where it fails.
 install() {
-    local log=$venv/install.log
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee "$log" |
+    local log=$venv/install.log pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+    if ! PYTHONPATH="" "${pip[@]}" install --progress-bar off "$@" 2>&1 | tee "$log" |
         sed -Enu 's#^ *Downloading (.*/)?([^/ ]+) \(([0-9]{2,}[.0-9]* MB|[.0-9]+ GB)\).*#  downloading \2 (\3)#p'; then
         tail -n 20 "$log" >&2
         fail "pip could not install the requirements (its last lines are above); check the network and start again"

@@ -73,12 +73,11 @@ class PolicyServer:
     def on_context(self, generation: int, instruction: str) -> None:
         """Clear the hidden state and put an instruction in force; an empty one leaves the policy without."""
         error = ""
+        try:
+            self._policy.set_instruction(instruction)
+        except MobileVlaError as refused:
+            error = str(refused)
         self._policy.reset()
-        if instruction:
-            try:
-                self._policy.set_instruction(instruction)
-            except MobileVlaError as refused:
-                error = str(refused)
         self._send({"op": "context", "generation": generation, "error": error})
 
     def on_step(self, generation: int) -> None:
