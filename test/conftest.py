@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mobile_vla_inference.tools.ros_environment import isolate
+
+if TYPE_CHECKING:
+    from ros_graph import NodeProcess, Probe
 
 # Before anything imports rclpy: the tests and the processes that they start never meet another graph. The reservation
 # is held as long as this module, which is as long as pytest runs.
@@ -39,3 +44,31 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
     make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
     return path
+
+
+@pytest.fixture
+def probe() -> Iterator[Probe]:
+    """Return a node on the tests' graph that sends images and instructions and records what comes back."""
+    from ros_graph import Probe
+
+    probe = Probe()
+    yield probe
+    probe.close()
+
+
+@pytest.fixture
+def start_node(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., NodeProcess]]:
+    """Return what starts vla_node with ROS arguments, in a process that ends with the test."""
+    from ros_graph import NodeProcess
+
+    processes: list[NodeProcess] = []
+
+    def start(*arguments: str, checkpoint: Path | str = tiny_checkpoint) -> NodeProcess:
+        log = tmp_path / f"node{len(processes)}.log"
+        module = "mobile_vla_inference.ros.node"
+        processes.append(NodeProcess(module, "-p", f"checkpoint:={checkpoint}", *arguments, log=log))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()

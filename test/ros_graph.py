@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist
+from rcl_interfaces.msg import Parameter, SetParametersResult
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -55,13 +58,14 @@ class NodeProcess:
 class Probe:
     """A test's own node: publishes images and instructions, records commands and diagnostics with arrival times."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str = "") -> None:
         self.commands: list[tuple[float, Twist]] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
         self._news = threading.Condition()
         self._context = Context()
         self._context.init()
-        self.node = rclpy.create_node("probe", context=self._context)
+        self.node = rclpy.create_node("probe", namespace=namespace, context=self._context)
+        self._node_name = f"{namespace}/vla_node".lstrip("/")
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self.images = self.node.create_publisher(Image, "image_raw", BEST_EFFORT)
@@ -85,7 +89,9 @@ class Probe:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         with self._news:
             for status in message.status:
-                subject = status.name.partition(": ")[2]
+                name, _, subject = status.name.partition(": ")
+                if name != self._node_name:
+                    continue
                 self.diagnostics[subject] = {entry.key: entry.value for entry in status.values}
                 self.diagnostics[subject]["message"] = status.message
             self._news.notify_all()
@@ -124,6 +130,23 @@ class Probe:
         self.start_images()
         self.instruct(text)
         self.wait_for("motion", self.is_moving)
+
+    def call(self, service_type: type, name: str, request: Any) -> Any:
+        """Call a service and return its answer."""
+        client = self.node.create_client(service_type, name)
+        assert client.wait_for_service(timeout_sec=20.0), name
+        future = client.call_async(request)
+        self.wait_for(f"the answer of {name}", future.done)
+        return future.result()
+
+    def set_parameter(self, parameter: Parameter) -> SetParametersResult:
+        """Set a parameter of vla_node and return what it says."""
+        request = SetParameters.Request(parameters=[parameter])
+        return self.call(SetParameters, "vla_node/set_parameters", request).results[0]
+
+    def wait_for_standstill(self, reason: str) -> None:
+        self.wait_for("standstill", lambda: bool(self.commands) and is_zero(self.commands[-1][1]))
+        self.wait_for(f"the reason {reason}", lambda: self.value("gate", "reason") == reason)
 
     def value(self, subject: str, key: str) -> str | None:
         return self.diagnostics.get(subject, {}).get(key)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 _FIELD_OF_AXIS = {"linear.x": "linear_x_mps", "linear.y": "linear_y_mps", "angular.z": "angular_z_radps"}
 
+#: Axes of a Twist that an action can drive.
+AXES = tuple(_FIELD_OF_AXIS)
+
 
 @dataclass(frozen=True)
 class VelocityCommand:
@@ -49,6 +52,14 @@ class ActionMapping:
     axes: tuple[str, ...]
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where an axis is unknown or named twice, or a number is missing or not finite."""
+        if not self.axes or len(set(self.axes)) != len(self.axes) or set(self.axes) - set(AXES):
+            raise ValueError(f"action axes are {list(self.axes)}, expected some of {', '.join(AXES)}, each once")
+        for name, values in (("scale", self.scale), ("offset", self.offset)):
+            if len(values) != len(self.axes) or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"action {name} is {list(values)}, expected {len(self.axes)} finite numbers")
 
     def velocity(self, values: Sequence[float]) -> VelocityCommand:
         """Convert one action (as many values as axes); raise ValueError where the count differs."""

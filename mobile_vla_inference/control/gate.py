@@ -24,6 +24,7 @@ class Reason(Enum):
     WORKER_FAULT = "worker_fault"
     WORKER_NOT_READY = "worker_not_ready"
     NO_INSTRUCTION = "no_instruction"
+    IMAGE_AMBIGUOUS = "image_ambiguous"
     NO_IMAGE = "no_image"
     IMAGE_REFUSED = "image_refused"
     IMAGE_STALE = "image_stale"
@@ -42,6 +43,7 @@ ADVICE = {
     Reason.WORKER_FAULT: "see the worker's diagnostics, then call ~/enable with true",
     Reason.WORKER_NOT_READY: "wait until the policy is loaded",
     Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
+    Reason.IMAGE_AMBIGUOUS: "let only one publisher send on the image topic",
     Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_REFUSED: "see the image diagnostics",
     Reason.IMAGE_STALE: "check the camera; after a long gap call ~/enable with true",
@@ -49,6 +51,10 @@ ADVICE = {
     Reason.STEP_STALE: "see the step times in the diagnostics",
     Reason.ACTION_NOT_FINITE: "the policy gave NaN or infinity; check checkpoint and dtype, then call ~/enable",
 }
+
+
+#: Stops that a person asks for without haste; with `soft_stop` the robot slows down instead of halting at once.
+_GENTLE = (Reason.NO_INSTRUCTION, Reason.DISABLED)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class GateLimits:
         step_timeout_s: an action older than this stops the robot.
         resume_within_s: a stale image stream that comes back later than this stays stopped until enabled again.
         stop_hold_s: how long standstill is published before the gate falls silent.
+        soft_stop: slow down by the acceleration limits where a person, not a fault, stops the robot.
     """
 
     max_linear_x_mps: float = 0.5
@@ -71,6 +78,7 @@ class GateLimits:
     step_timeout_s: float = 1.0
     resume_within_s: float = 2.0
     stop_hold_s: float = 1.0
+    soft_stop: bool = False
 
     @property
     def max_velocity(self) -> tuple[float, float, float]:
@@ -111,6 +119,7 @@ class CommandGate:
         self._latch: Reason | None = None
         self._image_time_s: float | None = None
         self._image_refused = False
+        self._image_sources = 1
         self._action: VelocityCommand | None = None
         self._action_time_s = -math.inf
         self._last_command = STANDSTILL
@@ -150,6 +159,12 @@ class CommandGate:
         self._image_refused = True
         self.forget_action()
 
+    def image_sources(self, count: int) -> None:
+        """Take note of how many publishers send on the image topic: with two, nobody knows what the camera sees."""
+        if count > 1 and self._image_sources <= 1:
+            self.forget_action()
+        self._image_sources = count
+
     def action_ready(self, action: VelocityCommand, now_s: float) -> None:
         """Take the newest action of the policy; NaN and infinity stop the robot until enabled again."""
         if not action.is_finite:
@@ -169,7 +184,9 @@ class CommandGate:
         reason = self._reason(now_s)
         if reason is Reason.MOVING:
             self._standing_since_s = None
-            command = self._limited(now_s)
+            command = self._limited(self._action, now_s)
+        elif self.limits.soft_stop and reason in _GENTLE and not self._last_command.is_zero:
+            command = self._limited(STANDSTILL, now_s)
         else:
             if self._standing_since_s is None:
                 self._standing_since_s = now_s
@@ -192,6 +209,7 @@ class CommandGate:
             (not self.worker_ready, Reason.WORKER_NOT_READY),
             (not self.settings_confirmed, Reason.SETTINGS_ASSUMED),
             (not self.has_instruction, Reason.NO_INSTRUCTION),
+            (self._image_sources > 1, Reason.IMAGE_AMBIGUOUS),
             (self._image_refused, Reason.IMAGE_REFUSED),
             (self._image_time_s is None, Reason.NO_IMAGE),
             (image_age_s > self.limits.image_timeout_s, Reason.IMAGE_STALE),
@@ -200,14 +218,14 @@ class CommandGate:
         )
         return next((reason for refused, reason in checks if refused), Reason.MOVING)
 
-    def _limited(self, now_s: float) -> VelocityCommand:
-        """Return the action within the speed limits, approached along a straight line in velocity space."""
-        target = [max(-m, min(m, v)) for v, m in zip(self._action.values, self.limits.max_velocity)]
+    def _limited(self, goal: VelocityCommand, now_s: float) -> VelocityCommand:
+        """Return the goal within the speed limits, approached along a straight line in velocity space."""
+        target = [max(-m, min(m, v)) for v, m in zip(goal.values, self.limits.max_velocity)]
         elapsed_s = 0.0 if self._last_decision_s is None else max(0.0, now_s - self._last_decision_s)
         last = self._last_command.values
         # One factor for all axes keeps the direction of the change, so that the robot's path bends the same way.
         factor = 1.0
-        for start, goal, rate in zip(last, target, self.limits.max_acceleration):
-            if abs(goal - start) > rate * elapsed_s:
-                factor = min(factor, rate * elapsed_s / abs(goal - start))
-        return VelocityCommand(*(start + factor * (goal - start) for start, goal in zip(last, target)))
+        for start, end, rate in zip(last, target, self.limits.max_acceleration):
+            if abs(end - start) > rate * elapsed_s:
+                factor = min(factor, rate * elapsed_s / abs(end - start))
+        return VelocityCommand(*(start + factor * (end - start) for start, end in zip(last, target)))

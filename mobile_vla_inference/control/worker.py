@@ -27,6 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,8 @@ class PolicyWorker:
         self._instruction = ""
         self._generation = 0
         self._stop = False
+        #: A step that takes longer counts as a hang; may change while the worker runs.
+        self.step_timeout_s = options.step_timeout_s
         self._thread: threading.Thread | None = None
         self._child: subprocess.Popen | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -403,6 +406,7 @@ class _WorkerSession:
         self._memory_fd = os.memfd_create("mobile_vla_frame", os.MFD_CLOEXEC)
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._selector = selectors.DefaultSelector()
+        self._oom_kills = _count_oom_kills()
         try:
             self._spawn(remote)
         finally:
@@ -451,7 +455,7 @@ class _WorkerSession:
                     return fault
             if time.monotonic() > self._deadline_s:
                 doing = "a policy step" if self._pending is not None else "loading"
-                limit_s = self._options.step_timeout_s if self._pending is not None else self._options.load_timeout_s
+                limit_s = self._worker.step_timeout_s if self._pending is not None else self._options.load_timeout_s
                 self._count_pending_as("worker_fault")
                 return WorkerFault(f"worker hung: {doing} took longer than {limit_s:g} s; it was killed", False)
         return None
@@ -495,7 +499,7 @@ class _WorkerSession:
         self._send({"op": "context", "generation": worker._generation, "instruction": worker._instruction})
         self._sent_generation = worker._generation
         self._last_stamp_s = None
-        self._deadline_s = time.monotonic() + self._options.step_timeout_s
+        self._deadline_s = time.monotonic() + self._worker.step_timeout_s
 
     def _broken_sequence(self, frame: Frame) -> str | None:
         """Return why the hidden state can't be carried over to `frame`, or None."""
@@ -521,7 +525,7 @@ class _WorkerSession:
         self._started_s = now_s
         # A late step starts the period anew: a backlog of steps would run the LSTM's time too fast.
         self._next_step_s = now_s + self._worker._info["step_period_s"]
-        self._deadline_s = now_s + self._options.step_timeout_s
+        self._deadline_s = now_s + self._worker.step_timeout_s
         self._last_stamp_s = frame.stamp_s
         self._send({"op": "step", "generation": generation})
 
@@ -537,7 +541,7 @@ class _WorkerSession:
             data = b""
         if not data:
             self._count_pending_as("worker_fault")
-            return WorkerFault(_describe_exit(self._child.wait()), False)
+            return WorkerFault(_describe_exit(self._child.wait(), self._oom_kills), False)
         message = json.loads(data)
         return getattr(self, f"_on_{message['op']}")(message)
 
@@ -611,10 +615,29 @@ class _WorkerSession:
         self._pending = None
 
 
-def _describe_exit(status: int) -> str:
-    """Say in one sentence how a process ended (`Popen.returncode`)."""
+def _count_oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since it booted; -1 where it doesn't say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return -1
+
+
+def _describe_exit(status: int, oom_kills_before: int) -> str:
+    """Say in one sentence how a process ended (`Popen.returncode`) and what to do."""
     if status == -signal.SIGKILL:
-        return "worker was killed by SIGKILL, probably by the kernel for lack of memory; see the memory diagnostics"
+        if _count_oom_kills() > oom_kills_before:
+            return (
+                "worker was killed by the kernel (SIGKILL) because memory ran out, expected enough for the policy; "
+                "see `mobile_vla inspect` for what it needs"
+            )
+        return "worker was killed by SIGKILL, not by the kernel's out-of-memory killer; find out who sent it"
+    if status == -signal.SIGBUS:
+        return (
+            "worker was killed by SIGBUS: the checkpoint was cut or its disk failed while it was mapped, expected an "
+            "unchanged file; copy it again"
+        )
     if status < 0:
         return f"worker was killed by {signal.Signals(-status).name}; see its output above"
     return f"worker exited with status {status}; see its output above"

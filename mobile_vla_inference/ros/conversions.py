@@ -90,6 +90,21 @@ def image_to_rgb(message: Any) -> np.ndarray:
         ) from error
 
 
+def check_image(message: Any) -> None:
+    """Raise FrameError where a sensor_msgs/Image can't be a frame; microseconds, no pixel is converted."""
+    _check_size(message.width, message.height, "image")
+    encoding = _ENCODINGS.get(message.encoding)
+    if encoding is None:
+        _cv_bridge(message.encoding)
+    else:
+        _pixels(message, encoding)
+
+
+def check_compressed(message: Any) -> None:
+    """Raise FrameError where a sensor_msgs/CompressedImage can't be a frame by its header; nothing is decoded."""
+    _encoded_image(message)
+
+
 def compressed_to_rgb(message: Any) -> np.ndarray:
     """Return a sensor_msgs/CompressedImage (JPEG or PNG) as uint8 RGB [height, width, 3].
 
@@ -98,6 +113,11 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
     Raises:
         FrameError: neither JPEG nor PNG, too large, cut off or corrupt.
     """
+    return decode_image(_encoded_image(message), f"compressed image of format {message.format!r}")
+
+
+def _encoded_image(message: Any) -> np.ndarray:
+    """Return the bytes of a JPEG or PNG, uint8 [bytes], whose header tells a sane size."""
     data = np.frombuffer(message.data, dtype=np.uint8)
     encoded = data.tobytes()
     if encoded.startswith(_JPEG_START):
@@ -115,7 +135,7 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
             "expected a whole JPEG or PNG; check the camera and the network"
         )
     _check_size(*size, "compressed image")
-    return decode_image(data, f"compressed image of format {message.format!r}")
+    return data
 
 
 def rgb_to_image(
@@ -196,17 +216,33 @@ def _pixels(message: Any, encoding: _Encoding) -> np.ndarray:
 
 def _convert_with_cv_bridge(message: Any) -> np.ndarray:
     """Leave an encoding that is not in the table to cv_bridge, where there is one that works."""
+    bridge = _cv_bridge(message.encoding)
+    try:
+        return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    except _CV_BRIDGE_ERRORS as error:
+        raise _encoding_error(message.encoding, error) from error
+
+
+#: A cv_bridge built for numpy 1 fails in its own way: ImportError or AttributeError, at import or at first use.
+_CV_BRIDGE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, cv2.error)
+
+
+def _cv_bridge(encoding: str) -> Any:
+    """Return a CvBridge for an encoding that is not in the table; raise FrameError where there is none."""
     try:
         from cv_bridge import CvBridge
 
-        return CvBridge().imgmsg_to_cv2(message, desired_encoding="rgb8")
-    # A cv_bridge built for numpy 1 fails in its own way: ImportError or AttributeError, at import or at first use.
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, cv2.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FrameError(
-            f"image encoding is {message.encoding!r} and cv_bridge can't convert it ({reason}), expected one of "
-            f"{', '.join(_ENCODINGS)}; set the camera's pixel format"
-        ) from error
+        return CvBridge()
+    except _CV_BRIDGE_ERRORS as error:
+        raise _encoding_error(encoding, error) from error
+
+
+def _encoding_error(encoding: str, error: Exception) -> FrameError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return FrameError(
+        f"image encoding is {encoding!r} and cv_bridge can't convert it ({reason}), expected one of "
+        f"{', '.join(_ENCODINGS)}; set the camera's pixel format"
+    )
 
 
 _JPEG_START = b"\xff\xd8"

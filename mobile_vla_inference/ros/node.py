@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,11 +36,19 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
-from mobile_vla_inference.border import InstructionError, MobileVlaError, check_instruction, reduce_frame
+from mobile_vla_inference.border import (
+    FrameError,
+    InstructionError,
+    MobileVlaError,
+    check_instruction,
+    reduce_frame,
+)
 from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
 from mobile_vla_inference.control.gate import ADVICE, CommandGate, Decision, Reason
 from mobile_vla_inference.control.memory import MemoryProbe
+from mobile_vla_inference.control.overlay import draw_command
 from mobile_vla_inference.control.worker import (
+    WORKER_MODULE,
     Frame,
     FrameRefused,
     InstructionRefused,
@@ -53,23 +62,51 @@ from mobile_vla_inference.control.worker import (
     WorkerState,
 )
 from mobile_vla_inference.ros import conversions
-from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status
+from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status, explain_mismatch
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
 
 NODE_NAME = "vla_node"
 
+_DIAGNOSTICS_PERIOD_S = 1.0
 #: Steps that the latency percentiles look back on.
 _LATENCY_WINDOW = 200
 #: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
 _FAREWELL_S = 0.1
 
 
+@dataclass(frozen=True)
+class _ImageFormat:
+    """How one image_transport arrives: topic, message type, and what checks and converts a message."""
+
+    topic: str
+    type: type
+    type_name: str
+    check: Callable[[Any], None]
+    convert: Callable[[Any], np.ndarray]
+
+
+_RAW = _ImageFormat("image_raw", Image, "sensor_msgs/msg/Image", conversions.check_image, conversions.image_to_rgb)
+_COMPRESSED = _ImageFormat(
+    "image_raw/compressed",
+    CompressedImage,
+    "sensor_msgs/msg/CompressedImage",
+    conversions.check_compressed,
+    conversions.compressed_to_rgb,
+)
+
+
 class VlaNode(LifecycleNodeMixin, Node):
     """The robot's node. Lifecycle: configure loads the policy, activate allows motion, deactivate stops first."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker_module: str = WORKER_MODULE) -> None:
+        """Declare the interface; raise MobileVlaError for a bad or unknown parameter.
+
+        Args:
+            worker_module: what runs as the policy worker; `mobile_vla drill` gives one that fails on demand.
+        """
         Node.__init__(self, NODE_NAME)
+        self._worker_module = worker_module
         # Transitions block their thread while the worker loads; a group of their own keeps the rest responsive.
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._config = declare_parameters(self)
@@ -85,6 +122,9 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._image_error = ""
         self._last_stamp_s = -math.inf
         self._image_received_s = -math.inf
+        self._images_received = 0
+        self._images_reported = 0
+        self._newest_image: tuple[Callable, Any] | None = None
         self._decision = Decision(None, Reason.INACTIVE)
         self._commands_published = 0
         self._step_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
@@ -109,12 +149,10 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._status_publisher = self.create_publisher(DiagnosticStatus, "~/status", latched)
 
-        if parameters.image_transport == "compressed":
-            image_type, topic, convert = CompressedImage, "image_raw/compressed", conversions.compressed_to_rgb
-        else:
-            image_type, topic, convert = Image, "image_raw", conversions.image_to_rgb
+        self._debug_publisher = self.create_publisher(Image, "~/debug_image", image_qos)
+        self._format = _COMPRESSED if parameters.image_transport == "compressed" else _RAW
         subscribe = partial(self.create_subscription, callback_group=group)
-        subscribe(image_type, topic, partial(self._on_image, convert), image_qos)
+        self._image_subscription = subscribe(self._format.type, self._format.topic, self._on_image, image_qos)
         subscribe(String, "instruction", self._on_instruction, reliable)
         subscribe(Bool, "stop", self._on_stop, reliable)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
@@ -122,9 +160,9 @@ class VlaNode(LifecycleNodeMixin, Node):
 
         self._worker_news = self.create_guard_condition(self._on_worker_news, callback_group=group)
         self._command_timer = self.create_timer(
-            1.0 / parameters.publish_rate_hz, self._publish_decision, callback_group=group, clock=steady
+            1.0 / parameters.publish_rate_hz, self._on_command_timer, callback_group=group, clock=steady
         )
-        self.create_timer(1.0, self._publish_diagnostics, callback_group=group, clock=steady)
+        self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, callback_group=group, clock=steady)
 
     @property
     def autostart(self) -> bool:
@@ -150,19 +188,19 @@ class VlaNode(LifecycleNodeMixin, Node):
             step_timeout_s=parameters.step_timeout_s,
             state_gap_s=parameters.state_gap_s,
             max_restarts=parameters.max_restarts,
+            module=self._worker_module,
         )
-        self._worker = PolicyWorker(options, self._worker_news.trigger)
-        self._worker.set_instruction(self._instruction)
-        self._worker.start()
-        self._worker.wait_until_loaded()
-        if self._worker.state is not WorkerState.READY:
-            self.get_logger().error(f"configure failed: {self._worker.last_error or 'the worker was stopped'}")
-            self._release_worker()
-            return TransitionCallbackReturn.FAILURE
-        info = self._worker.info
-        self._mapping = ActionMapping(
-            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
-        )
+        worker = self._worker = PolicyWorker(options, self._worker_news.trigger)
+        worker.set_instruction(self._instruction)
+        worker.start()
+        worker.wait_until_loaded()
+        if worker.state is not WorkerState.READY:
+            return self._fail_configure(worker.last_error or "the worker was stopped")
+        info = worker.info
+        try:
+            self._mapping = self._config.action_mapping(info)
+        except ParameterError as error:
+            return self._fail_configure(str(error))
         with self._motion_lock:
             self._gate.settings_confirmed = not info["assumed_settings"]
             self._gate.worker_ready = True
@@ -170,6 +208,11 @@ class VlaNode(LifecycleNodeMixin, Node):
             f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}"
         )
         return TransitionCallbackReturn.SUCCESS
+
+    def _fail_configure(self, sentence: str) -> TransitionCallbackReturn:
+        self.get_logger().error(f"configure failed: {sentence}")
+        self._release_worker()
+        return TransitionCallbackReturn.FAILURE
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allow motion; FAILURE while a setting is only assumed, because a guess must not reach a wheel."""
@@ -239,22 +282,42 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     # ---- what comes in: store only ---------------------------------------------------------------------------------
 
-    def _on_image(self, convert: Callable, message: Any) -> None:
+    def _on_image(self, message: Any) -> None:
         now_s = time.monotonic()
         self._image_received_s = now_s
+        self._images_received += 1
         stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
         age_s = self.get_clock().now().nanoseconds * 1e-9 - stamp_s
-        refusal = self._stamp_refusal(stamp_s, age_s)
-        self._last_stamp_s = stamp_s
+        refusal = self._image_refusal(message, stamp_s, age_s)
+        backwards, self._last_stamp_s = stamp_s < self._last_stamp_s, stamp_s
         if refusal is not None:
-            cause, self._image_error = refusal
-            if self._worker is not None:
-                self._worker.count_refused(cause)
+            self._refuse_image(*refusal)
             return
         with self._motion_lock:
             self._gate.image_accepted(now_s - max(0.0, age_s))
+            if backwards:  # a bag that loops: what the policy remembers has not happened yet
+                self._gate.forget_action()
+        self._newest_image = (self._format.convert, message)
         if self._worker is not None:
-            self._worker.submit(Frame(stamp_s, now_s, partial(_load_frame, convert, message)))
+            self._worker.submit(Frame(stamp_s, now_s, partial(_load_frame, self._format.convert, message)))
+
+    def _refuse_image(self, cause: str, sentence: str) -> None:
+        """Count an image that can't be used, and stand still unless it only repeats the one before."""
+        self._image_error = sentence
+        if self._worker is not None:
+            self._worker.count_refused(cause)
+        if cause != "repeated_stamp":
+            with self._motion_lock:
+                self._gate.image_refused()
+            self._publish_decision()
+
+    def _image_refusal(self, message: Any, stamp_s: float, age_s: float) -> tuple[str, str] | None:
+        """Return the cause and a sentence where an image can't be used, else None."""
+        try:
+            self._format.check(message)
+        except FrameError as error:
+            return "unreadable", str(error)
+        return self._stamp_refusal(stamp_s, age_s)
 
     def _stamp_refusal(self, stamp_s: float, age_s: float) -> tuple[str, str] | None:
         """Return the cause and a sentence where a stamp can't be trusted, else None."""
@@ -329,11 +392,17 @@ class VlaNode(LifecycleNodeMixin, Node):
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         own = {change.name: change.value for change in changes if hasattr(self._config, change.name)}
         try:
-            self._config = self._config.changed(own)
+            config = self._config.changed(own)
+            if self._worker is not None and self._worker.info:
+                self._mapping = config.action_mapping(self._worker.info)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._config = config
+        if self._worker is not None:
+            self._worker.step_timeout_s = config.step_timeout_s
         with self._motion_lock:
-            self._gate.limits = self._config.gate_limits()
+            self._gate.limits = config.gate_limits()
+        self._command_timer.timer_period_ns = round(1e9 / config.publish_rate_hz)
         return SetParametersResult(successful=True)
 
     # ---- what the worker says ------------------------------------------------------------------------------------
@@ -350,6 +419,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         if events:
             self._publish_decision()
             self._command_timer.reset()  # the next repetition is a full period after this one
+            self._publish_debug_image()
 
     def _take_event(self, event: WorkerEvent) -> None:
         with self._motion_lock:
@@ -372,6 +442,12 @@ class VlaNode(LifecycleNodeMixin, Node):
         self.get_logger().error(event.message, throttle_duration_sec=1.0)
 
     # ---- what goes out -------------------------------------------------------------------------------------------
+
+    def _on_command_timer(self) -> None:
+        sources = self.count_publishers(self._image_subscription.topic_name)
+        with self._motion_lock:
+            self._gate.image_sources(sources)
+        self._publish_decision()
 
     def _publish_decision(self) -> Decision:
         """Ask the gate and publish what it says: the only path to the base besides a final standstill."""
@@ -409,6 +485,25 @@ class VlaNode(LifecycleNodeMixin, Node):
             self.get_logger().info(text)
         else:
             self.get_logger().warning(text)
+
+    def _publish_debug_image(self) -> None:
+        """Draw the decision on the newest image; costs nothing while nobody subscribes."""
+        if self._newest_image is None or self._debug_publisher.get_subscription_count() == 0:
+            return
+        convert, message = self._newest_image
+        try:
+            frame = convert(message)
+        except FrameError:
+            return  # the diagnostics say why
+        command = self._decision.command or STANDSTILL
+        lines = (
+            f"{self._decision.reason.value}  x {command.linear_x_mps:+.2f} m/s  y {command.linear_y_mps:+.2f} m/s  "
+            f"turn {command.angular_z_radps:+.2f} rad/s",
+            self._instruction or "(no instruction)",
+        )
+        picture = draw_command(frame, command, self._gate.limits.max_velocity, lines)
+        header = message.header
+        self._debug_publisher.publish(conversions.rgb_to_image(picture, Image, header.stamp, header.frame_id))
 
     def _gate_status(self) -> DiagnosticStatus:
         decision = self._decision
@@ -466,20 +561,33 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _image_status(self, counters: WorkerCounters) -> DiagnosticStatus:
         age_s = time.monotonic() - self._image_received_s
+        rate_hz = (self._images_received - self._images_reported) / _DIAGNOSTICS_PERIOD_S
+        self._images_reported = self._images_received
+        topic = self._image_subscription.topic_name
+        reliable = self._config.image_reliability == "reliable"
+        mismatch = explain_mismatch(self.get_publishers_info_by_topic(topic), self._format.type_name, reliable)
         arriving = age_s < self._config.image_timeout_s
-        message = self._image_error or ("images arrive" if arriving else ADVICE[Reason.NO_IMAGE])
+        problem = mismatch or self._image_error or ("" if arriving else ADVICE[Reason.NO_IMAGE])
         values = {
+            "topic": topic,
+            "publishers": self.count_publishers(topic),
+            "rate_hz": rate_hz,
+            "since_last_image_s": age_s,
             "frames_received": counters.received,
             "frames_dropped": sum(counters.dropped.values()),
             **{f"dropped_{cause}": count for cause, count in sorted(counters.dropped.items())},
-            "since_last_image_s": age_s,
+            "mismatch": mismatch,
         }
-        return self._status("image", OK if arriving and not self._image_error else WARN, message, values)
+        return self._status("image", WARN if problem else OK, problem or "images arrive", values)
 
     def _memory_status(self, worker: PolicyWorker | None) -> DiagnosticStatus:
         gpu = worker.memory if worker is not None else {}
         reading = self._memory_probe.read(worker.pid if worker is not None else None, **gpu)
-        return self._status("memory", OK, f"{reading.system_available_mib:.0f} MiB available", vars(reading))
+        available_mib = reading.system_available_mib
+        level = OK if available_mib >= self._config.memory_warn_mib else WARN
+        if available_mib < self._config.memory_error_mib:
+            level = ERROR
+        return self._status("memory", level, f"{available_mib:.0f} MiB available", vars(reading))
 
 
 def _load_frame(convert: Callable, message: Any, size_px: int, keep_aspect: bool) -> np.ndarray:
@@ -504,7 +612,7 @@ def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -
             return
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None, worker_module: str = WORKER_MODULE) -> int:
     """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start."""
     # The default handlers invalidate the context before a last standstill could be published.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -512,7 +620,7 @@ def main(args: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leave.set())
     try:
-        node = VlaNode()
+        node = VlaNode(worker_module)
     except MobileVlaError as error:
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
         rclpy.try_shutdown()

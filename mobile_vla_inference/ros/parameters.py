@@ -6,14 +6,18 @@ the checks and docs/parameters.md follow from it.
 
 from __future__ import annotations
 
+import array
 import math
+import sys
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.control.action import AXES, ActionMapping
 from mobile_vla_inference.control.gate import GateLimits
 
 
@@ -69,8 +73,12 @@ class NodeParameters:
     )
     stamped: bool = _parameter(False, "Publish TwistStamped instead of Twist on cmd_vel.", read_only=True)
     base_frame_id: str = _parameter("base_link", "frame_id of the TwistStamped commands.", read_only=True)
-    publish_rate_hz: float = _parameter(
-        20.0, "Rate at which cmd_vel repeats between steps.", low=1.0, high=200.0, read_only=True
+    publish_rate_hz: float = _parameter(20.0, "Rate at which cmd_vel repeats between steps.", low=1.0, high=200.0)
+    action_axes: tuple[str, ...] = _parameter(
+        (), f"Twist axis that each action drives, of {', '.join(AXES)}; not set: as policy.json says."
+    )
+    action_scale: tuple[float, ...] = _parameter(
+        (), "Command units (m/s, rad/s) per normalised unit, one per axis; not set: as policy.json says."
     )
     max_linear_x_mps: float = _parameter(0.5, "Largest forward or backward speed.", low=0.0, high=5.0)
     max_linear_y_mps: float = _parameter(0.5, "Largest sideways speed (omnidirectional bases).", low=0.0, high=5.0)
@@ -98,6 +106,16 @@ class NodeParameters:
         2.0, "A longer gap between stepped images clears the hidden state.", low=0.1, high=600.0, read_only=True
     )
     stop_hold_s: float = _parameter(1.0, "How long zero is published before the node falls silent.", low=1.0, high=60.0)
+    soft_stop: bool = _parameter(
+        False,
+        "Slow down by the acceleration limits on an empty instruction or ~/enable false; faults always halt at once.",
+    )
+    memory_warn_mib: float = _parameter(
+        1024.0, "Less available memory than this is a warning in the diagnostics.", low=0.0, high=1e6
+    )
+    memory_error_mib: float = _parameter(
+        256.0, "Less available memory than this is an error in the diagnostics.", low=0.0, high=1e6
+    )
     load_timeout_s: float = _parameter(
         600.0, "A load that takes longer is a hang.", low=1.0, high=7200.0, read_only=True
     )
@@ -116,7 +134,27 @@ class NodeParameters:
 
     def changed(self, changes: dict[str, Any]) -> NodeParameters:
         """Return a copy with `changes`, checked; raise ParameterError for a bad value."""
-        return replace(self, **changes)
+        return replace(self, **{name: _own_value(value) for name, value in changes.items()})
+
+    def action_mapping(self, info: dict[str, Any]) -> ActionMapping:
+        """Return how actions become velocities: as the policy's `info` says, unless these parameters differ.
+
+        Raises:
+            ParameterError: the axes and the scale don't fit the policy's actions.
+        """
+        axes = self.action_axes or tuple(info["action_axes"])
+        try:
+            mapping = ActionMapping(
+                axes, self.action_scale or tuple(info["action_scale"]), tuple(info["action_offset"])
+            )
+        except ValueError as error:
+            raise ParameterError(f"parameters action_axes and action_scale don't fit the policy: {error}") from error
+        return mapping
+
+
+def _own_value(value: Any) -> Any:
+    """Return a parameter's value as this dataclass holds it: arrays as tuples, an array that is not set as ()."""
+    return () if value is None else tuple(value) if isinstance(value, (list, array.array)) else value
 
 
 def _check(name: str, value: Any, metadata: dict[str, Any]) -> None:
@@ -135,32 +173,85 @@ def declare_parameters(node: Node) -> NodeParameters:
     """
     values = {}
     for declared in fields(NodeParameters):
+        # An array has no default of its own: not set means that policy.json decides.
+        default = _ARRAY_TYPES.get(_type_of(declared), declared.default)
         try:
-            values[declared.name] = node.declare_parameter(
-                declared.name, declared.default, _descriptor(declared.default, declared.metadata)
-            ).value
+            parameter = node.declare_parameter(declared.name, default, _descriptor(declared))
         except Exception as error:  # rclpy raises several unrelated classes for a bad override, by distribution
             raise ParameterError(
                 f"parameter {declared.name} is refused, expected {_expected(declared)}: {error}"
             ) from error
+        values[declared.name] = _own_value(parameter.value)
     return NodeParameters(**values)
 
 
+def parameters_markdown() -> str:
+    """Return docs/parameters.md: every parameter with its type, default, range and description."""
+    rows = [
+        "# Parameters of vla_node",
+        "",
+        "Made from the declarations in `mobile_vla_inference/ros/parameters.py` by",
+        "`python -m mobile_vla_inference.ros.parameters > docs/parameters.md`. A change of a *live* parameter counts",
+        "at once; the others are read-only. A bad value is refused by name, at the start and later.",
+        "",
+        "| parameter | type | default | allowed | live | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for declared in fields(NodeParameters):
+        metadata = declared.metadata
+        allowed = ", ".join(metadata["choices"] or ())
+        if metadata["low"] is not None:
+            allowed = f"{metadata['low']:g} to {metadata['high']:g}"
+        default = "not set" if declared.default == () else f"`{declared.default!r}`".replace("'", '"')
+        live = "" if metadata["read_only"] else "yes"
+        cells = (f"`{declared.name}`", _type_name(declared), default, allowed, live, metadata["description"])
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _type_of(declared: Field) -> Any:
+    return get_type_hints(NodeParameters)[declared.name]
+
+
+_ARRAY_TYPES = {
+    tuple[str, ...]: Parameter.Type.STRING_ARRAY,
+    tuple[float, ...]: Parameter.Type.DOUBLE_ARRAY,
+}
+_TYPE_NAMES = {
+    bool: "bool",
+    int: "integer",
+    float: "double",
+    str: "string",
+    tuple[str, ...]: "string array",
+    tuple[float, ...]: "double array",
+}
+
+
+def _type_name(declared: Field) -> str:
+    return _TYPE_NAMES[_type_of(declared)]
+
+
 def _expected(declared: Field) -> str:
-    kind, metadata = type(declared.default).__name__, declared.metadata
+    metadata = declared.metadata
     if metadata["choices"] is not None:
         return f"one of {', '.join(metadata['choices'])}"
-    return kind if metadata["low"] is None else f"{kind} from {metadata['low']:g} to {metadata['high']:g}"
+    name = f"a {_type_name(declared)}"
+    return name if metadata["low"] is None else f"{name} from {metadata['low']:g} to {metadata['high']:g}"
 
 
-def _descriptor(default: Any, metadata: dict[str, Any]) -> ParameterDescriptor:
+def _descriptor(declared: Field) -> ParameterDescriptor:
+    metadata = declared.metadata
     description = metadata["description"]
     if metadata["choices"] is not None:
         description += f" One of {', '.join(metadata['choices'])}."
     descriptor = ParameterDescriptor(description=description, read_only=metadata["read_only"])
     low, high = metadata["low"], metadata["high"]
-    if low is not None and isinstance(default, float):
+    if low is not None and isinstance(declared.default, float):
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
     elif low is not None:
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
     return descriptor
+
+
+if __name__ == "__main__":
+    sys.stdout.write(parameters_markdown())
