@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import pytest
 
 from mobile_vla_inference.border import FrameError
 from mobile_vla_inference.control.worker import (
+    WORKER_MODULE,
     Frame,
     FrameRefused,
     PolicyWorker,
@@ -37,9 +39,8 @@ class Watched:
     def __init__(self, script: str, **options) -> None:
         self._news = threading.Condition()
         self.events: list[WorkerEvent] = []
-        self.worker = PolicyWorker(
-            WorkerOptions(policy={"path": f"/scripts/{script}"}, module="scripted_worker", **options), self._notify
-        )
+        options = {"policy": {"path": f"/scripts/{script}"}, "module": "scripted_worker", **options}
+        self.worker = PolicyWorker(WorkerOptions(**options), self._notify)
 
     def _notify(self) -> None:
         with self._news:
@@ -66,8 +67,10 @@ class Watched:
         self.worker.allow_steps(True)
 
     def submit(self, value: int, stamp_s: float) -> None:
-        pixels = np.full((8, 8, 3), value, np.uint8)
-        self.worker.submit(Frame(stamp_s, time.monotonic(), lambda size, keep: pixels))
+        def load(size_px: int, keep_aspect: bool) -> np.ndarray:
+            return np.full((size_px, size_px, 3), value, np.uint8)
+
+        self.worker.submit(Frame(stamp_s, time.monotonic(), load))
 
 
 @pytest.fixture
@@ -193,6 +196,19 @@ def test_a_fault_is_named_and_the_worker_is_started_again(watch, script, expecte
     counters = watched.worker.counters()
     assert counters.restarts == 1
     assert counters.received == counters.stepped + sum(counters.dropped.values())
+
+
+def test_a_checkpoint_that_is_cut_while_it_is_mapped_is_named(watch, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint.parent, tmp_path / "cut")
+    checkpoint = folder / tiny_checkpoint.name
+    watched = watch("", policy={"path": str(checkpoint), "device": "cpu"}, module=WORKER_MODULE, max_restarts=0)
+    watched.ready()
+    os.truncate(checkpoint, 4096)
+    watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.of(WorkerFault))
+    (fault,) = watched.of(WorkerFault)
+    assert "SIGBUS" in fault.message
+    assert "copy it again" in fault.message
 
 
 def test_a_refused_checkpoint_is_final(watch):

@@ -192,7 +192,8 @@ def _refuse_if_short(path: Path, need: int, available: int, what: str) -> None:
     if need > available:
         raise CheckpointError(
             f"loading {path} needs {need / MIB:.0f} MiB of {what}, but {available / MIB:.0f} MiB is available, "
-            f"expected at least as much; close other programs, take a smaller dtype, or load it anyway with --force"
+            f"expected at least as much; close other programs, take a smaller dtype, or load it anyway "
+            f"(--force; for vla_node the parameter force_load)"
         )
 
 

@@ -82,6 +82,7 @@ class VlaPolicy:
         dtype: str = "auto",
         processors: Path | str | None = None,
         progress: Callable[[str], None] | None = None,
+        force: bool = False,
     ) -> VlaPolicy:
         """Load a checkpoint file or a converted folder, with its settings and processors. Never uses the network.
 
@@ -91,6 +92,7 @@ class VlaPolicy:
             dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda.
             processors: folder with the two tokenizer folders; None: beside the checkpoint.
             progress: called with what is being done, in a few words.
+            force: load even where the memory seems too small.
 
         Raises:
             CheckpointError: the checkpoint, its settings or its processors can't be used.
@@ -117,7 +119,9 @@ class VlaPolicy:
             )
         folders = processor_folders(find_processors(path, processors), config)
         encoder = InstructionEncoder(folders, config, settings)
-        model = load_model(checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report))
+        model = load_model(
+            checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report), force=force
+        )
         if encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
             model.set_clip_eos_token_id(encoder.clip_eos_token_id)
         description = {

@@ -183,6 +183,7 @@ class VlaNode(LifecycleNodeMixin, Node):
                 "processors": parameters.processors or None,
                 "device": parameters.device,
                 "dtype": parameters.dtype,
+                "force": parameters.force_load,
             },
             load_timeout_s=parameters.load_timeout_s,
             step_timeout_s=parameters.step_timeout_s,

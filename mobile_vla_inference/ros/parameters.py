@@ -58,6 +58,9 @@ class NodeParameters:
         choices=("auto", "float32", "float16", "bfloat16"),
         read_only=True,
     )
+    force_load: bool = _parameter(
+        False, "Load even where the available memory seems too small for the policy.", read_only=True
+    )
     autostart: bool = _parameter(True, "Configure and activate at start, without a lifecycle manager.", read_only=True)
     image_transport: str = _parameter(
         "raw",

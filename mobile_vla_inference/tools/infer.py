@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
+    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the actions and velocities to this file")
 
 
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
     paths = list_frames(args.frames)
-    policy = VlaPolicy.load(args.checkpoint, device=args.device, dtype=args.dtype, processors=args.processors)
+    policy = VlaPolicy.load(
+        args.checkpoint, device=args.device, dtype=args.dtype, processors=args.processors, force=args.force
+    )
     policy.set_instruction(args.instruction)
     steps = _run_policy(policy, paths, args.reset_each)
     if args.json is None:
