@@ -26,11 +26,19 @@ _ERROR_SEVERITIES = ("ERROR", "FATAL")
 class NodeProcess:
     """A node of this package in a process of its own, its output in a file."""
 
-    def __init__(self, name: str, module: str, parameters: Mapping[str, str], log: Path) -> None:
-        """Start `python -m module` with ROS parameters, all of them texts."""
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        parameters: Mapping[str, str | float],
+        log: Path,
+        remappings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start `python -m module` with ROS parameters and remappings (`__ns` moves the node)."""
         self.name = name
         self._log = log
         arguments = [word for key, value in parameters.items() for word in ("-p", f"{key}:={_yaml_text(value)}")]
+        arguments += [word for old, new in (remappings or {}).items() for word in ("-r", f"{old}:={new}")]
         command = [sys.executable, "-m", module, "--ros-args", *arguments]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -47,6 +55,11 @@ class NodeProcess:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status where it has ended (below 0: ended by that signal), else None."""
+        return self._process.poll()
 
     def fault(self) -> str | None:
         """Return a sentence with the last error that the process told where it has ended, else None."""
@@ -94,9 +107,9 @@ def _tells_error(line: str) -> bool:
     return prefix["severity"] in _ERROR_SEVERITIES if prefix else "rror:" in line
 
 
-def _yaml_text(text: str) -> str:
-    """Quote a text for `-p name:=value`, whose value is YAML: JSON's strings are YAML's too."""
-    return json.dumps(text, ensure_ascii=False)
+def _yaml_text(value: str | float) -> str:
+    """Write a value for `-p name:=value`, which is YAML: JSON's strings and numbers are YAML's too."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _die_with(parent_pid: int) -> None:
