@@ -90,6 +90,9 @@ class HybridModel(nn.Module):
         _check_shared_frame(config, self.fusion_features)
         heads = attention_heads(config, settings)
         self.kosmos_model = Kosmos2Model(_kosmos_config(config, heads))
+        # Every latent sees every patch, as in training. Some releases of transformers (5.17 to 5.20 at least) mark this
+        # attention as causal, and then the first latent sees one patch only.
+        self.kosmos_model.image_to_text_projection.x_attn.is_causal = False
         clip_model = _build_clip(config, settings, heads)
         if clip_model is not None:
             self.clip_model = clip_model
