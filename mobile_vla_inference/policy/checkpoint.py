@@ -7,19 +7,26 @@ already says where each tensor lies, so the optimizer, lm_head and anything else
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mobile_vla_inference.border import CheckpointError
 from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, load_settings
-from mobile_vla_inference.policy.family import infer_config, solve_fusion_features
-from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, TensorEntry, TensorIndex, read_index
+from mobile_vla_inference.policy.family import (
+    check_trained_cell_depth,
+    infer_config,
+    is_block_matrix,
+    is_token_embedding,
+    solve_fusion_features,
+)
+from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +40,10 @@ Progress = Callable[[int, int], None]
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 MIB = 1 << 20
+
+#: What a converted folder is, in that folder.
+CONFIG_FILE = "config.json"
+MODEL_TYPE = "mobile_vla"
 
 #: Anonymous memory that loading takes beside the weights: the module tree, buffers and allocator slack.
 LOAD_MARGIN_BYTES = 128 * MIB
@@ -50,12 +61,33 @@ class Checkpoint:
         index: where its tensors lie.
         config: its sizes, read from the shapes.
         settings: policy.json beside it; all assumed where there is none.
+        conversion: content of a converted folder's config.json; None for what training wrote.
     """
 
     path: Path
     index: TensorIndex
     config: HybridConfig
     settings: PolicySettings
+    conversion: dict[str, Any] | None = None
+
+    @property
+    def quantization(self) -> str | None:
+        """`int8` where weights are quantised, else None."""
+        return "int8" if self.index.scales else None
+
+    @property
+    def kept_layers(self) -> dict[str, dict[str, int]]:
+        """Towers that have lost layers to `convert --keep-layers`: how many are `kept`, `of` how many."""
+        return {} if self.conversion is None else self.conversion["keep_layers"]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before trusting this policy, a sentence each."""
+        return tuple(
+            f"{tower} has only the first {layers['kept']} of its {layers['of']} layers (convert --keep-layers); nobody "
+            f"trained this policy, so evaluate it before a robot drives by it"
+            for tower, layers in self.kept_layers.items()
+        )
 
     @property
     def fusion_features(self) -> tuple[str, ...]:
@@ -72,14 +104,61 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     index = read_index(path)
     config = infer_config(index.shapes, str(path))
+    check_trained_cell_depth(config, index.optimizer_shapes, index.metadata.get("args"), str(path))
+    _check_dtypes(path, index)
+    conversion = _read_conversion(path, config)
+    if conversion is not None:
+        index = replace(index, metadata=conversion["training"])
+    checkpoint = Checkpoint(path, index, config, load_settings(path), conversion)
+    solve_fusion_features(config, checkpoint.settings)
+    return checkpoint
+
+
+def _check_dtypes(path: Path, index: TensorIndex) -> None:
+    """Raise CheckpointError for weights that are neither of a floating type nor int8 as convert writes it."""
     for name, entry in index.tensors.items():
-        if entry.dtype not in WEIGHT_DTYPES:
+        if entry.dtype in WEIGHT_DTYPES:
+            continue
+        scale = index.scales.get(name)
+        if scale is None or not is_block_matrix(name):
             raise CheckpointError(
                 f"{path}: {name} is {entry.dtype}, expected {', '.join(WEIGHT_DTYPES)}; give the unquantised file"
             )
-    checkpoint = Checkpoint(path, index, config, load_settings(path))
-    solve_fusion_features(config, checkpoint.settings)
-    return checkpoint
+        if (scale.dtype, scale.shape) != ("float32", entry.shape[:1]):
+            raise CheckpointError(
+                f"{path}: {name}{SCALE_SUFFIX} is {scale.dtype} {list(scale.shape)}, expected float32 "
+                f"{list(entry.shape[:1])}, a scale for each row; convert the checkpoint again"
+            )
+
+
+def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
+    """Return a converted folder's config.json; None where there is none, or one of another program.
+
+    Raises:
+        CheckpointError: it is damaged, or describes another member than the tensors are.
+    """
+    file = path / CONFIG_FILE
+    if not path.is_dir() or not file.exists():
+        return None
+    try:
+        conversion = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(conversion, dict) or conversion.get("model_type") != MODEL_TYPE:
+            return None
+        described = HybridConfig.from_json(conversion["architecture"])
+        layers = [layers[key] for layers in conversion["keep_layers"].values() for key in ("kept", "of")]
+        if not isinstance(conversion["training"], dict) or not all(isinstance(count, int) for count in layers):
+            raise ValueError("training or keep_layers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        raise CheckpointError(
+            f"{file} can't be read ({type(error).__name__}: {error}), expected what convert wrote; "
+            f"copy the folder again, or convert again"
+        ) from error
+    if described != config:
+        raise CheckpointError(
+            f"{file} describes another member of the family than the tensors beside it are, expected the shards of one "
+            f"conversion; copy the folder again (mobile_vla verify names what differs)"
+        )
+    return conversion
 
 
 def load_model(
@@ -93,6 +172,9 @@ def load_model(
     check_finite: bool = False,
 ) -> HybridModel:
     """Load a checkpoint as a module in eval mode, on a device, in a number type. The file must stay as it is meanwhile.
+
+    Weights that are int8 in the file stay so, in modules of quantize.Int8Linear; `dtype` is for the others. A 16-bit
+    file as float32 on the CPU: its matrices stay mapped too, and are widened as they are used (quantize.py).
 
     On the CPU, tensors that already have the type stay mapped: they are not copied, and the kernel can drop their
     pages and read them again. Otherwise peak memory is that of the new weights and one tensor.
@@ -113,6 +195,7 @@ def load_model(
     import torch
 
     from mobile_vla_inference.policy.architecture import HybridModel
+    from mobile_vla_inference.policy.quantize import use_int8_linears, use_widening_modules
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
@@ -121,15 +204,19 @@ def load_model(
         _check_memory(checkpoint, device, dtype)
     with torch.device("meta"):
         model = HybridModel(checkpoint.config, settings or checkpoint.settings)
+        dtype_name = None if dtype is None else _dtype_name(dtype)
+        stored = checkpoint.index.stored
+        use_int8_linears(model, checkpoint.index.scales)
+        use_widening_modules(model, (n for n, e in stored.items() if _is_widened(n, e, device.type, dtype_name)))
     weights = {}
-    done, total = 0, sum(entry.nbytes for entry in checkpoint.index.tensors.values())
-    dtype_name = None if dtype is None else _dtype_name(dtype)
+    done, total = 0, sum(entry.nbytes for entry in stored.values())
 
-    def is_copied(entry: TensorEntry) -> bool:
-        return device.type != "cpu" or not _stays_mapped(entry, dtype_name)
+    def is_copied(name: str, entry: TensorEntry) -> bool:
+        return not _stays_mapped(name, entry, device.type, dtype_name)
 
-    for name, entry, mapped in _mapped_tensors(checkpoint.index, is_copied):
-        weights[name] = _place(checkpoint, name, mapped, device, dtype, check_finite)
+    for name, entry, mapped in _mapped_tensors(stored, is_copied):
+        loaded_dtype = getattr(torch, _loaded_dtype(name, entry, device.type, dtype_name))
+        weights[name] = _place(checkpoint, name, mapped, device, loaded_dtype, check_finite)
         if weights[name] is not mapped.tensor:
             mapped.drop_pages()
         done += entry.nbytes
@@ -149,9 +236,9 @@ def copied_bytes(checkpoint: Checkpoint, device_type: str, dtype: str | None) ->
         dtype: type of the weights by torch's name; None: as in the file.
     """
     sizes = [
-        math.prod(entry.shape) * ITEM_BYTES[dtype or entry.dtype]
-        for entry in checkpoint.index.tensors.values()
-        if device_type != "cpu" or not _stays_mapped(entry, dtype)
+        math.prod(entry.shape) * ITEM_BYTES[_loaded_dtype(name, entry, device_type, dtype)]
+        for name, entry in checkpoint.index.stored.items()
+        if not _stays_mapped(name, entry, device_type, dtype)
     ]
     return sum(sizes), max(sizes, default=0)
 
@@ -164,8 +251,22 @@ def available_bytes() -> int:
     return available
 
 
-def _stays_mapped(entry: TensorEntry, dtype: str | None) -> bool:
-    return dtype in (None, entry.dtype) and entry.offset % ITEM_BYTES[entry.dtype] == 0
+def _loaded_dtype(name: str, entry: TensorEntry, device_type: str, dtype: str | None) -> str:
+    """Return the type of a tensor once it is loaded: quantised weights, their scales and widened ones keep theirs."""
+    is_quantized = entry.dtype == "int8" or name.endswith(f".weight{SCALE_SUFFIX}")
+    is_kept = dtype is None or is_quantized or _is_widened(name, entry, device_type, dtype)
+    return entry.dtype if is_kept else dtype
+
+
+def _is_widened(name: str, entry: TensorEntry, device_type: str, dtype: str | None) -> bool:
+    """Tell whether a weight stays in the 16 bits of the file although the arithmetic is in fp32."""
+    widens = device_type == "cpu" and dtype == "float32" and entry.dtype in ("float16", "bfloat16")
+    return widens and (is_block_matrix(name) or is_token_embedding(name))
+
+
+def _stays_mapped(name: str, entry: TensorEntry, device_type: str, dtype: str | None) -> bool:
+    is_kept = _loaded_dtype(name, entry, device_type, dtype) == entry.dtype
+    return device_type == "cpu" and is_kept and entry.offset % ITEM_BYTES[entry.dtype] == 0
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -237,7 +338,7 @@ def _read_cgroup(folder: Path, limit_file: str, usage_file: str, prefix: str) ->
 # --- mapped tensors ---
 
 
-class _MappedTensor:
+class MappedTensor:
     """A tensor whose values are pages of the file."""
 
     def __init__(self, mapping: mmap.mmap, entry: TensorEntry) -> None:
@@ -259,21 +360,21 @@ class _MappedTensor:
 
 
 def _mapped_tensors(
-    index: TensorIndex, is_copied: Callable[[TensorEntry], bool]
-) -> Iterator[tuple[str, TensorEntry, _MappedTensor]]:
+    stored: dict[str, TensorEntry], is_copied: Callable[[str, TensorEntry], bool]
+) -> Iterator[tuple[str, TensorEntry, MappedTensor]]:
     """Yield each tensor, mapped, in the order of the file; the kernel reads ahead of those that will be copied."""
-    mappings = {file: _map(file) for file in {entry.file for entry in index.tensors.values()}}
-    ordered = sorted(index.tensors.items(), key=lambda item: (item[1].file, item[1].offset))
+    mappings = {file: map_file(file) for file in {entry.file for entry in stored.values()}}
+    ordered = sorted(stored.items(), key=lambda item: (item[1].file, item[1].offset))
     upcoming, announced_bytes = 0, 0
     for position, (name, entry) in enumerate(ordered):
         while upcoming < len(ordered) and (upcoming <= position or announced_bytes < _READ_AHEAD_BYTES):
-            following = ordered[upcoming][1]
+            upcoming_name, following = ordered[upcoming]
             _check_whole(mappings[following.file], following)
-            if is_copied(following):
+            if is_copied(upcoming_name, following):
                 _advise(mappings[following.file], following, mmap.MADV_WILLNEED)
             announced_bytes += following.nbytes
             upcoming += 1
-        yield name, entry, _MappedTensor(mappings[entry.file], entry)
+        yield name, entry, MappedTensor(mappings[entry.file], entry)
         announced_bytes -= entry.nbytes
 
 
@@ -290,7 +391,8 @@ def _advise(mapping: mmap.mmap, entry: TensorEntry, advice: int) -> None:
         mapping.madvise(advice, start, end - start)
 
 
-def _map(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file; raise CheckpointError where that fails."""
     try:
         with path.open("rb") as file:
             # Copy on write: torch wants a writable buffer; nothing writes to it.
@@ -302,22 +404,22 @@ def _map(path: Path) -> mmap.mmap:
 def _place(
     checkpoint: Checkpoint,
     name: str,
-    mapped: _MappedTensor,
+    mapped: MappedTensor,
     device: torch.device,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     check_finite: bool,
 ) -> torch.Tensor:
     """Return a tensor on its device in its type: a cast copy, or the mapped one where nothing changes."""
     source = mapped.tensor
-    placed = source.to(device=device, dtype=dtype or source.dtype)
+    placed = source.to(device=device, dtype=dtype)
     if placed is source and source.data_ptr() % source.element_size():
         placed = source.clone()
-    if placed is not source or check_finite:
-        _check_finite(checkpoint, name, placed)
+    if (placed is not source or check_finite) and placed.is_floating_point():
+        require_finite(checkpoint, name, placed)
     return placed
 
 
-def _check_finite(checkpoint: Checkpoint, name: str, values: torch.Tensor) -> None:
+def require_finite(checkpoint: Checkpoint, name: str, values: torch.Tensor) -> None:
     """Raise CheckpointError, with the tensor's name, for NaN or Inf, also where a cast overflowed."""
     import torch
 
@@ -327,7 +429,7 @@ def _check_finite(checkpoint: Checkpoint, name: str, values: torch.Tensor) -> No
     if math.isfinite(low) and math.isfinite(high):
         return
     count = values.numel() - int(torch.isfinite(values).sum())
-    original = checkpoint.index.tensors[name].dtype
+    original = checkpoint.index.stored[name].dtype
     dtype = _dtype_name(values.dtype)
     cast = "" if dtype == original else f" as {dtype} (the file has {original}: try bfloat16 or float32)"
     raise CheckpointError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.policy.checksums import update_checksum
 
 #: Every stock block of Kosmos-2 and CLIP has heads of this width; the count itself leaves no trace in the tensors.
 STOCK_HEAD_DIM = 64
@@ -361,7 +362,8 @@ def settings_path(checkpoint: Path) -> Path:
 def save_settings(checkpoint: Path, settings: PolicySettings) -> Path:
     """Write the settings of `checkpoint` atomically and return the file.
 
-    Another checkpoint's policy.json in the same folder is kept: then the file is `X.policy.json`.
+    Another checkpoint's policy.json in the same folder is kept: then the file is `X.policy.json`. In a converted
+    folder, the file's hash is brought up to date.
     """
     checkpoint = Path(checkpoint)
     path = settings_path(checkpoint)
@@ -372,6 +374,8 @@ def save_settings(checkpoint: Path, settings: PolicySettings) -> Path:
         if others:
             path = checkpoint.with_suffix(f".{SETTINGS_FILE}")
     write_text_atomically(path, text)
+    if checkpoint.is_dir():
+        update_checksum(checkpoint, path.name)
     return path
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from mobile_vla_inference.border import CheckpointError
@@ -47,6 +47,15 @@ _CELL_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 #: The combinations that the published notes describe; they win where another sum of widths would fit too.
 _DOCUMENTED_FUSIONS = (("kosmos_text", "clip_text"), ("kosmos_text", "clip_text", "clip_image"))
+
+#: Matrices of the transformer blocks and the resampler: the large products of a step.
+_BLOCK_MATRIX = re.compile(
+    r"(?:kosmos_model|clip_model)\..*\.layers\.\d+\..*\.(?:[kqv]_proj|out_proj|fc[12])\.weight"
+    r"|kosmos_model\.image_to_text_projection\.(?:dense|x_attn\.(?:[kqv]_proj|out_proj))\.weight"
+)
+
+#: How a training script can call the number of its cell's layers.
+_CELL_DEPTH_ARGUMENT = re.compile(r"(?:num_|n_)?(?:lstm|gru|rnn)_(?:num_|n_)?layers")
 
 _MAX_LAYERS = 1000
 _MAX_TABLE_ROWS = 40
@@ -93,6 +102,62 @@ def infer_config(shapes: Shapes, source: str = "the checkpoint") -> HybridConfig
             f"actions after it; check that the file is whole"
         )
     return config
+
+
+def check_trained_cell_depth(config: HybridConfig, trained: Sequence[Shape], args: object, source: str) -> None:
+    """Refuse a member that has lost its cell's last layers: its tensors alone are those of a shallower member.
+
+    Args:
+        config: what the tensors say.
+        trained: shapes of the parameters that the optimizer has moments of, in order; empty where the file has none.
+        args: training arguments as a dict, where the file has them.
+        source: what the message calls the file.
+
+    Raises:
+        CheckpointError: the optimizer trained more cell layers than there are, or the arguments name more.
+    """
+    found = config.cell.num_layers
+    claims = {"its optimizer trained": _longest_cell(config.cell, trained)}
+    if isinstance(args, Mapping):
+        named = {key: value for key, value in args.items() if _CELL_DEPTH_ARGUMENT.fullmatch(str(key))}
+        claims |= {f"its training argument {key} says": v for key, v in named.items() if type(v) is int}
+    said_by, expected = max(claims.items(), key=lambda claim: claim[1])
+    if expected > found:
+        names = f"rnn.*_l{found}" + (f" to rnn.*_l{expected - 1}" if expected > found + 1 else "")
+        raise CheckpointError(
+            f"{source} has {found} layers of its cell, expected the {expected} that {said_by}; {names} are missing: "
+            f"give the whole file"
+        )
+
+
+def _longest_cell(cell: Cell, trained: Sequence[Shape]) -> int:
+    """Return how many layers of the cell follow each other in a list of shapes: 2 matrices and 2 biases for each."""
+    rows, hidden = _CELL_GATES[cell.kind] * cell.hidden_size, cell.hidden_size
+    layer = ((rows, hidden), (rows, hidden), (rows,), (rows,))
+    first = ((rows, cell.input_size), *layer[1:])
+    longest = 0
+    for start in range(len(trained)):
+        depth, place = 0, start
+        while tuple(trained[place : place + 4]) == (layer if depth else first):
+            depth, place = depth + 1, place + 4
+        longest = max(longest, depth)
+    return longest
+
+
+def is_block_matrix(name: str) -> bool:
+    """Tell whether a tensor is the matrix of a Linear in a transformer block or the resampler: int8 is for these."""
+    return _BLOCK_MATRIX.fullmatch(name) is not None
+
+
+def is_token_embedding(name: str) -> bool:
+    """Tell whether a tensor is a tower's table of tokens, of which a step reads a few rows."""
+    return name.endswith((".embed_tokens.weight", ".token_embedding.weight"))
+
+
+def with_layers(config: HybridConfig, layers: Mapping[str, int]) -> HybridConfig:
+    """Return a member whose towers (`kosmos_text`, ...) have the numbers of layers in `layers`."""
+    towers = {name: replace(getattr(config, name), num_layers=count) for name, count in layers.items()}
+    return replace(config, **towers)
 
 
 def solve_fusion_features(config: HybridConfig, settings: PolicySettings | None = None) -> tuple[str, ...]:

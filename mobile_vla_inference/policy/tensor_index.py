@@ -51,6 +51,9 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 
 SHARD_INDEX_FILE = "model.safetensors.index.json"
 
+#: What follows a quantised weight's name in the name of its scales, one for each row.
+SCALE_SUFFIX = "_scale"
+
 _DEAD_KEYS = {
     "lm_head": re.compile(r"(^|\.)lm_head\.(weight|bias)$"),
     "position_ids": re.compile(r"(^|\.)position_ids$"),
@@ -67,7 +70,8 @@ _STORAGE_TYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_SAFETENSORS_TYPES = {
+#: Number types of safetensors files, by their codes.
+SAFETENSORS_TYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -162,6 +166,8 @@ class TensorIndex:
         prefix: what was stripped from every key.
         metadata: plain values beside the tensors (epoch, val_mae, args as a dict).
         dead: bytes that inference never uses: `optimizer`, `lm_head`, `position_ids`.
+        optimizer_shapes: shapes of the parameters that the optimizer trained, where its state is in the file.
+        scales: of the int8 weights that have them, by the weight's name; not among `tensors`.
     """
 
     path: Path
@@ -172,6 +178,13 @@ class TensorIndex:
     prefix: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     dead: dict[str, int] = field(default_factory=dict)
+    optimizer_shapes: tuple[tuple[int, ...], ...] = ()
+    scales: dict[str, TensorEntry] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, TensorEntry]:
+        """Every tensor that loading reads, by its key in the module: `tensors` and `scales`."""
+        return self.tensors | {name + SCALE_SUFFIX: entry for name, entry in self.scales.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -298,7 +311,16 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> TensorIndex:
     metadata = {k: _plain(v) for k, v in (rest or graph).items() if isinstance(k, str) and not _holds_tensors(v)}
     optimizer = {tensor.storage.key: tensor.storage.nbytes for tensor in _tensors_in(list(rest.values()))}
     dead = {"optimizer": sum(optimizer.values())}
-    return _model_index(path, "zip", size, tensors, wrapper=wrapper, metadata=metadata, dead=dead)
+    return _model_index(
+        path,
+        "zip",
+        size,
+        tensors,
+        wrapper=wrapper,
+        metadata=metadata,
+        dead=dead,
+        optimizer_shapes=_optimizer_shapes(rest),
+    )
 
 
 def _zip_directory(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
@@ -571,9 +593,9 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
 
 
 def _safetensors_entry(path: Path, entry: dict[str, Any], data_start: int) -> TensorEntry:
-    if entry["dtype"] not in _SAFETENSORS_TYPES:
+    if entry["dtype"] not in SAFETENSORS_TYPES:
         raise ValueError(f"number type {entry['dtype']!r:.20}")
-    dtype = _SAFETENSORS_TYPES[entry["dtype"]]
+    dtype = SAFETENSORS_TYPES[entry["dtype"]]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if not all(map(_is_count, (*shape, begin, end))) or len(shape) > _MAX_RANK:
@@ -649,6 +671,7 @@ def _model_index(
     wrapper: str | None = None,
     metadata: dict[str, Any],
     dead: dict[str, int] | None = None,
+    optimizer_shapes: tuple[tuple[int, ...], ...] = (),
 ) -> TensorIndex:
     """Strip prefixes, and take what inference never uses out of the tensors."""
     if not tensors:
@@ -656,6 +679,11 @@ def _model_index(
     prefix, tensors = _strip_prefixes(tensors)
     kinds = {name: _dead_kind(name) for name in tensors}
     live = {name: entry for name, entry in tensors.items() if kinds[name] is None}
+    scales = {
+        name: live.pop(name + SCALE_SUFFIX)
+        for name, entry in list(live.items())
+        if entry.dtype == "int8" and name + SCALE_SUFFIX in live
+    }
     counted = {(entry.file, entry.offset) for entry in live.values()}  # a tied lm_head is the embedding's storage
     dead = {"optimizer": 0, "lm_head": 0, "position_ids": 0, **(dead or {})}
     for name, kind in kinds.items():
@@ -663,7 +691,7 @@ def _model_index(
         if kind is not None and place not in counted:
             counted.add(place)
             dead[kind] += tensors[name].nbytes
-    return TensorIndex(path, file_format, size, live, wrapper, prefix, metadata, dead)
+    return TensorIndex(path, file_format, size, live, wrapper, prefix, metadata, dead, optimizer_shapes, scales)
 
 
 def _dead_kind(name: str) -> str | None:
@@ -708,6 +736,16 @@ def _tensors_in(value: Any) -> Iterator[_Tensor]:
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             pending.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _optimizer_shapes(rest: dict[Any, Any]) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each parameter that an optimizer's state_dict() has moments of (Adam, SGD and the like)."""
+    shapes = []
+    for value in rest.values():
+        state = value.get("state") if isinstance(value, dict) else None
+        for moments in state.values() if isinstance(state, dict) else ():
+            shapes.append(next((tensor.shape for tensor in _tensors_in(moments) if tensor.shape), ()))
+    return tuple(shapes)
 
 
 def _holds_tensors(value: Any) -> bool:

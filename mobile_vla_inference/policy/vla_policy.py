@@ -89,7 +89,8 @@ class VlaPolicy:
         Args:
             path: the checkpoint.
             device: `cpu`, `cuda`, or `auto` (cuda where there is one).
-            dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda.
+            dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda. Weights that are int8 in a
+                converted folder stay so, and are computed with in this type.
             processors: folder with the two tokenizer folders; None: beside the checkpoint.
             progress: called with what is being done, in a few words.
             force: load even where the memory seems too small.
@@ -103,6 +104,7 @@ class VlaPolicy:
         # Imported here: huggingface_hub reads the variables above when it is imported.
         from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
         from mobile_vla_inference.policy.engine import EagerEngine
+        from mobile_vla_inference.policy.family import parameter_counts
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
         from mobile_vla_inference.policy.processors import find_processors, processor_folders
 
@@ -119,16 +121,15 @@ class VlaPolicy:
             )
         folders = processor_folders(find_processors(path, processors), config)
         encoder = InstructionEncoder(folders, config, settings)
-        model = load_model(
-            checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report), force=force
-        )
+        model = load_model(checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report), force=force)
         if encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
             model.set_clip_eos_token_id(encoder.clip_eos_token_id)
         description = {
             "checkpoint": str(path),
             "variant": config.variant,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": sum(parameter_counts(checkpoint.index.shapes).values()),
             "dtype": str(torch_dtype).removeprefix("torch."),
+            "quantization": checkpoint.quantization,
             "device": str(torch_device),
             "image_size": config.image_size,
             "fusion_features": list(model.fusion_features),
@@ -139,11 +140,12 @@ class VlaPolicy:
             "action_scale": list(settings.action_scale),
             "action_offset": list(settings.action_offset),
             "assumed_settings": list(settings.assumed),
+            "warnings": list(checkpoint.warnings),
         }
         return cls(EagerEngine(model), encoder, config, settings, description)
 
     def describe(self) -> dict[str, Any]:
-        """Return what was loaded, JSON-ready: variant, parameters, dtype, device, features, assumed settings."""
+        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings."""
         return dict(self._description)
 
     def warm_up(self) -> None:

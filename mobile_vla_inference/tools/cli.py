@@ -17,10 +17,12 @@ from mobile_vla_inference.border import MobileVlaError
 
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
+    "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
     "infer": ("infer", "run a checkpoint over the images of a folder"),
     "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
     "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),
+    "verify": ("verify", "check every file of a converted folder by its hash"),
 }
 
 EXIT_ERROR = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     policy = VlaPolicy.load(
         args.checkpoint, device=args.device, dtype=args.dtype, processors=args.processors, force=args.force
     )
+    for warning in policy.describe()["warnings"]:
+        print(f"mobile_vla: warning: {warning}", file=sys.stderr)
     policy.set_instruction(args.instruction)
     steps = _run_policy(policy, paths, args.reset_each)
     if args.json is None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from mobile_vla_inference.border import write_text_atomically
 from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
 from mobile_vla_inference.policy.config import HybridConfig, TextTower, VisionTower, save_settings
-from mobile_vla_inference.policy.family import parameter_counts
+from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts
 from mobile_vla_inference.policy.tensor_index import ITEM_BYTES
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
@@ -82,6 +82,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "assumed": "fusion_features" in settings.assumed,
         },
         "assumed": list(settings.assumed),
+        "warnings": list(checkpoint.warnings),
         "needs": memory_needs(checkpoint),
         "available_mib": round(available_bytes() / MIB, 1),
     }
@@ -92,8 +93,8 @@ def memory_needs(checkpoint: Checkpoint) -> dict[str, dict[str, float]]:
 
     run = libraries + weights + a margin for buffers and activations; load = run + the largest tensor, which is in
     transit while it is cast. A file that has the type already is mapped instead of copied, but every step reads all
-    of it, so its weights count too. int8 is weight-only: a byte per value of a matrix and a 32-bit scale per row;
-    embeddings and vectors stay in 16 bits.
+    of it, so its weights count too. int8 is as convert writes it: a byte per value of a block's matrix and a 32-bit
+    scale per row; the rest stays in 16 bits.
     """
     shapes = checkpoint.index.shapes
     sizes_by_type = {
@@ -113,9 +114,7 @@ def memory_needs(checkpoint: Checkpoint) -> dict[str, dict[str, float]]:
 
 def _int8_bytes(name: str, shape: tuple[int, ...]) -> int:
     count = math.prod(shape)
-    if len(shape) < 2 or "embed" in name:
-        return 2 * count
-    return count + 4 * shape[0]
+    return count + 4 * shape[0] if is_block_matrix(name) else 2 * count
 
 
 def _main_dtype(checkpoint: Checkpoint) -> str:
@@ -151,6 +150,8 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
         fits = "fits" if need["load_mib"] <= description["available_mib"] else "does not fit"
         needs.add_row(name, f"{need['load_mib']:,.0f} MiB", f"{need['run_mib']:,.0f} MiB", fits)
     console.print(needs)
+    for warning in description["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
     if description["assumed"]:
         console.print(
             f"assumed, not read: {', '.join(description['assumed'])}. The robot doesn't move while a setting is "
