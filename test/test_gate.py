@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
-from mobile_vla_inference.control.gate import ADVICE, CommandGate, GateLimits, Reason
+from mobile_vla_inference.control.gate import ADVICE, INSTRUCTION_SETTLE_S, CommandGate, GateLimits, Reason
 
 FORWARD = VelocityCommand(0.4, 0.0, 0.2)
 INSTANT = GateLimits(max_linear_acceleration_mps2=1e9, max_angular_acceleration_radps2=1e9)
@@ -97,6 +97,20 @@ def test_after_a_fault_a_stop_or_a_long_gap_it_stays_stopped_until_enabled(cause
     gate.image_accepted(now_s)
     gate.action_ready(FORWARD, now_s)
     assert gate.decide(now_s).reason is Reason.MOVING
+
+
+def test_a_changed_instruction_is_followed_once_it_has_settled():
+    gate = driving_gate()
+    gate.instruction_changed(True, 100.0)
+    assert gate.decide(100.0).reason is Reason.NO_STEP
+    for now_s in (100.05, 100.1, 100.15):  # a flood: each one comes before the last has settled
+        gate.action_ready(FORWARD, now_s)
+        assert gate.decide(now_s).command in (STANDSTILL, None)
+        gate.instruction_changed(True, now_s)
+    gate.action_ready(FORWARD, 100.2)
+    assert gate.decide(100.2 + INSTRUCTION_SETTLE_S).reason is Reason.MOVING
+    gate.instruction_changed(False, 100.3)
+    assert gate.decide(100.3).reason is Reason.NO_INSTRUCTION
 
 
 def test_enabling_does_not_override_a_stop_that_is_still_asked_for():

@@ -53,6 +53,9 @@ ADVICE = {
 }
 
 
+#: A changed instruction is followed once no other has come for so long: under a flood of them the robot stands.
+INSTRUCTION_SETTLE_S = 0.1
+
 #: Stops that a person asks for without haste; with `soft_stop` the robot slows down instead of halting at once.
 _GENTLE = (Reason.NO_INSTRUCTION, Reason.DISABLED)
 
@@ -122,6 +125,7 @@ class CommandGate:
         self._image_sources = 1
         self._action: VelocityCommand | None = None
         self._action_time_s = -math.inf
+        self._instruction_changed_s = -math.inf
         self._last_command = STANDSTILL
         self._last_decision_s: float | None = None
         self._standing_since_s: float | None = None
@@ -148,6 +152,12 @@ class CommandGate:
     def latch(self, reason: Reason) -> None:
         """Stop for `reason` until enabled again; the first reason stays."""
         self._latch = self._latch or reason
+        self.forget_action()
+
+    def instruction_changed(self, present: bool, now_s: float) -> None:
+        """Take note of another instruction, or of none: what the policy wanted by the former one counts no more."""
+        self.has_instruction = present
+        self._instruction_changed_s = now_s
         self.forget_action()
 
     def image_accepted(self, capture_time_s: float) -> None:
@@ -214,6 +224,7 @@ class CommandGate:
             (self._image_time_s is None, Reason.NO_IMAGE),
             (image_age_s > self.limits.image_timeout_s, Reason.IMAGE_STALE),
             (self._action is None, Reason.NO_STEP),
+            (now_s - self._instruction_changed_s < INSTRUCTION_SETTLE_S, Reason.NO_STEP),
             (now_s - self._action_time_s > self.limits.step_timeout_s, Reason.STEP_STALE),
         )
         return next((reason for refused, reason in checks if refused), Reason.MOVING)

@@ -95,7 +95,8 @@ class StepResult:
         values: normalised action, one float per axis.
         stamp_s: stamp of the frame, seconds.
         received_s: arrival of the frame, steady clock.
-        started_s: when the frame was handed to the worker, steady clock.
+        started_s: when the frame's step was due and its conversion began, steady clock.
+        loaded_s: when it was converted and lay in shared memory, steady clock.
         finished_s: when the action came back, steady clock.
         step_s: seconds that the policy itself took.
         first_of_state: whether the hidden state was empty before this step.
@@ -105,6 +106,7 @@ class StepResult:
     stamp_s: float
     received_s: float
     started_s: float
+    loaded_s: float
     finished_s: float
     step_s: float
     first_of_state: bool
@@ -361,18 +363,13 @@ class PolicyWorker:
             session = _WorkerSession(self)
             try:
                 fault = session.run()
+                if self._stop or fault is None:
+                    return
+                # Told before the process is ended: the kernel takes its time to free gigabytes, the robot drives on.
+                final = self._tell_fault(fault, attempt)
             finally:
                 session.close()
                 self._child = None
-            if self._stop or fault is None:
-                return
-            # What never ran once will not run the next time either.
-            final = fault.final or not self._info or attempt >= self._options.max_restarts
-            self._last_error = fault.message
-            if self._info and final and not fault.final:
-                fault = WorkerFault(f"{fault.message}; gave up after {attempt} restarts", True)
-            self._set_state(WorkerState.FAILED if final else WorkerState.RESTARTING)
-            self._publish_event(WorkerFault(fault.message, final))
             if final:
                 return
             delay_s = _RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)]
@@ -380,6 +377,19 @@ class PolicyWorker:
             with self._lock:
                 self._counters.restarts += 1
             self._sleep(delay_s)
+
+    def _tell_fault(self, fault: WorkerFault, attempt: int) -> bool:
+        """Publish a fault of the worker; return whether it is final."""
+        # What never ran once will not run the next time either.
+        final = fault.final or not self._info or attempt >= self._options.max_restarts
+        message = fault.message
+        self._last_error = message
+        if self._info and final and not fault.final:
+            message = f"{message}; gave up after {attempt} restarts"
+        with self._lock:
+            self._events.append(WorkerFault(message, final))
+        self._set_state(WorkerState.FAILED if final else WorkerState.RESTARTING)
+        return final
 
     def _sleep(self, duration_s: float) -> None:
         """Wait, but wake at once when stopped."""
@@ -396,7 +406,7 @@ class _WorkerSession:
         self._options = worker._options
         self._pending: Frame | None = None  # handed over, result outstanding
         self._pending_generation = 0
-        self._started_s = 0.0
+        self._started_s = self._loaded_s = 0.0
         self._deadline_s = math.inf
         self._next_step_s = 0.0
         self._sent_generation = -1
@@ -521,6 +531,7 @@ class _WorkerSession:
             return
         self._shared.seek(0)
         self._shared.write(pixels.data)
+        self._loaded_s = time.monotonic()
         self._pending, self._pending_generation = frame, generation
         self._started_s = now_s
         # A late step starts the period anew: a backlog of steps would run the LSTM's time too fast.
@@ -577,6 +588,7 @@ class _WorkerSession:
             stamp_s=frame.stamp_s,
             received_s=frame.received_s,
             started_s=self._started_s,
+            loaded_s=self._loaded_s,
             finished_s=time.monotonic(),
             step_s=message["step_s"],
             first_of_state=self._fresh_state,

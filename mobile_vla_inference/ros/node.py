@@ -7,6 +7,7 @@ decided by the gate (control/gate.py) alone, and published from exactly one plac
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -69,6 +70,8 @@ from mobile_vla_inference.ros.parameters import ParameterError, declare_paramete
 NODE_NAME = "vla_node"
 
 _DIAGNOSTICS_PERIOD_S = 1.0
+#: Deep enough that a listener who is busy for a while misses no step.
+_STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: Steps that the latency percentiles look back on.
 _LATENCY_WINDOW = 200
 #: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
@@ -122,6 +125,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._image_error = ""
         self._last_stamp_s = -math.inf
         self._image_received_s = -math.inf
+        self._image_refused_s = -math.inf
         self._images_received = 0
         self._images_reported = 0
         self._newest_image: tuple[Callable, Any] | None = None
@@ -148,6 +152,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         )
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._status_publisher = self.create_publisher(DiagnosticStatus, "~/status", latched)
+        self._step_publisher = self.create_publisher(DiagnosticStatus, "~/step", _STEP_QOS)
 
         self._debug_publisher = self.create_publisher(Image, "~/debug_image", image_qos)
         self._format = _COMPRESSED if parameters.image_transport == "compressed" else _RAW
@@ -160,7 +165,7 @@ class VlaNode(LifecycleNodeMixin, Node):
 
         self._worker_news = self.create_guard_condition(self._on_worker_news, callback_group=group)
         self._command_timer = self.create_timer(
-            1.0 / parameters.publish_rate_hz, self._on_command_timer, callback_group=group, clock=steady
+            1.0 / parameters.publish_rate_hz, self._publish_decision, callback_group=group, clock=steady
         )
         self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, callback_group=group, clock=steady)
 
@@ -296,8 +301,12 @@ class VlaNode(LifecycleNodeMixin, Node):
             return
         with self._motion_lock:
             self._gate.image_accepted(now_s - max(0.0, age_s))
-            if backwards:  # a bag that loops: what the policy remembers has not happened yet
+            if backwards:
                 self._gate.forget_action()
+        if backwards:  # a bag that loops: what the policy remembers, or computes just now, has not happened yet
+            if self._worker is not None:
+                self._worker.reset("time_backwards")
+            self._publish_decision()
         self._newest_image = (self._format.convert, message)
         if self._worker is not None:
             self._worker.submit(Frame(stamp_s, now_s, partial(_load_frame, self._format.convert, message)))
@@ -309,6 +318,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._worker.count_refused(cause)
         if cause != "repeated_stamp":
             with self._motion_lock:
+                self._image_refused_s = time.monotonic()
                 self._gate.image_refused()
             self._publish_decision()
 
@@ -353,16 +363,16 @@ class VlaNode(LifecycleNodeMixin, Node):
         except InstructionError as error:
             text, self._instruction_error = "", str(error)
             self.get_logger().warning(f"instruction refused: {error}")
-        changed = text != self._instruction
+        if text == self._instruction:
+            return
         self._instruction = text
         with self._motion_lock:
-            self._gate.has_instruction = bool(text)
-            if changed:
-                self._gate.forget_action()
+            self._gate.instruction_changed(bool(text), time.monotonic())
         if self._worker is not None:
             self._worker.set_instruction(text)
-        if changed:
-            self.get_logger().info(f"instruction: {text!r}")
+        if self._decision.reason is Reason.MOVING:
+            self._publish_decision()
+        self.get_logger().info(f"instruction: {text!r}")
 
     def _on_stop(self, message: Bool) -> None:
         with self._motion_lock:
@@ -374,6 +384,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._gate.forget_action()
         if self._worker is not None:
             self._worker.reset()
+        self._publish_decision()
         response.success = self._worker is not None
         response.message = (
             "hidden state cleared" if response.success else "no policy is loaded; configure the node first"
@@ -421,16 +432,20 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._publish_decision()
             self._command_timer.reset()  # the next repetition is a full period after this one
             self._publish_debug_image()
+            self._publish_steps(events)
 
     def _take_event(self, event: WorkerEvent) -> None:
         with self._motion_lock:
             if isinstance(event, StepResult):
+                if event.received_s <= self._image_refused_s:
+                    return  # a good frame from before the bad one says nothing about what the camera sees now
                 self._gate.action_ready(self._mapping.velocity(event.values), time.monotonic())
                 self._step_s.append(event.step_s)
                 self._reaction_s.append(time.monotonic() - event.received_s)
                 self._image_error = ""
                 return
             if isinstance(event, FrameRefused):
+                self._image_refused_s = time.monotonic()
                 self._gate.image_refused()
                 self._image_error = event.message
             elif isinstance(event, InstructionRefused):
@@ -444,15 +459,11 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     # ---- what goes out -------------------------------------------------------------------------------------------
 
-    def _on_command_timer(self) -> None:
+    def _publish_decision(self) -> Decision:
+        """Ask the gate and publish what it says: the only path to the base besides a final standstill."""
         sources = self.count_publishers(self._image_subscription.topic_name)
         with self._motion_lock:
             self._gate.image_sources(sources)
-        self._publish_decision()
-
-    def _publish_decision(self) -> Decision:
-        """Ask the gate and publish what it says: the only path to the base besides a final standstill."""
-        with self._motion_lock:
             decision = self._gate.decide(time.monotonic())
             if decision.command is not None:
                 self._publish_command(decision.command)
@@ -505,6 +516,21 @@ class VlaNode(LifecycleNodeMixin, Node):
         picture = draw_command(frame, command, self._gate.limits.max_velocity, lines)
         header = message.header
         self._debug_publisher.publish(conversions.rgb_to_image(picture, Image, header.stamp, header.frame_id))
+
+    def _publish_steps(self, events: list[WorkerEvent]) -> None:
+        """Tell every step that counted, exactly: what `mobile_vla replay` needs to take the same ones."""
+        decision = self._decision
+        for event in events:
+            if isinstance(event, StepResult):
+                values = {
+                    "stamp_s": repr(event.stamp_s),
+                    "first_of_state": event.first_of_state,
+                    "instruction": self._instruction,
+                    "action": json.dumps(event.values),
+                    "step_s": repr(event.step_s),
+                    "command": json.dumps(decision.command.values if decision.command is not None else None),
+                }
+                self._step_publisher.publish(self._status("step", OK, decision.reason.value, values))
 
     def _gate_status(self) -> DiagnosticStatus:
         decision = self._decision
@@ -613,15 +639,25 @@ def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -
             return
 
 
-def main(args: list[str] | None = None, worker_module: str = WORKER_MODULE) -> int:
-    """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start."""
+def main(
+    args: list[str] | None = None,
+    worker_module: str = WORKER_MODULE,
+    node_type: Callable[[str], VlaNode] = VlaNode,
+) -> int:
+    """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start.
+
+    Args:
+        args: ROS arguments; None: the command line's.
+        worker_module: what runs as the policy worker.
+        node_type: makes the node from the worker module; `mobile_vla bench` gives one that keeps times.
+    """
     # The default handlers invalidate the context before a last standstill could be published.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     leave, failed = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leave.set())
     try:
-        node = VlaNode(worker_module)
+        node = node_type(worker_module)
     except MobileVlaError as error:
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
         rclpy.try_shutdown()

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         KeyboardInterrupt: stopped before the robot moved.
     """
     _check(args)
-    _require_rclpy()
+    require_rclpy()
     checkpoint = default_checkpoint(CACHE_FOLDER) if args.checkpoint is None else args.checkpoint
     with _stop_requests() as stop_requested:
         summary, fault = _drive(args, checkpoint.resolve(), stop_requested)
@@ -162,7 +162,8 @@ def _check(args: argparse.Namespace) -> None:
         raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
 
 
-def _require_rclpy() -> None:
+def require_rclpy() -> None:
+    """Raise MobileVlaError, with what to do, where rclpy is missing."""
     try:
         import rclpy  # noqa: F401
     except ImportError as error:

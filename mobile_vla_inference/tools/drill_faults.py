@@ -1,0 +1,435 @@
+"""The drill's catalogue: every fault with how it is injected, lifted, answered and recovered from.
+
+A fault is plain data with two small functions on a `Rig`, which is the running node with all that can be done to it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.control.gate import Reason
+from mobile_vla_inference.tools.child_process import NodeProcess
+from mobile_vla_inference.tools.drill_judge import Onset
+from mobile_vla_inference.tools.drill_worker import STEP_FAULTS, DrillPanel
+
+if TYPE_CHECKING:
+    from mobile_vla_inference.tools.drill_graph import DrillGraph
+
+INSTRUCTION = "go around the box on the left to the cup"
+
+#: What the drill gives the node; the timeouts are the shortest that a step of STEP_S on a busy machine allows.
+IMAGE_TIMEOUT_S = 0.5
+STEP_TIMEOUT_S = 1.0
+RESUME_WITHIN_S = 2.0
+#: A step takes at least so long, longer than the node may take to stop: a result is under way at most faults.
+STEP_S = 0.15
+
+_EVENT_LIMIT_S = 5.0
+
+# Numbers of lifecycle_msgs/msg/Transition.
+_ACTIVATE, _DEACTIVATE = 3, 4
+
+
+class DrillError(MobileVlaError):
+    """A fault could not be injected, or the node does not do what the drill needs."""
+
+
+class Recovery(Enum):
+    """How the robot comes back to motion after the fault is lifted, by design."""
+
+    BY_ITSELF = "by itself"
+    AFTER_ENABLE = "after ~/enable"
+    AFTER_ACTIVATE = "after activate"
+    NEVER = "no: the node left"
+
+
+@dataclass
+class Rig:
+    """A running node and everything that can be done to it."""
+
+    node: NodeProcess
+    graph: DrillGraph
+    panel: DrillPanel
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of the catalogue.
+
+    Attributes:
+        name: for the table and `--only`.
+        injection: how it is injected, for people.
+        inject: brings it about and returns when it began.
+        lift: takes it away again.
+        reasons: one of these has to be the first that the node gives.
+        recovery: how motion comes back.
+        transport: the image transport of the node that it needs.
+        step_s: how long a policy step takes at least.
+        hold_s: how long it stays after the first zero.
+        momentary: it is over with the first zero.
+        from_rest: it is injected into a robot that has not moved yet, and must not start.
+    """
+
+    name: str
+    injection: str
+    inject: Callable[[Rig], Onset]
+    lift: Callable[[Rig], None]
+    reasons: tuple[Reason, ...]
+    recovery: Recovery = Recovery.BY_ITSELF
+    transport: str = "raw"
+    step_s: float = STEP_S
+    hold_s: float = 0.4
+    momentary: bool = False
+    from_rest: bool = False
+
+
+# ---- the worker ------------------------------------------------------------------------------------------------------
+
+
+def _signal_worker(number: signal.Signals, rig: Rig) -> float:
+    sent_s = time.monotonic()
+    os.kill(int(rig.panel.worker_pid), number)
+    return sent_s
+
+
+def _kill_worker(rig: Rig) -> Onset:
+    """Kill the worker; nobody can know before the kernel has ended it, which takes longer the more memory it holds."""
+    process = os.pidfd_open(int(rig.panel.worker_pid))
+    try:
+        sent_s = _signal_worker(signal.SIGKILL, rig)
+        select.select([process], [], [], _EVENT_LIMIT_S)
+        return Onset(sent_s, time.monotonic() - sent_s)
+    finally:
+        os.close(process)
+
+
+def _hang_worker(rig: Rig) -> Onset:
+    sent_s = _signal_worker(signal.SIGSTOP, rig)
+    return Onset(rig.panel.finished_s, STEP_TIMEOUT_S, sent_s)
+
+
+def _fail_step(kind: str, rig: Rig) -> Onset:
+    asked_s = time.monotonic()
+    rig.panel.fault = list(STEP_FAULTS).index(kind)
+    if not rig.graph.wait_for(lambda: rig.panel.fired_s >= asked_s, _EVENT_LIMIT_S):
+        raise DrillError(f"no step was made within {_EVENT_LIMIT_S:g} s that could fail with {kind}")
+    return Onset(rig.panel.fired_s)
+
+
+def _await_another_worker(rig: Rig) -> None:
+    """Wait until the node has started the worker again."""
+    fault_s = time.monotonic()
+    if not rig.graph.wait_for(lambda: rig.panel.loaded_s > fault_s, 90.0):
+        raise DrillError("the worker was not started again within 90 s")
+
+
+def _nothing(rig: Rig) -> None:
+    """Leave the fault to pass by itself."""
+
+
+def _worker_fault(name: str, injection: str, inject: Callable[[Rig], Onset], **others: Any) -> Fault:
+    reasons = others.pop("reasons", (Reason.WORKER_FAULT, Reason.WORKER_NOT_READY))
+    return Fault(name, injection, inject, _await_another_worker, reasons, Recovery.AFTER_ENABLE, **others)
+
+
+def _step_fault(kind: str, injection: str, **others: Any) -> Fault:
+    return _worker_fault(f"step_{kind}", injection, partial(_fail_step, kind), **others)
+
+
+def _bad_action(kind: str, injection: str) -> Fault:
+    return Fault(
+        f"action_{kind}",
+        injection,
+        partial(_fail_step, kind),
+        _nothing,
+        (Reason.ACTION_NOT_FINITE,),
+        Recovery.AFTER_ENABLE,
+    )
+
+
+# ---- the images ------------------------------------------------------------------------------------------------------
+
+
+def _good_images(rig: Rig) -> None:
+    rig.graph.camera.start()
+
+
+def _stop_images(rig: Rig) -> Onset:
+    rig.graph.camera.stop()
+    return Onset(rig.graph.camera.last_good_s, IMAGE_TIMEOUT_S, time.monotonic())
+
+
+def _spoil_images(change: Callable[[Any], None], rig: Rig) -> Onset:
+    return Onset(rig.graph.camera.spoil(change))
+
+
+def _spoil_pixels(change: Callable[[Any], None], rig: Rig) -> Onset:
+    """Spoil what is only seen when a step is due and its frame is converted."""
+    return Onset(rig.graph.camera.spoil(change), rig.panel.step_period_s)
+
+
+def _repeat_stamps(rig: Rig) -> Onset:
+    camera = rig.graph.camera
+    camera.stop()
+    stamp, since_s = camera.last_good_stamp, camera.last_good_s
+    spoilt_s = camera.spoil(lambda message: setattr(message.header, "stamp", stamp))
+    return Onset(since_s, IMAGE_TIMEOUT_S, spoilt_s)
+
+
+def _shift_stamp(offset_s: float, message: Any) -> None:
+    stamp = message.header.stamp
+    total_ns = stamp.sec * 10**9 + stamp.nanosec + round(offset_s * 1e9)
+    stamp.sec, stamp.nanosec = divmod(total_ns, 10**9)
+
+
+def _set_fields(fields: dict[str, Any], message: Any) -> None:
+    for name, value in fields.items():
+        setattr(message, name, value)
+
+
+def _halve_data(message: Any) -> None:
+    message.data = message.data[: len(message.data) // 2]
+
+
+_JPEG_SIZE = b"\xff\xc0\x00\x11\x08"
+_JPEG_TABLE = b"\xff\xc4"
+
+
+def _claim_huge_jpeg(message: Any) -> None:
+    """Write 8000 x 6000 where the frame header tells the size."""
+    position = message.data.tobytes().index(_JPEG_SIZE) + len(_JPEG_SIZE)
+    for offset, value in enumerate((6000).to_bytes(2, "big") + (8000).to_bytes(2, "big")):
+        message.data[position + offset] = value
+
+
+def _break_jpeg_tables(message: Any) -> None:
+    """Make every Huffman table impossible; header and end stay whole."""
+    data = message.data.tobytes()
+    position = data.find(_JPEG_TABLE)
+    while position >= 0:
+        for offset in range(16):
+            message.data[position + 5 + offset] = 0xFF
+        position = data.find(_JPEG_TABLE, position + 2)
+
+
+def _image_fault(name: str, injection: str, change: Callable[[Any], None], **others: Any) -> Fault:
+    inject = partial(others.pop("spoil", _spoil_images), change)
+    return Fault(name, injection, inject, _good_images, (Reason.IMAGE_REFUSED,), **others)
+
+
+def _add_camera(rig: Rig) -> Onset:
+    return Onset(rig.graph.add_second_camera())
+
+
+# ---- the instruction -------------------------------------------------------------------------------------------------
+
+
+def _instruct(rig: Rig) -> None:
+    rig.graph.instruct(INSTRUCTION)
+
+
+def _send_instruction(text: str, rig: Rig) -> Onset:
+    return Onset(rig.graph.instruct(text))
+
+
+def _no_instruction(rig: Rig) -> Onset:
+    graph = rig.graph
+    if not graph.wait_for(lambda: graph.reason == Reason.NO_INSTRUCTION.value, _EVENT_LIMIT_S):
+        raise DrillError(f"the node waits for something else than an instruction: {graph.reason}")
+    return Onset(time.monotonic())
+
+
+def _end_flood(rig: Rig) -> None:
+    rig.graph.end_flood()
+    rig.graph.instruct(INSTRUCTION)
+
+
+def _instruction_fault(name: str, injection: str, inject: Callable[[Rig], Onset], **others: Any) -> Fault:
+    return Fault(name, injection, inject, _instruct, (Reason.NO_INSTRUCTION,), **others)
+
+
+# ---- the operator ----------------------------------------------------------------------------------------------------
+
+
+def _release_stop(rig: Rig) -> None:
+    rig.graph.stop(False)
+
+
+def _deactivate_in_step(rig: Rig) -> Onset:
+    panel = rig.panel
+    seen_s = time.monotonic()
+    deadline_s = seen_s + _EVENT_LIMIT_S
+    while not panel.started_s > max(seen_s, panel.finished_s):
+        if time.monotonic() > deadline_s:
+            raise DrillError(f"no step was made within {_EVENT_LIMIT_S:g} s")
+        time.sleep(0.001)
+    return Onset(rig.graph.change_state(_DEACTIVATE))
+
+
+def _refuse_nan(rig: Rig) -> Onset:
+    """Set parameters to NaN, which has to be refused; then see that the image timeout is in force as before."""
+    for name in ("image_timeout_s", "step_timeout_s", "max_linear_x_mps", "max_angular_z_radps", "publish_rate_hz"):
+        answer = rig.graph.set_double(name, math.nan)
+        if answer.successful or name not in answer.reason:
+            raise DrillError(f"parameter {name} was set to NaN: {answer.reason or 'accepted'}, expected a refusal")
+    return _stop_images(rig)
+
+
+def _terminate(rig: Rig) -> Onset:
+    sent_s = time.monotonic()
+    os.kill(rig.node.pid, signal.SIGTERM)
+    return Onset(sent_s)
+
+
+#: The order is the order of a round: what can only be seen in a fresh node is first, what ends it is last.
+CATALOGUE = (
+    Fault(
+        "instruction_absent",
+        "images, but nobody has told an instruction",
+        _no_instruction,
+        _instruct,
+        (Reason.NO_INSTRUCTION,),
+        hold_s=1.0,
+        from_rest=True,
+    ),
+    _instruction_fault("instruction_empty", "an instruction of spaces", partial(_send_instruction, "  ")),
+    _instruction_fault("instruction_1mb", "an instruction of 1 MB", partial(_send_instruction, "go " * 350_000)),
+    _instruction_fault(
+        "instruction_not_utf8",
+        "bytes that are not UTF-8, on the wire",
+        lambda rig: Onset(rig.graph.instruct_raw(b"go \xff\xfe\xc3(")),
+    ),
+    _instruction_fault(
+        "instruction_control",
+        "an instruction of control characters",
+        partial(_send_instruction, "\x01\x07\t\r\n\x1b\x7f\u200b"),
+    ),
+    Fault(
+        "instruction_flood",
+        "1000 different instructions a second, for a second",
+        lambda rig: Onset(rig.graph.flood(1000.0)),
+        _end_flood,
+        (Reason.NO_STEP,),
+        step_s=0.0,
+        hold_s=1.0,
+    ),
+    Fault("images_stop", "the camera falls silent for a second", _stop_images, _good_images, (Reason.IMAGE_STALE,)),
+    Fault(
+        "images_stop_long",
+        "the camera falls silent for longer than resume_within_s",
+        _stop_images,
+        _good_images,
+        (Reason.IMAGE_STALE,),
+        Recovery.AFTER_ENABLE,
+        hold_s=RESUME_WITHIN_S,
+    ),
+    _image_fault("stamps_old", "images stamped 10 s ago", partial(_shift_stamp, -10.0)),
+    _image_fault("stamps_future", "images stamped 10 s ahead", partial(_shift_stamp, 10.0)),
+    Fault("stamps_repeated", "images with one stamp", _repeat_stamps, _good_images, (Reason.IMAGE_STALE,)),
+    Fault(
+        "time_backwards",
+        "stamps jump back by 0.25 s, as in a bag that loops",
+        partial(_spoil_images, partial(_shift_stamp, -0.25)),
+        _good_images,
+        (Reason.NO_STEP,),
+        momentary=True,
+        step_s=0.0,
+    ),
+    _image_fault("encoding_wrong", "rgb8 pixels that claim to be rgba8", partial(_set_fields, {"encoding": "rgba8"})),
+    _image_fault(
+        "encoding_unknown",
+        "an encoding that does not exist",
+        partial(_set_fields, {"encoding": "rgb7"}),
+        # cv_bridge, where there is one, is asked when the frame is converted.
+        spoil=_spoil_images if find_spec("cv_bridge") is None else _spoil_pixels,
+    ),
+    _image_fault("step_small", "a step shorter than a row", partial(_set_fields, {"step": 100})),
+    _image_fault("data_short", "half of the pixels", _halve_data),
+    _image_fault("size_0x0", "an image of 0 x 0 pixels", partial(_set_fields, {"width": 0, "height": 0})),
+    _image_fault(
+        "size_8000x6000",
+        "a header of 8000 x 6000 pixels",
+        partial(_set_fields, {"width": 8000, "height": 6000, "step": 24000}),
+    ),
+    Fault(
+        "two_cameras",
+        "a second publisher on the image topic",
+        _add_camera,
+        lambda rig: rig.graph.remove_second_camera(),
+        (Reason.IMAGE_AMBIGUOUS,),
+    ),
+    Fault(
+        "disable",
+        "~/enable false",
+        lambda rig: Onset(rig.graph.enable(False)),
+        _nothing,
+        (Reason.DISABLED,),
+        Recovery.AFTER_ENABLE,
+    ),
+    Fault(
+        "stop_topic",
+        "true on the stop topic",
+        lambda rig: Onset(rig.graph.stop(True)),
+        _release_stop,
+        (Reason.STOP_REQUESTED,),
+        Recovery.AFTER_ENABLE,
+    ),
+    Fault(
+        "reset",
+        "~/reset at full speed",
+        lambda rig: Onset(rig.graph.reset()),
+        _nothing,
+        (Reason.NO_STEP,),
+        momentary=True,
+        step_s=0.0,
+    ),
+    Fault(
+        "deactivate",
+        "lifecycle deactivate in the middle of a step",
+        _deactivate_in_step,
+        _nothing,
+        (Reason.INACTIVE,),
+        Recovery.AFTER_ACTIVATE,
+    ),
+    Fault(
+        "parameter_nan",
+        "five parameters set to NaN, each refused by name; then the camera falls silent",
+        _refuse_nan,
+        _good_images,
+        (Reason.IMAGE_STALE,),
+    ),
+    _bad_action("nan", "the policy's action is NaN"),
+    _bad_action("infinity", "the policy's action is infinite"),
+    _worker_fault("worker_killed", "SIGKILL to the worker", _kill_worker),
+    _step_fault("exception", "RuntimeError in a policy step"),
+    Fault("node_sigterm", "SIGTERM to the node", _terminate, _nothing, (Reason.INACTIVE,), Recovery.NEVER, hold_s=0.0),
+    _image_fault("jpeg_cut_off", "half of a JPEG", _halve_data, transport="compressed"),
+    _image_fault("jpeg_8000x6000", "a JPEG header of 8000 x 6000 pixels", _claim_huge_jpeg, transport="compressed"),
+    _image_fault(
+        "jpeg_corrupt",
+        "a JPEG with broken tables: seen when it is decoded",
+        _break_jpeg_tables,
+        transport="compressed",
+        spoil=_spoil_pixels,
+    ),
+    _worker_fault(
+        "worker_hung",
+        "SIGSTOP to the worker",
+        _hang_worker,
+        reasons=(Reason.STEP_STALE, Reason.WORKER_FAULT),
+        transport="compressed",
+    ),
+    _step_fault("gpu_memory_error", "torch.OutOfMemoryError in a policy step", transport="compressed"),
+    _step_fault("memory_error", "MemoryError in a policy step", transport="compressed"),
+)

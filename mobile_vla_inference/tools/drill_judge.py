@@ -1,0 +1,119 @@
+"""What the drill demands of a stop: pure judgement on recorded velocities, without ROS.
+
+The first zero must come by the deadline, and nothing but zero after it until the fault is lifted and, where the
+node latches, the drill enables it again. No velocity may ever be beyond the limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: How long the node may take from the moment when a fault can be known to the first zero that arrives.
+REACTION_LIMIT_S = 0.1
+
+
+@dataclass(frozen=True)
+class Command:
+    """A velocity that arrived: steady time in seconds, and linear x, y, z, angular x, y, z."""
+
+    time_s: float
+    values: tuple[float, ...]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is standstill in every component; NaN is not."""
+        return not any(self.values)
+
+
+@dataclass(frozen=True)
+class SpeedLimits:
+    """The largest magnitude of each component, by the node's parameters."""
+
+    linear_x_mps: float
+    linear_y_mps: float
+    angular_z_radps: float
+
+    def allow(self, command: Command) -> bool:
+        """Whether every component is finite and within its limit."""
+        limits = (self.linear_x_mps, self.linear_y_mps, 0.0, 0.0, 0.0, self.angular_z_radps)
+        return all(abs(value) <= limit for value, limit in zip(command.values, limits))
+
+
+@dataclass(frozen=True)
+class Onset:
+    """When a fault began, steady clock.
+
+    Attributes:
+        since_s: the injection; for a timeout, the last good frame or step.
+        timeout_s: how long it can't be known for what it is: the configured timeout, or 0.
+        injected_s: the injection, where it is later than `since_s`; a zero from before is none of this fault.
+    """
+
+    since_s: float
+    timeout_s: float = 0.0
+    injected_s: float = -math.inf
+
+    @property
+    def deadline_s(self) -> float:
+        """When the first zero must have arrived."""
+        return self.since_s + self.timeout_s + REACTION_LIMIT_S
+
+    @property
+    def watched_from_s(self) -> float:
+        """From when on velocities count."""
+        return max(self.since_s, self.injected_s)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the recording shows.
+
+    Attributes:
+        reaction_s: from `Onset.since_s` to the first zero; None where none came.
+        misses: a sentence per broken demand.
+    """
+
+    reaction_s: float | None
+    misses: tuple[str, ...]
+
+
+def judge(
+    commands: Sequence[Command], onset: Onset, until_s: float, limits: SpeedLimits, *, momentary: bool = False
+) -> Verdict:
+    """Judge the velocities of one fault.
+
+    Args:
+        commands: what arrived, in order of time; may begin before the fault.
+        onset: when the fault began.
+        until_s: when motion was allowed again.
+        limits: the configured speed limits.
+        momentary: the fault is over with the first zero; motion may follow.
+    """
+    during = [command for command in commands if onset.watched_from_s <= command.time_s < until_s]
+    first_zero_s = next((command.time_s for command in during if command.is_zero), math.inf)
+    misses = []
+    if not all(limits.allow(command) for command in during):
+        misses.append("a velocity was not finite or beyond the limits")
+    if first_zero_s == math.inf:
+        misses.append("no zero arrived")
+    elif first_zero_s > onset.deadline_s:
+        late_s = first_zero_s - onset.deadline_s
+        misses.append(f"the first zero arrived {late_s * 1000.0:.0f} ms after its deadline")
+    if not momentary:
+        still_from_s = min(first_zero_s, onset.deadline_s)
+        moving = [command for command in during if command.time_s > still_from_s and not command.is_zero]
+        if moving:
+            last_ms = (moving[-1].time_s - still_from_s) * 1000.0
+            misses.append(
+                f"{len(moving)} velocities other than zero, the last one {last_ms:.0f} ms after the robot should have "
+                "stood still"
+            )
+    return Verdict(None if first_zero_s == math.inf else first_zero_s - onset.since_s, tuple(misses))
+
+
+def judge_rest(commands: Sequence[Command], since_s: float, until_s: float) -> Verdict:
+    """Judge a robot that stands and must not start: zero and silence are both right."""
+    moving = [command for command in commands if since_s <= command.time_s < until_s and not command.is_zero]
+    return Verdict(None, (f"{len(moving)} velocities other than zero, expected none",) if moving else ())

@@ -1,0 +1,267 @@
+"""`mobile_vla drill`: its judgement, which must be able to fail, its catalogue, and a whole round on the real node."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobile_vla_inference.control.gate import Reason
+from mobile_vla_inference.tools import cli
+from mobile_vla_inference.tools.drill_faults import CATALOGUE, Recovery
+from mobile_vla_inference.tools.drill_judge import Command, Onset, SpeedLimits, judge, judge_rest
+from mobile_vla_inference.tools.drill_worker import FORWARD_ACTION, STEP_FAULTS, DrillPanel, FaultyPolicy
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LIMITS = SpeedLimits(linear_x_mps=0.2, linear_y_mps=0.2, angular_z_radps=0.5)
+ONSET = Onset(since_s=10.0)
+UNTIL_S = 11.0
+
+
+def moving(time_s: float, x_mps: float = 0.2, turn_radps: float = 0.0) -> Command:
+    return Command(time_s, (x_mps, 0.0, 0.0, 0.0, 0.0, turn_radps))
+
+
+def zero(time_s: float) -> Command:
+    return Command(time_s, (0.0,) * 6)
+
+
+def misses(*commands: Command, onset: Onset = ONSET, **options) -> tuple[str, ...]:
+    return judge(commands, onset, UNTIL_S, LIMITS, **options).misses
+
+
+# ---- the judgement ---------------------------------------------------------------------------------------------------
+
+
+def test_a_zero_in_time_and_nothing_else_after_it_is_right():
+    verdict = judge([moving(9.9), moving(10.03), zero(10.06), zero(10.5), moving(11.2)], ONSET, UNTIL_S, LIMITS)
+    assert verdict.misses == ()
+    assert verdict.reaction_s == pytest.approx(0.06)
+
+
+def test_zeros_from_before_the_fault_do_not_count():
+    assert misses(zero(9.9)) == ("no zero arrived",)
+    assert misses(zero(9.9), moving(10.05)) == ("no zero arrived",)
+    assert len(misses(zero(9.9), moving(10.15))) == 2
+
+
+def test_a_late_zero_is_a_miss():
+    (late, *_) = misses(moving(10.05), zero(10.13))
+    assert late == "the first zero arrived 30 ms after its deadline"
+
+
+def test_motion_after_the_first_zero_is_a_miss_even_before_the_deadline():
+    (motion,) = misses(zero(10.02), moving(10.04), zero(10.06))
+    assert motion.startswith("1 velocities other than zero")
+
+
+@pytest.mark.parametrize("component", range(6))
+def test_any_component_that_is_not_zero_is_motion(component):
+    values = tuple(1e-9 if index == component else 0.0 for index in range(6))
+    assert any("other than zero" in miss for miss in misses(zero(10.02), Command(10.5, values)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.2001, 0.2001])
+def test_a_velocity_that_is_not_finite_or_beyond_the_limits_is_a_miss_at_any_time(value):
+    assert any("limits" in miss for miss in misses(moving(10.01, value), zero(10.02)))
+
+
+def test_a_timeout_moves_the_deadline_but_not_the_silence_after_the_zero():
+    timeout = Onset(10.0, timeout_s=0.5)
+    assert misses(moving(10.4), zero(10.55), onset=timeout) == ()
+    assert misses(moving(10.4), zero(10.61), onset=timeout)
+    assert misses(zero(10.45), moving(10.5), zero(10.55), onset=timeout)
+
+
+def test_a_zero_between_the_last_good_step_and_the_injection_is_none_of_the_fault():
+    hung = Onset(10.0, timeout_s=0.5, injected_s=10.2)
+    assert misses(zero(10.1), moving(10.3), zero(10.55), onset=hung) == ()
+    assert misses(zero(10.1), moving(10.3), onset=hung) == ("no zero arrived",)
+
+
+def test_after_a_momentary_fault_motion_may_follow_but_the_zero_has_to_come_in_time():
+    assert misses(zero(10.02), moving(10.3), momentary=True) == ()
+    assert misses(moving(10.02), zero(10.13), momentary=True)
+    assert misses(moving(10.02), momentary=True)
+
+
+def test_a_robot_at_rest_may_be_silent_but_not_start():
+    assert judge_rest([moving(9.9), zero(10.2)], 10.0, UNTIL_S).misses == ()
+    assert judge_rest([], 10.0, UNTIL_S).misses == ()
+    assert judge_rest([moving(10.2)], 10.0, UNTIL_S).misses
+
+
+@given(st.lists(st.tuples(st.floats(9.0, 12.0), st.sampled_from([0.0, 0.1, 0.2])), max_size=20))
+def test_what_is_let_pass_stands_still_from_the_deadline_until_it_is_lifted(recorded):
+    commands = [moving(time_s, x_mps) for time_s, x_mps in sorted(recorded)]
+    verdict = judge(commands, ONSET, UNTIL_S, LIMITS)
+    after = [command for command in commands if ONSET.deadline_s < command.time_s < UNTIL_S]
+    if not verdict.misses:
+        assert all(command.is_zero for command in after)
+        assert any(command.is_zero and 10.0 <= command.time_s <= ONSET.deadline_s for command in commands)
+
+
+# ---- the catalogue and the worker ------------------------------------------------------------------------------------
+
+
+def test_every_fault_has_a_name_of_its_own_and_reasons_to_stand_still():
+    names = [fault.name for fault in CATALOGUE]
+    assert len(set(names)) == len(names)
+    for fault in CATALOGUE:
+        assert fault.reasons
+        assert Reason.MOVING not in fault.reasons
+
+
+def test_what_ends_a_node_is_the_last_fault_of_its_transport():
+    for transport in ("raw", "compressed"):
+        recoveries = [fault.recovery for fault in CATALOGUE if fault.transport == transport]
+        assert Recovery.NEVER not in recoveries[:-1]
+
+
+class _Still:
+    """A policy that wants to stand."""
+
+    def step(self, frame):
+        from mobile_vla_inference.border import Action
+
+        return Action((0.0, 0.5), 0.001)
+
+    def warm_up(self):
+        pass
+
+    def describe(self):
+        return {"step_period_s": 0.3}
+
+
+@pytest.fixture
+def panel(tmp_path) -> DrillPanel:
+    return DrillPanel(tmp_path / "panel")
+
+
+def test_the_wrapped_policy_drives_ahead_and_tells_how_it_is(panel, tmp_path):
+    policy = FaultyPolicy(_Still(), panel)
+    policy.warm_up()
+    assert policy.step(None).values == (FORWARD_ACTION, 0.5)
+    other_side = DrillPanel(tmp_path / "panel")
+    assert other_side.worker_pid == os.getpid()
+    assert other_side.step_period_s == 0.3
+    assert other_side.started_s <= other_side.finished_s <= time.monotonic()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("exception", RuntimeError), ("memory_error", MemoryError)])
+def test_a_step_fails_once_when_it_is_told_to(panel, kind, error):
+    policy = FaultyPolicy(_Still(), panel)
+    panel.fault = list(STEP_FAULTS).index(kind)
+    with pytest.raises(error, match="drill"):
+        policy.step(None)
+    assert panel.fired_s > 0.0
+    assert policy.step(None).values == (FORWARD_ACTION, 0.5)
+
+
+@pytest.mark.parametrize(("kind", "test"), [("nan", math.isnan), ("infinity", math.isinf)])
+def test_an_action_is_bad_once_when_it_is_told_to(panel, kind, test):
+    policy = FaultyPolicy(_Still(), panel)
+    panel.fault = list(STEP_FAULTS).index(kind)
+    assert test(policy.step(None).values[0])
+    assert policy.step(None).values[0] == FORWARD_ACTION
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_list_names_every_fault_without_ros(capsys):
+    assert cli.main(["drill", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for fault in CATALOGUE:
+        assert fault.name in listed
+
+
+@pytest.mark.parametrize("arguments", [["--only", "meteor"], ["--rounds", "0"], ["--rounds", "many"]])
+def test_wrong_arguments_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["drill", *arguments])
+    assert ending.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_started(tmp_path, capsys):
+    assert cli.main(["drill", "--json", str(tmp_path / "none" / "x.json")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the command is run, and keeps its checkpoint from one start to the next."""
+    return tmp_path_factory.mktemp("drill")
+
+
+def drill(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, dict]:
+    """Run the command in a folder and return how it ended and what it wrote."""
+    pytest.importorskip("rclpy")
+    report = folder / "drill.json"
+    report.unlink(missing_ok=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "mobile_vla_inference", "drill", "--json", str(report), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    return result, json.loads(report.read_text()) if report.exists() else {}
+
+
+def test_a_round_stops_the_robot_at_every_fault(folder):
+    result, report = drill(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [outcome["fault"] for outcome in report["outcomes"]] == [fault.name for fault in CATALOGUE]
+    assert report["missed"] == 0
+    assert all(outcome["reason"] for outcome in report["outcomes"])
+
+
+@pytest.fixture
+def rogue() -> Iterator[None]:
+    """Somebody else who drives on the drill's velocity topic, from a moment after the drill has looked."""
+    rclpy = pytest.importorskip("rclpy")
+    from geometry_msgs.msg import Twist
+    from rclpy.context import Context
+
+    context = Context()
+    context.init()
+    node = rclpy.create_node("rogue", context=context)
+    leave = threading.Event()
+
+    def drive() -> None:
+        while not leave.wait(0.05) and not any(name == "vla_node" for name in node.get_node_names()):
+            pass
+        publisher = node.create_publisher(Twist, "/base/cmd_vel", 1)
+        message = Twist()
+        message.linear.x = 0.1
+        while not leave.wait(0.02):
+            publisher.publish(message)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    yield
+    leave.set()
+    thread.join()
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def test_a_robot_that_drives_on_is_reported_as_missed(rogue, folder):
+    result, report = drill(folder, "--cmd-vel", "/base/cmd_vel", "--only", "disable")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert report["missed"] == 1
+    assert "other than zero" in report["outcomes"][0]["misses"][0]
+    assert "1 missed" in result.stdout
