@@ -20,6 +20,7 @@ TOOLS = {
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
     "drill": ("drill", "inject every fault into a running node and time how it stops the robot"),
+    "health": ("health", "tell whether a running vla_node is well, by its own diagnostics"),
     "infer": ("infer", "run a checkpoint over the images of a folder"),
     "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
     "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),

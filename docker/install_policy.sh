@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Install what the policy's process needs on top of ROS 2: install_policy.sh REQUIREMENTS_DIR [options of pip]
+#
+# An image that brings torch (a Jetson's, built for its GPU) keeps it if it is 2.6 or later; an older one is raised, from
+# the index that TORCH_INDEX_URL names, because only a vendor's index has builds for a Jetson's GPU. PYTHON is the
+# interpreter (default python3), NUMPY its constraint (default numpy<2: what a ROS distribution's messages and
+# cv_bridge are built for).
+set -euo pipefail
+
+readonly oldest_torch=2.6
+requirements=${1:?"install_policy.sh: error: no requirements folder was given; usage: install_policy.sh REQUIREMENTS_DIR"}
+shift
+python=${PYTHON:-python3}
+constraints=$(mktemp)
+trap 'rm -f "$constraints"' EXIT
+
+fail() {
+    echo "install_policy.sh: error: $*" >&2
+    exit 1
+}
+
+[[ -f $requirements/runtime.txt ]] || fail "$requirements holds no runtime.txt, expected the repository's requirements/; give it"
+
+# Print the version of the torch that is installed, nothing where there is none.
+installed_torch() {
+    "$python" -c 'import torch; print(torch.__version__.partition("+")[0])' 2>/dev/null || true
+}
+
+is_recent() {
+    [[ -n $1 && $(printf '%s\n' "$oldest_torch" "$1" | sort --version-sort | head -n 1) == "$oldest_torch" ]]
+}
+
+{
+    cat "$requirements/lock.txt"
+    echo "${NUMPY:-numpy<2}"
+} >"$constraints"
+packages=(safetensors tokenizers transformers)
+options=(--no-cache-dir --constraint "$constraints" "$@")
+
+torch=$(installed_torch)
+if is_recent "$torch"; then
+    echo "keeping torch $torch"
+    # Pinned to what is there, or pip would replace a vendor's build with its own.
+    echo "torch==$torch" >"$constraints.torch"
+    sed '/^torch==/d' "$constraints" >>"$constraints.torch"
+    mv "$constraints.torch" "$constraints"
+elif [[ -n ${TORCH_INDEX_URL:-} ]]; then
+    echo "torch ${torch:-is missing}: installing one of at least $oldest_torch from TORCH_INDEX_URL"
+    sed -i '/^torch==/d' "$constraints"
+    "$python" -m pip install "${options[@]}" --upgrade --index-url "$TORCH_INDEX_URL" "torch>=$oldest_torch"
+elif [[ -n $torch ]]; then
+    fail "torch is $torch, expected $oldest_torch or later; set TORCH_INDEX_URL to an index with builds for this machine"
+else
+    packages+=(torch)
+fi
+
+for package in "${packages[@]}"; do
+    grep -E "^$package==" "$requirements/runtime.txt" || fail "$requirements/runtime.txt has no pin of $package"
+done | xargs "$python" -m pip install "${options[@]}"

@@ -1,0 +1,83 @@
+"""`mobile_vla health`: whether a running vla_node is well, by its own diagnostics; a container's health check.
+
+Well is a node that reports and whose policy loads, runs or restarts. A robot that stands still for a reason (no
+instruction, a latched stop) is well: starting it again would not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from mobile_vla_inference.border import MobileVlaError, write_text_atomically
+
+HELP = "tell whether a running vla_node is well, by its own diagnostics"
+
+#: States of the policy in which there is nothing to repair.
+_WELL = ("loading", "ready", "restarting")
+
+
+class HealthError(MobileVlaError):
+    """No healthy node was found."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--node", default="/vla_node", metavar="NAME", help="full name of the node (default /vla_node)")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for its diagnostics (default 5)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the diagnostics to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line about the node; return 0 where it is well.
+
+    Raises:
+        HealthError: it does not report, or its policy has failed.
+    """
+    statuses = _diagnostics(args.node.strip("/"), args.timeout)
+    if args.json is not None:
+        write_text_atomically(args.json, json.dumps(statuses, indent=2, ensure_ascii=False) + "\n")
+    policy, gate = statuses["policy"], statuses["gate"]
+    if policy["state"] not in _WELL:
+        cause = policy["last_error"] or policy["message"]
+        raise HealthError(
+            f"the policy of {args.node} is {policy['state']} ({cause}), expected one of {', '.join(_WELL)}; see the "
+            "node's log, then configure it again or restart it"
+        )
+    print(f"{args.node}: policy {policy['state']}, {policy['steps']} steps; {gate['message']}")
+    return 0
+
+
+def _diagnostics(node_name: str, timeout_s: float) -> dict[str, dict[str, str]]:
+    """Return the newest diagnostics of a node by subject: key to value, with `message`."""
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    found: dict[str, dict[str, str]] = {}
+
+    def receive(array: DiagnosticArray) -> None:
+        for status in array.status:
+            name, _, subject = status.name.partition(": ")
+            if name == node_name:
+                found[subject] = {"message": status.message, **{entry.key: entry.value for entry in status.values}}
+
+    rclpy.init(args=[])
+    node = rclpy.create_node("mobile_vla_health")
+    try:
+        node.create_subscription(DiagnosticArray, "/diagnostics", receive, 10)
+        deadline_s = time.monotonic() + timeout_s
+        while not found and (remaining_s := deadline_s - time.monotonic()) > 0:
+            rclpy.spin_once(node, timeout_sec=remaining_s)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    if not found:
+        raise HealthError(
+            f"/{node_name} sent no diagnostics in {timeout_s:g} s, expected them every second; check that it runs and "
+            "that ROS_DOMAIN_ID is the same"
+        )
+    return found
