@@ -228,6 +228,16 @@ def test_it_gives_up_after_the_allowed_restarts(watch):
     assert "gave up after 0 restarts" in watched.of(WorkerFault)[-1].message
 
 
+def test_a_worker_that_was_healthy_is_started_again_however_often(watch):
+    watched = watch("crash", max_restarts=1, healthy_after_s=0.0)
+    watched.ready()
+    for faults in (1, 2, 3):
+        watched.wait_for(lambda: watched.worker.state is WorkerState.READY)
+        watched.submit(1, stamp_s=float(faults))
+        watched.wait_for(lambda expected=faults: len(watched.of(WorkerFault)) == expected)
+    assert not any(fault.final for fault in watched.of(WorkerFault))
+
+
 def test_not_a_number_reaches_the_caller_as_such(watch):
     watched = watch("nan")
     watched.ready()

@@ -60,7 +60,8 @@ class WorkerOptions:
         load_timeout_s: a load that takes longer counts as a hang.
         step_timeout_s: a step that takes longer counts as a hang.
         state_gap_s: a longer gap between the stamps of two stepped frames resets the hidden state.
-        max_restarts: restarts after faults before giving up.
+        max_restarts: restarts after faults in a row before giving up.
+        healthy_after_s: a worker that was ready for so long ends the row.
         module: the module that runs as the worker process.
     """
 
@@ -69,6 +70,7 @@ class WorkerOptions:
     step_timeout_s: float = 2.0
     state_gap_s: float = 2.0
     max_restarts: int = 5
+    healthy_after_s: float = 60.0
     module: str = WORKER_MODULE
 
 
@@ -365,6 +367,8 @@ class PolicyWorker:
                 fault = session.run()
                 if self._stop or fault is None:
                     return
+                if session.ready_for_s >= self._options.healthy_after_s:
+                    attempt = 0
                 # Told before the process is ended: the kernel takes its time to free gigabytes, the robot drives on.
                 final = self._tell_fault(fault, attempt)
             finally:
@@ -412,6 +416,7 @@ class _WorkerSession:
         self._sent_generation = -1
         self._fresh_state = True
         self._last_stamp_s: float | None = None
+        self._ready_s = math.inf
         self._shared: mmap.mmap | None = None
         self._memory_fd = os.memfd_create("mobile_vla_frame", os.MFD_CLOEXEC)
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -449,6 +454,11 @@ class _WorkerSession:
         if self._shared is not None:
             self._shared.close()
         os.close(self._memory_fd)
+
+    @property
+    def ready_for_s(self) -> float:
+        """How long ago the policy was loaded; negative where it never was."""
+        return time.monotonic() - self._ready_s
 
     def run(self) -> WorkerFault | None:
         """Serve until the worker faults (returned) or is asked to stop (None)."""
@@ -568,6 +578,7 @@ class _WorkerSession:
         os.ftruncate(self._memory_fd, size_px * size_px * 3)
         self._shared = mmap.mmap(self._memory_fd, size_px * size_px * 3)
         worker._progress = ""
+        self._ready_s = time.monotonic()
         self._deadline_s = math.inf
         worker._set_state(WorkerState.READY)
 

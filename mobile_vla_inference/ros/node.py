@@ -72,6 +72,8 @@ NODE_NAME = "vla_node"
 _DIAGNOSTICS_PERIOD_S = 1.0
 #: Deep enough that a listener who is busy for a while misses no step.
 _STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+#: What the diagnostics tell of the loaded policy, by its own names (VlaPolicy.describe).
+_POLICY_FACTS = ("checkpoint", "variant", "parameters", "dtype", "quantization", "device", "engine")
 #: Steps that the latency percentiles look back on.
 _LATENCY_WINDOW = 200
 #: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
@@ -210,6 +212,8 @@ class VlaNode(LifecycleNodeMixin, Node):
         with self._motion_lock:
             self._gate.settings_confirmed = not info["assumed_settings"]
             self._gate.worker_ready = True
+        for warning in info.get("warnings", ()):
+            self.get_logger().warning(warning)
         self.get_logger().info(
             f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}"
         )
@@ -372,7 +376,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._worker.set_instruction(text)
         if self._decision.reason is Reason.MOVING:
             self._publish_decision()
-        self.get_logger().info(f"instruction: {text!r}")
+        self.get_logger().info(f"instruction: {text!r}", throttle_duration_sec=0.2)
 
     def _on_stop(self, message: Bool) -> None:
         with self._motion_lock:
@@ -582,7 +586,8 @@ class VlaNode(LifecycleNodeMixin, Node):
             **{f"step_ms_{name}": value for name, value in _percentiles_ms(self._step_s).items()},
             **{f"reaction_ms_{name}": value for name, value in _percentiles_ms(self._reaction_s).items()},
             **{f"state_resets_{cause}": count for cause, count in sorted(counters.state_resets.items())},
-            **{name: info[name] for name in ("checkpoint", "variant", "parameters", "dtype", "device") if name in info},
+            **{name: info[name] for name in _POLICY_FACTS if name in info},
+            "warnings": "; ".join(info.get("warnings", ())),
         }
         return self._status("policy", level, message, values)
 

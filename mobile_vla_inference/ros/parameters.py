@@ -123,7 +123,11 @@ class NodeParameters:
         600.0, "A load that takes longer is a hang.", low=1.0, high=7200.0, read_only=True
     )
     max_restarts: int = _parameter(
-        5, "Worker restarts after faults before giving up.", low=0, high=1000, read_only=True
+        5,
+        "Worker restarts in a row before giving up; a minute without a fault ends the row.",
+        low=0,
+        high=1000,
+        read_only=True,
     )
 
     def __post_init__(self) -> None:
