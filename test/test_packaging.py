@@ -29,6 +29,7 @@ ROS = (
     "nav_msgs",
     "rcl_interfaces",
     "rclpy",
+    "rosgraph_msgs",
     "sensor_msgs",
     "std_msgs",
     "std_srvs",
@@ -79,10 +80,11 @@ def room(name: str) -> str:
         (["sim"], (*TORCH, *ROS, room("policy"), room("ros"), room("tools"))),
         (["policy"], (*ROS, room("control"), room("ros"), room("sim"), room("tools"))),
         (["policy.config", "policy.family", "policy.tensor_index"], TORCH),
+        (["bags"], (*TORCH, *ROS, room("policy"), room("sim"), room("tools"))),
         (["ros"], (*TORCH, room("policy"), room("tools"))),
         (["tools.cli", "tools.demo", "tools.child_process", "tools.ros_environment"], (*TORCH, *ROS)),
     ],
-    ids=["control", "sim", "policy", "description", "ros", "demo"],
+    ids=["control", "sim", "policy", "description", "bags", "ros", "demo"],
 )
 def test_a_room_imports_only_what_it_may(rooms, blocked):
     if rooms == ["ros"]:
@@ -115,6 +117,28 @@ def test_every_executable_can_be_imported():
         assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.parametrize("folder", ["config", "launch"])
+def test_every_shared_file_is_installed(folder):
+    patterns = re.findall(rf'files_in\("{folder}", "([^"]+)"\)', SETUP)
+    installed = {path for pattern in patterns for path in (REPOSITORY / folder).glob(pattern)}
+    assert installed == {path for path in (REPOSITORY / folder).iterdir() if path.name != "__pycache__"}
+
+
+def test_what_the_launch_files_start_is_declared_or_noted_as_optional():
+    started = {
+        keyword.value.value
+        for path in (REPOSITORY / "launch").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Node"
+        for keyword in call.keywords
+        if keyword.arg == "package" and isinstance(keyword.value, ast.Constant)
+    }
+    declared = {element.text for element in MANIFEST.findall("exec_depend")}
+    assert started == {"rviz2", "twist_mux"}
+    assert started - declared == {"rviz2"}
+    assert "rviz2 (rviz:=true)" in (REPOSITORY / "package.xml").read_text()
+
+
 @pytest.mark.parametrize("path", ["scripts/demo", "scripts/test", ".ci/run"])
 def test_scripts_are_executable(path):
     assert os.access(REPOSITORY / path, os.X_OK)
@@ -136,7 +160,10 @@ def third_party_imports() -> set[str]:
 def test_every_import_is_declared():
     keys = {"cv2": "python3-opencv", **{name: f"python3-{name}" for name in ("numpy", "psutil", "rich", "tqdm")}}
     declared = {element.text for element in MANIFEST.findall("exec_depend")}
-    pinned = set(re.findall(r"^([\w-]+)==", (REPOSITORY / "requirements/runtime.txt").read_text(), re.MULTILINE))
+    keys["ruamel"] = "ruamel-yaml"
+    keys["triton"] = "torch"  # comes along with its CUDA builds, and is optional
+    pins = "".join((REPOSITORY / "requirements" / name).read_text() for name in ("runtime.txt", "workbench.txt"))
+    pinned = set(re.findall(r"^([\w-]+)==", pins, re.MULTILINE))
     missing = {name for name in third_party_imports() if keys.get(name, name) not in declared | pinned}
     assert not missing
 
@@ -146,7 +173,7 @@ def test_the_requirements_are_all_locked():
         lines = (REPOSITORY / "requirements" / name).read_text().splitlines()
         return {line.partition(" ;")[0] for line in lines if "==" in line}
 
-    direct = pins("runtime.txt") | pins("ros.txt") | pins("test.txt")
+    direct = pins("runtime.txt") | pins("workbench.txt") | pins("ros.txt") | pins("test.txt")
     follow_ros = {pin for pin in direct if pin.startswith(("numpy==", "opencv-python-headless=="))}
     assert len(follow_ros) == 2
     assert direct - follow_ros <= pins("lock.txt")

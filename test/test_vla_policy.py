@@ -98,7 +98,7 @@ def test_a_changed_instruction_resets_and_the_same_one_does_not(policy: VlaPolic
 
 def test_clip_text_is_computed_once_per_instruction(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
     calls = []
-    policy._engine._model.clip_model.text_model.register_forward_hook(lambda *call: calls.append(call))
+    policy._engine.flat._model.clip_model.text_model.register_forward_hook(lambda *call: calls.append(call))
     policy.set_instruction(KOREAN)
     actions(policy, frames)
     policy.reset()
@@ -160,7 +160,7 @@ def test_what_is_not_finite_is_refused_and_the_state_cleared(
 ) -> None:
     policy.set_instruction(ENGLISH)
     expected = actions(policy, frames[:1])
-    bias = policy._engine._model.actions.mlp[8].bias
+    bias = policy._engine.flat._model.actions.mlp[8].bias
     before = bias.clone()
     bias[0] = value
     with pytest.raises(PolicyError, match="finite"):
@@ -173,7 +173,7 @@ def test_a_state_that_is_not_finite_is_refused(policy: VlaPolicy, frames: list[n
     policy.set_instruction(ENGLISH)
     policy.step(frames[0])
     with torch.inference_mode():
-        policy._engine._hidden_state[1][0, 0] = float("inf")  # h and the action stay finite
+        policy._engine._state[1][0, 0] = float("inf")  # h and the action stay finite
     with pytest.raises(PolicyError, match="state"):
         policy.step(frames[0])
 

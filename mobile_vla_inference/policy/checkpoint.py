@@ -201,7 +201,7 @@ def load_model(
         checkpoint = open_checkpoint(checkpoint)
     device = torch.device(device)
     if not force:
-        _check_memory(checkpoint, device, dtype)
+        check_memory(checkpoint, device, dtype)
     with torch.device("meta"):
         model = HybridModel(checkpoint.config, settings or checkpoint.settings)
         dtype_name = None if dtype is None else _dtype_name(dtype)
@@ -276,7 +276,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 # --- memory ---
 
 
-def _check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> None:
+def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> None:
     """Raise CheckpointError where loading would need more memory than there is."""
     import torch
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -62,17 +63,26 @@ class EagerEngine:
         actions, self._hidden_state = self._model.act(features, self._hidden_state)
         # One transfer from the device answers both: the values, and whether the state is finite.
         checked = torch.cat([actions[0], _largest(self._hidden_state)]).float().cpu().numpy()
-        if not np.isfinite(checked).all():
-            self.reset()
-            raise PolicyError(
-                f"the policy computed the action {checked[:-1].tolist()} with a state of up to {checked[-1]}, "
-                f"expected finite numbers; check the checkpoint, or load it with dtype float32"
-            )
-        return checked[:-1]
+        return require_finite_answer(checked, self.reset)
 
     def reset(self) -> None:
         """Clear the hidden state."""
         self._hidden_state = self._model.initial_hidden_state()
+
+
+def require_finite_answer(answer: np.ndarray, reset: Callable[[], None]) -> np.ndarray:
+    """Return the actions of an answer whose last entry stands for the state's magnitude.
+
+    Raises:
+        PolicyError: something is not finite; `reset` has been called.
+    """
+    if not np.isfinite(answer).all():
+        reset()
+        raise PolicyError(
+            f"the policy computed the action {answer[:-1].tolist()} with a state of magnitude {answer[-1]}, "
+            f"expected finite numbers; check the checkpoint, or load it with dtype float32"
+        )
+    return answer[:-1]
 
 
 def _largest(hidden_state: HiddenState) -> torch.Tensor:

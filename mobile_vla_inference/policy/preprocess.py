@@ -61,6 +61,31 @@ class Prompt:
         return self.input_ids, self.attention_mask, self.image_embeds_position_mask
 
 
+@dataclass(frozen=True)
+class PixelScaling:
+    """What turns a pixel into what the towers read: value * factor + shift, per channel of the model.
+
+    Attributes:
+        factor: [3].
+        shift: [3].
+        reverse: whether the model's channels are blue, green, red.
+    """
+
+    factor: tuple[float, float, float]
+    shift: tuple[float, float, float]
+    reverse: bool
+
+    @classmethod
+    def of(cls, settings: PolicySettings) -> PixelScaling:
+        """Return the scaling that the settings ask for."""
+        mean, std = _MEAN_STD[settings.image_normalization]
+        return cls(
+            factor=tuple(1.0 / (255.0 * each) for each in std),
+            shift=tuple(-middle / each for middle, each in zip(mean, std)),
+            reverse=settings.channel_order == "bgr",
+        )
+
+
 class FrameNormalizer:
     """Turn reduced frames into pixel values: channel order, [0, 1], mean and standard deviation of the settings."""
 

@@ -31,11 +31,15 @@ from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
 if TYPE_CHECKING:
     import torch
 
+    from mobile_vla_inference.policy.architecture import HybridModel
     from mobile_vla_inference.policy.engine import Engine
     from mobile_vla_inference.policy.preprocess import InstructionEncoder
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+#: How a step runs: `graph` (one captured CUDA graph), `flat` (the same arithmetic, operation by operation), `eager`
+#: (transformers' modules: the reference); `auto` takes the fastest that runs on the device.
+ENGINES = ("auto", "graph", "flat", "eager")
 
 _WARM_UP_STEPS = 3
 _WARM_UP_INSTRUCTION = "warm up"
@@ -80,6 +84,7 @@ class VlaPolicy:
         *,
         device: str = "cpu",
         dtype: str = "auto",
+        engine: str = "auto",
         processors: Path | str | None = None,
         progress: Callable[[str], None] | None = None,
         force: bool = False,
@@ -91,19 +96,20 @@ class VlaPolicy:
             device: `cpu`, `cuda`, or `auto` (cuda where there is one).
             dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda. Weights that are int8 in a
                 converted folder stay so, and are computed with in this type.
+            engine: one of ENGINES.
             processors: folder with the two tokenizer folders; None: beside the checkpoint.
             progress: called with what is being done, in a few words.
             force: load even where the memory seems too small.
 
         Raises:
             CheckpointError: the checkpoint, its settings or its processors can't be used.
-            DeviceError: the device or type is unknown or not available.
+            DeviceError: the device, type or engine is unknown or not available.
         """
         for variable in _OFFLINE:
             os.environ[variable] = "1"
         # Imported here: huggingface_hub reads the variables above when it is imported.
-        from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
-        from mobile_vla_inference.policy.engine import EagerEngine
+        from mobile_vla_inference.policy.checkpoint import open_checkpoint
+        from mobile_vla_inference.policy.engine_choice import load_engine
         from mobile_vla_inference.policy.family import parameter_counts
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
         from mobile_vla_inference.policy.processors import find_processors, processor_folders
@@ -111,6 +117,8 @@ class VlaPolicy:
         report = progress or (lambda stage: None)
         torch_device = _device(device)
         torch_dtype = _dtype(dtype, torch_device)
+        if engine not in ENGINES:
+            raise DeviceError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}; correct it")
         report("reading the checkpoint")
         checkpoint = open_checkpoint(path)
         config, settings = checkpoint.config, checkpoint.settings
@@ -121,9 +129,26 @@ class VlaPolicy:
             )
         folders = processor_folders(find_processors(path, processors), config)
         encoder = InstructionEncoder(folders, config, settings)
-        model = load_model(checkpoint, device=torch_device, dtype=torch_dtype, progress=_in_tenths(report), force=force)
-        if encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
-            model.set_clip_eos_token_id(encoder.clip_eos_token_id)
+
+        def prepare(model: HybridModel) -> None:
+            if encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
+                model.set_clip_eos_token_id(encoder.clip_eos_token_id)
+
+        def probe(candidate: Engine) -> None:
+            candidate.set_instruction(encoder.prompt(_WARM_UP_INSTRUCTION), encoder.clip_ids(_WARM_UP_INSTRUCTION))
+            candidate.step(_noise(config.image_size))
+            candidate.reset()
+
+        loaded = load_engine(
+            engine,
+            checkpoint,
+            torch_device,
+            torch_dtype,
+            prepare=prepare,
+            probe=probe,
+            progress=_in_tenths(report),
+            force=force,
+        )
         description = {
             "checkpoint": str(path),
             "variant": config.variant,
@@ -132,7 +157,9 @@ class VlaPolicy:
             "quantization": checkpoint.quantization,
             "device": str(torch_device),
             "image_size": config.image_size,
-            "fusion_features": list(model.fusion_features),
+            "engine": loaded.name,
+            "engine_fallback": loaded.fallback,
+            "fusion_features": list(loaded.model.fusion_features),
             "cell": config.cell.kind,
             "image_keep_aspect": settings.image_keep_aspect,
             "step_period_s": settings.step_period_s,
@@ -142,7 +169,7 @@ class VlaPolicy:
             "assumed_settings": list(settings.assumed),
             "warnings": list(checkpoint.warnings),
         }
-        return cls(EagerEngine(model), encoder, config, settings, description)
+        return cls(loaded.engine, encoder, config, settings, description)
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings."""
@@ -150,8 +177,7 @@ class VlaPolicy:
 
     def warm_up(self) -> None:
         """Run a few steps on noise, so that the first real step is as fast as the others. No instruction is kept."""
-        size = self.config.image_size
-        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        noise = _noise(self.config.image_size)
         self.set_instruction(_WARM_UP_INSTRUCTION)
         for _ in range(_WARM_UP_STEPS):
             self._engine.step(noise)
@@ -189,6 +215,10 @@ class VlaPolicy:
     def reset(self) -> None:
         """Clear the state that the cell carries from step to step."""
         self._engine.reset()
+
+
+def _noise(side_px: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
 
 
 def _in_tenths(report: Callable[[str], None]) -> Callable[[int, int], None]:

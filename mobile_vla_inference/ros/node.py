@@ -73,7 +73,7 @@ _DIAGNOSTICS_PERIOD_S = 1.0
 #: Deep enough that a listener who is busy for a while misses no step.
 _STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: What the diagnostics tell of the loaded policy, by its own names (VlaPolicy.describe).
-_POLICY_FACTS = ("checkpoint", "variant", "parameters", "dtype", "quantization", "device", "engine")
+_POLICY_FACTS = ("checkpoint", "variant", "parameters", "dtype", "quantization", "device", "engine", "engine_fallback")
 #: Steps that the latency percentiles look back on.
 _LATENCY_WINDOW = 200
 #: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
@@ -190,6 +190,7 @@ class VlaNode(LifecycleNodeMixin, Node):
                 "processors": parameters.processors or None,
                 "device": parameters.device,
                 "dtype": parameters.dtype,
+                "engine": parameters.engine,
                 "force": parameters.force_load,
             },
             load_timeout_s=parameters.load_timeout_s,
@@ -212,7 +213,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         with self._motion_lock:
             self._gate.settings_confirmed = not info["assumed_settings"]
             self._gate.worker_ready = True
-        for warning in info.get("warnings", ()):
+        for warning in (*info.get("warnings", ()), *filter(None, [info.get("engine_fallback")])):
             self.get_logger().warning(warning)
         self.get_logger().info(
             f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}"

@@ -58,6 +58,12 @@ class NodeParameters:
         choices=("auto", "float32", "float16", "bfloat16"),
         read_only=True,
     )
+    engine: str = _parameter(
+        "auto",
+        "How a step runs; auto takes the fastest that runs on the device.",
+        choices=("auto", "graph", "flat", "eager"),
+        read_only=True,
+    )
     force_load: bool = _parameter(
         False, "Load even where the available memory seems too small for the policy.", read_only=True
     )

@@ -19,7 +19,7 @@ from mobile_vla_inference.border import (
     write_text_atomically,
 )
 from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, VlaPolicy
+from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
 
 HELP = "run a checkpoint over a folder of images"
 
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
     parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the actions and velocities to this file")
 
@@ -47,7 +48,12 @@ def run(args: argparse.Namespace) -> int:
         raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
     paths = list_frames(args.frames)
     policy = VlaPolicy.load(
-        args.checkpoint, device=args.device, dtype=args.dtype, processors=args.processors, force=args.force
+        args.checkpoint,
+        device=args.device,
+        dtype=args.dtype,
+        engine=args.engine,
+        processors=args.processors,
+        force=args.force,
     )
     for warning in policy.describe()["warnings"]:
         print(f"mobile_vla: warning: {warning}", file=sys.stderr)
