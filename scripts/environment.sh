@@ -85,7 +85,8 @@ make_venv() {
     echo "$script: setting up .venv with $("$python" --version) (once; several minutes)"
     touch "$incomplete"
     "$python" -m venv --clear "${options[@]}" "$venv"
-    install -c requirements/lock.txt -r requirements/runtime.txt -r requirements/test.txt -r "$ros"
+    install -c requirements/lock.txt -r requirements/runtime.txt -r requirements/workbench.txt \
+        -r requirements/test.txt -r "$ros"
     install --no-deps --no-build-isolation --use-pep517 --editable .
     link_share
     wanted_stamp >"$stamp"

@@ -23,7 +23,11 @@ TOOLS = {
     "health": ("health", "tell whether a running vla_node is well, by its own diagnostics"),
     "infer": ("infer", "run a checkpoint over the images of a folder"),
     "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
+    "make-bag": ("make_bag", "make a bag from a folder with images and what a person did"),
     "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),
+    "play": ("play", "publish a bag on the ROS graph, with /clock"),
+    "record": ("record", "record images, instruction, cmd_vel and diagnostics to a bag"),
+    "replay": ("replay", "run a checkpoint over a recorded drive and compare it with what was recorded"),
     "verify": ("verify", "check every file of a converted folder by its hash"),
 }
 

@@ -1,0 +1,201 @@
+"""A replay summed up: comparison, counts, versions; as JSON and back."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mobile_vla_inference import __version__
+from mobile_vla_inference.bags.comparison import compare
+from mobile_vla_inference.bags.images import frames_jpeg
+from mobile_vla_inference.bags.reader import BagError
+from mobile_vla_inference.bags.result import (
+    VELOCITY_AXES,
+    VELOCITY_UNITS,
+    ReplayFrame,
+    ReplayResult,
+    ReplayTiming,
+)
+from mobile_vla_inference.bags.topics import BagTopics
+from mobile_vla_inference.border import check_instruction
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that the node took: the stamp of its frame, whether the state was empty before, the text in force."""
+
+    stamp_s: float
+    reset: bool
+    instruction: str
+
+
+def make_result(
+    path: Path,
+    topics: BagTopics,
+    policy: dict[str, Any],
+    pace: str,
+    command_line: str,
+    frames: Sequence[ReplayFrame],
+    notes: Sequence[str],
+    timing: ReplayTiming,
+) -> ReplayResult:
+    """Sum up the frames of a replay."""
+    return ReplayResult(
+        bag=path,
+        image_topic=topics.image.name,
+        command_topic=None if topics.command is None else topics.command.name,
+        policy=policy,
+        pace=pace,
+        command_line=command_line,
+        versions=versions(),
+        instructions=tuple(dict.fromkeys(frame.instruction for frame in frames if frame.instruction)),
+        frames=tuple(frames),
+        comparison=_comparison(frames, policy),
+        resets=_counted(frame.reset for frame in frames),
+        drops=_counted(frame.drop for frame in frames),
+        reasons=_counted(frame.reason for frame in frames),
+        notes=tuple(notes),
+        timing=timing,
+        open_frames=lambda indices, max_width: frames_jpeg(path, topics.image.name, indices, max_width),
+    )
+
+
+def _counted(causes: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(cause for cause in causes if cause).items()))
+
+
+def _comparison(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> dict[str, Any] | None:
+    """Compare the stepped frames that have a recorded command, over the axes that the policy drives."""
+    pairs = [frame for frame in frames if frame.command is not None and frame.recorded is not None]
+    if not pairs:
+        return None
+    axes = list(policy["action_axes"])
+    columns = [VELOCITY_AXES.index(axis) for axis in axes]
+    return {
+        "units": {axis: VELOCITY_UNITS[column] for axis, column in zip(axes, columns)},
+        **compare(
+            [frame.stamp_s for frame in pairs],
+            np.array([frame.command for frame in pairs])[:, columns],
+            np.array([frame.recorded for frame in pairs])[:, columns],
+            axes,
+            policy["action_scale"],
+            policy["action_offset"],
+        ),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a replay's figures, as far as it is installed."""
+    found = {"mobile_vla_inference": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "rosbags", "mcap"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "opencv": cv2.__version__}
+
+
+def result_json(result: ReplayResult, against: ReplayResult | None = None) -> str:
+    """Return a result as JSON: the same bytes for the same bag, checkpoint and options, but for the key `timing`.
+
+    With `against`, that replay's content is under the key `against`, its timing under `timing`.
+    """
+    content, timing = _content(result), _timing(result)
+    if against is not None:
+        content["against"] = {**_content(against), "difference": difference(result, against)}
+        timing["against"] = _timing(against)
+    return json.dumps({**content, "timing": timing}, ensure_ascii=False, indent=1) + "\n"
+
+
+def _content(result: ReplayResult) -> dict[str, Any]:
+    frames = result.frames
+    return {
+        "bag": str(result.bag),
+        "image_topic": result.image_topic,
+        "command_topic": result.command_topic,
+        "pace": result.pace,
+        "policy": result.policy,
+        "versions": result.versions,
+        "instructions": list(result.instructions),
+        "notes": list(result.notes),
+        "units": {"actions": "normalised", "commands": list(VELOCITY_UNITS), "recorded": list(VELOCITY_UNITS)},
+        "comparison": result.comparison,
+        "resets": result.resets,
+        "drops": result.drops,
+        "reasons": result.reasons,
+        "stamps_s": [frame.stamp_s for frame in frames],
+        "actions": [frame.action for frame in frames],
+        "commands": [frame.command for frame in frames],
+        "gated": [frame.gated for frame in frames],
+        "recorded": [frame.recorded for frame in frames],
+        "frame_reasons": [frame.reason for frame in frames],
+        "frame_resets": [frame.reset for frame in frames],
+        "frame_drops": [frame.drop for frame in frames],
+        "steps": [
+            {"stamp_s": frame.stamp_s, "reset": bool(frame.reset), "instruction": frame.instruction}
+            for frame in frames
+            if frame.stepped
+        ],
+    }
+
+
+def _timing(result: ReplayResult) -> dict[str, Any]:
+    timing = result.timing
+    return {
+        "command_line": result.command_line,
+        "wall_s": timing.wall_s,
+        "frames_per_s": timing.frames_per_s,
+        "latency_ms": timing.latency_ms,
+        "overhead_ms": timing.overhead_ms,
+        "latencies_s": [frame.latency_s for frame in result.frames],
+        "memory": [vars(sample) for sample in timing.memory],
+    }
+
+
+def difference(result: ReplayResult, against: ReplayResult) -> dict[str, Any] | None:
+    """Return how far two replays of a bag are apart, in command units, over the frames that both stepped.
+
+    None where there is no such frame.
+    """
+    pairs = [
+        (mine.command, other.command)
+        for mine, other in zip(result.frames, against.frames)
+        if mine.command is not None and other.command is not None
+    ]
+    if not pairs:
+        return None
+    apart = np.abs(np.array([mine for mine, _ in pairs]) - np.array([other for _, other in pairs]))
+    return {
+        "frames": len(pairs),
+        "mae": dict(zip(VELOCITY_AXES, apart.mean(axis=0).tolist())),
+        "max": dict(zip(VELOCITY_AXES, apart.max(axis=0).tolist())),
+    }
+
+
+def read_steps(path: Path | str) -> tuple[Step, ...]:
+    """Read the steps that a replay's JSON file tells; raise BagError where it tells none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        steps = tuple(
+            Step(float(step["stamp_s"]), bool(step["reset"]), check_instruction(step["instruction"]))
+            for step in content["steps"]
+        )
+    except OSError as error:
+        raise BagError(f"{path} can't be read ({error.strerror}); check the path") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BagError(
+            f"{path} tells no steps, expected a JSON file of `mobile_vla replay --json` with the key `steps`; "
+            "check the path"
+        ) from error
+    if not steps:
+        raise BagError(f"{path} tells no step at all, expected at least one; replay again")
+    return steps

@@ -1,0 +1,112 @@
+"""Which topics of a bag a replay uses: the images, the instruction and the recorded velocities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mobile_vla_inference.bags.reader import (
+    COMPRESSED_IMAGE,
+    IMAGE,
+    STRING,
+    TWIST,
+    TWIST_STAMPED,
+    BagError,
+    BagReader,
+    Topic,
+)
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """The topics of a bag that a replay uses; instruction and command may be missing."""
+
+    image: Topic
+    instruction: Topic | None
+    command: Topic | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of those that the bag has."""
+        return tuple(topic.name for topic in (self.image, self.instruction, self.command) if topic is not None)
+
+
+def choose_topics(
+    bag: BagReader, image_topic: str | None, command_topic: str | None, instruction_wanted: bool
+) -> BagTopics:
+    """Find the topics to use.
+
+    Args:
+        bag: an open bag.
+        image_topic: None: the only one of the bag.
+        command_topic: None: the one named cmd_vel, or the only one of the bag.
+        instruction_wanted: whether the bag must tell the instruction.
+
+    Raises:
+        BagError: there is no image topic or more than one, or a topic has the wrong type.
+    """
+    if bag.message_count == 0:
+        raise BagError(f"{bag.path} holds no messages, expected a recorded drive; record it again")
+    image = _choose_image(bag, image_topic)
+    if image.count == 0:
+        raise BagError(f"{bag.path} holds no image on {image.name}, expected some; record it again")
+    instruction = _choose_instruction(bag) if instruction_wanted else None
+    return BagTopics(image, instruction, _choose_command(bag, command_topic))
+
+
+def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
+    images = bag.of_type(IMAGE, COMPRESSED_IMAGE)
+    names = ", ".join(topic.name for topic in images)
+    if wanted is not None:
+        topic = bag.topics.get(wanted) or bag.topics.get(f"/{wanted}")
+        if topic is None:
+            raise BagError(
+                f"{bag.path} has no topic {wanted}, expected an image topic ({names or 'it has none'}); "
+                "correct --image-topic"
+            )
+        if topic not in images:
+            raise BagError(
+                f"{topic.name} is of type {topic.type_name}, expected {IMAGE} or {COMPRESSED_IMAGE}; choose "
+                f"another image topic ({names or 'the bag has none'})"
+            )
+        return topic
+    if not images:
+        found = ", ".join(f"{topic.name} ({topic.type_name})" for topic in bag.topics.values())
+        raise BagError(f"{bag.path} holds no image topic but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}")
+    filled = [topic for topic in images if topic.count] or images
+    if len(filled) > 1:
+        raise BagError(f"{bag.path} holds {len(filled)} image topics ({names}): choose one with --image-topic")
+    return filled[0]
+
+
+def _choose_instruction(bag: BagReader) -> Topic:
+    named = [topic for topic in bag.topics.values() if topic.name.rpartition("/")[2] == "instruction"]
+    topics = [topic for topic in named if topic.type_name == STRING]
+    if len(topics) == 1:
+        return topics[0]
+    if len(topics) > 1:
+        names = ", ".join(topic.name for topic in topics)
+        raise BagError(f"{bag.path} holds {len(topics)} instruction topics ({names}): give the text with --instruction")
+    found = f"{named[0].name} of type {named[0].type_name}" if named else "no instruction topic"
+    raise BagError(f"{bag.path} holds {found}, expected {STRING} on instruction; give the text with --instruction")
+
+
+def _choose_command(bag: BagReader, wanted: str | None) -> Topic | None:
+    topics = bag.of_type(TWIST, TWIST_STAMPED)
+    if wanted is not None:
+        topic = bag.topics.get(wanted) or bag.topics.get(f"/{wanted}")
+        if topic not in topics or topic is None:
+            found = "missing" if topic is None else f"of type {topic.type_name}"
+            raise BagError(f"{wanted} is {found}, expected {TWIST} or {TWIST_STAMPED}; correct --command-topic")
+        return topic
+    named = [topic for topic in bag.topics.values() if topic.name.rpartition("/")[2] == "cmd_vel"]
+    if named and not set(named) & set(topics):
+        bag.notes.append(f"{named[0].name} is of type {named[0].type_name}, not {TWIST}: nothing was compared")
+        return None
+    for candidates in ([topic for topic in named if topic in topics], topics):
+        if len(candidates) == 1:
+            return candidates[0]
+        if len(candidates) > 1:
+            names = ", ".join(topic.name for topic in candidates)
+            bag.notes.append(f"{names} are all velocities: none was compared, choose one with --command-topic")
+            return None
+    return None

@@ -1,0 +1,106 @@
+"""Write rosbag 2 recordings, sqlite3 or mcap, that Humble to Kilted read."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from mobile_vla_inference.bags.reader import BagError, typestore
+
+STORAGES = ("mcap", "sqlite3")
+
+#: Every distribution from Humble on reads this version; 9 writes the QoS in a form that Humble refuses.
+_BAG_VERSION = 8
+
+
+class BagWriter:
+    """A bag that is being written; a context manager.
+
+    Written under a hidden name and renamed at the end, so that the bag is there whole or not at all; with `live`,
+    written in place, because a recording that is cut off is still worth having.
+    """
+
+    def __init__(self, path: Path | str, storage: str = "mcap", live: bool = False) -> None:
+        """Prepare a bag at `path`, which must not exist yet.
+
+        Raises:
+            BagError: the path is taken or can't be written.
+        """
+        self.path = Path(path)
+        self._live = live
+        self._storage = storage
+        self._connections: dict[str, Connection] = {}
+        self._writer: Writer | None = None
+        self._work: Path | None = None
+        check_new_bag(self.path)
+
+    def __enter__(self) -> BagWriter:
+        try:
+            self._open()
+        except OSError as error:
+            self._remove_work()
+            raise BagError(f"{self.path} can't be written ({error.strerror}); choose another place") from error
+        return self
+
+    def _open(self) -> None:
+        target = self.path
+        if not self._live:
+            self._work = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}."))
+            target = self._work / self.path.name  # rosbags names the storage file after its folder
+        plugin = StoragePlugin.MCAP if self._storage == "mcap" else StoragePlugin.SQLITE3
+        writer = Writer(target, version=_BAG_VERSION, storage_plugin=plugin)
+        writer.open()
+        self._writer = writer
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        writer, self._writer = self._writer, None
+        try:
+            if kind is not None and not self._live:
+                with contextlib.suppress(Exception):  # the fault that led here is the one to tell
+                    writer.abort()
+                return
+            writer.close()
+            if self._work is not None:
+                (self._work / self.path.name).rename(self.path)
+        finally:
+            self._remove_work()
+
+    def _remove_work(self) -> None:
+        if self._work is not None:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def add_topic(self, topic: str, type_name: str) -> None:
+        """Declare a topic of one of ROS 2's own types; raise BagError for any other type."""
+        if type_name not in typestore().fielddefs:
+            raise BagError(f"{topic} is of type {type_name}, expected one of ROS 2's own; leave it out")
+        self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=typestore())
+
+    def write(self, topic: str, time_ns: int, data: bytes) -> None:
+        """Write the CDR bytes of a message on a declared topic, recorded at `time_ns`."""
+        self._writer.write(self._connections[topic], time_ns, data)
+
+    def write_message(self, topic: str, time_ns: int, message: Any) -> None:
+        """Write a message object of rosbags' typestore on a declared topic."""
+        self.write(topic, time_ns, bytes(typestore().serialize_cdr(message, self._connections[topic].msgtype)))
+
+    def commit(self) -> None:
+        """Make sure that what was written so far survives this process."""
+        storage = self._writer.storage
+        if self._storage == "mcap":
+            storage.bio.flush()
+        else:
+            storage.conn.commit()
+
+
+def check_new_bag(path: Path) -> None:
+    """Raise BagError where a bag can't be made at `path`."""
+    if path.exists():
+        raise BagError(f"{path} exists already, expected a new place for a bag; choose another or remove it")
+    if not path.absolute().parent.is_dir():
+        raise BagError(f"{path.parent} is not a folder, expected one to make {path.name} in; make it")

@@ -1,0 +1,47 @@
+"""Types of command-line arguments that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from mobile_vla_inference.border import MobileVlaError
+
+
+def positive_number(text: str) -> float:
+    """Return a finite number above 0; argparse tells the user where it is none."""
+    value = _number(text)
+    if not value > 0.0:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def time_s(text: str) -> float:
+    """Return a finite number of seconds, 0 or more; argparse tells the user where it is none."""
+    value = _number(text)
+    if not value >= 0.0:
+        raise argparse.ArgumentTypeError(f"{text} is no time, expected seconds, 0 or more")
+    return value
+
+
+def count(text: str) -> int:
+    """Return a whole number above 0; argparse tells the user where it is none."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise MobileVlaError where a file that is asked for has no folder to be written to."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; make it")
+
+
+def _number(text: str) -> float:
+    """Return a finite number, or NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,138 @@
+"""`mobile_vla make-bag`: a folder of images and actions.csv as a bag with images, instruction and recorded cmd_vel.
+
+Signs and units: throttle (0 to 1, negative backward) times `--max-linear-mps` is linear.x; steering (-1 left to
+1 right) times `--max-angular-radps`, negated, is angular.z, because REP-103 turns left for positive values.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobile_vla_inference.bags.frames_folder import RecordedFrame, read_frames_folder
+from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
+from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
+from mobile_vla_inference.border import FrameError, InstructionError, check_instruction, read_image
+from mobile_vla_inference.tools.arguments import positive_number
+
+HELP = "make a bag from a folder with images/ and actions.csv"
+
+IMAGE_TOPIC = "/image_raw"
+INSTRUCTION_TOPIC = "/instruction"
+COMMAND_TOPIC = "/cmd_vel"
+FRAME_ID = "camera_optical_frame"
+DEFAULT_INSTRUCTION = "follow the track"
+
+#: Where a bag's time begins: a stamp of 0 means that there is none.
+START_S = 1_700_000_000
+_NS = 1_000_000_000
+#: The instruction is repeated so often: who listens late to a bag that is played hears it, too.
+_INSTRUCTION_PERIOD_S = 1.0
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("frames", type=Path, metavar="FRAMES_DIR", help="folder with images/ and actions.csv")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to make, a folder")
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
+    parser.add_argument(
+        "--compressed", action="store_true", help=f"CompressedImage on {IMAGE_TOPIC}/compressed instead of Image"
+    )
+    parser.add_argument(
+        "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what was told (default: %(default)r)"
+    )
+    parser.add_argument(
+        "--max-linear-mps",
+        type=positive_number,
+        default=1.0,
+        metavar="V",
+        help="linear.x at full throttle, m/s (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--max-angular-radps",
+        type=positive_number,
+        default=1.0,
+        metavar="W",
+        help="angular.z at full steering to the left, rad/s (default: %(default)g)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the bag; return the exit status."""
+    instruction = check_instruction(args.instruction)
+    if not instruction:
+        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    check_new_bag(args.out)
+    frames = read_frames_folder(args.frames)
+    with BagWriter(args.out, args.storage) as bag:
+        _write(bag, frames, instruction, args)
+    print(f"{args.out}: {len(frames)} images over {frames[-1].stamp_s - frames[0].stamp_s:.2f} s")
+    return 0
+
+
+def _write(bag: BagWriter, frames: list[RecordedFrame], instruction: str, args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    image_topic = f"{IMAGE_TOPIC}/compressed" if args.compressed else IMAGE_TOPIC
+    bag.add_topic(INSTRUCTION_TOPIC, STRING)
+    bag.add_topic(COMMAND_TOPIC, TWIST)
+    bag.add_topic(image_topic, COMPRESSED_IMAGE if args.compressed else IMAGE)
+    make_image = compressed_message if args.compressed else raw_message
+    told_s = -np.inf
+    for frame in tqdm(frames, unit="frame", delay=1, disable=None):
+        time_ns = START_S * _NS + round(frame.stamp_s * _NS)
+        if frame.stamp_s - told_s >= _INSTRUCTION_PERIOD_S:
+            told_s = frame.stamp_s
+            bag.write_message(INSTRUCTION_TOPIC, time_ns, typestore().types[STRING](data=instruction))
+        twist = twist_message(frame.throttle * args.max_linear_mps, -frame.steering * args.max_angular_radps)
+        bag.write_message(COMMAND_TOPIC, time_ns, twist)
+        bag.write_message(image_topic, time_ns, make_image(frame.image, time_ns))
+
+
+def twist_message(linear_x_mps: float, angular_z_radps: float, linear_y_mps: float = 0.0) -> Any:
+    """Return a geometry_msgs/Twist of rosbags' types."""
+    types = typestore().types
+    vector = types["geometry_msgs/msg/Vector3"]
+    return types[TWIST](
+        linear=vector(x=linear_x_mps, y=linear_y_mps, z=0.0), angular=vector(x=0.0, y=0.0, z=angular_z_radps)
+    )
+
+
+def header_message(time_ns: int, frame_id: str) -> Any:
+    """Return a std_msgs/Header of rosbags' types."""
+    types = typestore().types
+    stamp = types["builtin_interfaces/msg/Time"](sec=time_ns // _NS, nanosec=time_ns % _NS)
+    return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+
+def raw_message(path: Path, time_ns: int) -> Any:
+    """Return an image file as sensor_msgs/Image, rgb8."""
+    rgb = read_image(path)
+    height, width = rgb.shape[:2]
+    return typestore().types[IMAGE](
+        header=header_message(time_ns, FRAME_ID),
+        height=height,
+        width=width,
+        encoding="rgb8",
+        is_bigendian=0,
+        step=width * 3,
+        data=rgb.reshape(-1),
+    )
+
+
+def compressed_message(path: Path, time_ns: int) -> Any:
+    """Return an image file as sensor_msgs/CompressedImage, its bytes as they are; JPEG and PNG only."""
+    suffix = path.suffix.lower()
+    if suffix not in (*_JPEG_SUFFIXES, ".png"):
+        raise FrameError(f"{path} is neither JPEG nor PNG, expected one of them; leave out --compressed")
+    read_image(path)  # nobody wants to find a broken file on the robot
+    kind = "png" if suffix == ".png" else "jpeg"
+    return typestore().types[COMPRESSED_IMAGE](
+        header=header_message(time_ns, FRAME_ID),
+        format=f"rgb8; {kind} compressed bgr8",
+        data=np.fromfile(path, dtype=np.uint8),
+    )

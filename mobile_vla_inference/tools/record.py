@@ -1,0 +1,102 @@
+"""`mobile_vla record`: write images, instruction, cmd_vel and diagnostics to a bag until SIGINT or SIGTERM.
+
+The topics are looked for on the graph, whenever they come up. The bag is written in place and committed once a
+second: what was recorded survives even a power cut, and a stop closes the bag properly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED
+from mobile_vla_inference.bags.writer import STORAGES, BagWriter
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.demo import require_rclpy
+from mobile_vla_inference.tools.play import stop_event
+
+HELP = "record images, instruction, cmd_vel and diagnostics to a bag"
+
+DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+#: Last part of a topic's name -> the types it may have. Others are left out.
+WANTED = {
+    "image_raw": (IMAGE,),
+    "compressed": (COMPRESSED_IMAGE,),
+    "instruction": (STRING,),
+    "cmd_vel": (TWIST, TWIST_STAMPED),
+    "diagnostics": (DIAGNOSTICS,),
+}
+_LOOK_PERIOD_S = 0.5
+_SPIN_S = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to make, a folder")
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
+    parser.add_argument(
+        "--topics", nargs="+", metavar="T", help="record these topics instead (of ROS 2's own message types)"
+    )
+    parser.add_argument("--seconds", type=positive_number, metavar="S", help="stop after so long (default: Ctrl-C)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record until stopped; return 0, or raise MobileVlaError where nothing came."""
+    require_rclpy()
+    with stop_event() as stop, BagWriter(args.out, args.storage, live=True) as writer:
+        recorded = _record(writer, args, stop)
+    for topic, number in sorted(recorded.items()):
+        print(f"{topic}: {number}")
+    if not recorded:
+        raise MobileVlaError(
+            f"nothing was recorded to {args.out}, expected {', '.join(args.topics or WANTED)} on the graph; "
+            "check ROS_DOMAIN_ID and what is running"
+        )
+    return 0
+
+
+def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) -> dict[str, int]:
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from mobile_vla_inference.tools.bag_graph import BagRecorder
+
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = rclpy.create_node("bag_recorder")
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        recorder = BagRecorder(node, writer)
+        seen: set[str] = set()
+        deadline_s = None if args.seconds is None else time.monotonic() + args.seconds
+        next_look_s = 0.0
+        while not stop.is_set() and (deadline_s is None or time.monotonic() < deadline_s):
+            if time.monotonic() >= next_look_s:
+                next_look_s = time.monotonic() + _LOOK_PERIOD_S
+                _look(node.get_topic_names_and_types(), recorder, args.topics, seen)
+            executor.spin_once(timeout_sec=_SPIN_S)
+            recorder.commit()
+        executor.shutdown()
+        node.destroy_node()
+        return dict(recorder.recorded)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _look(graph: list[tuple[str, list[str]]], recorder, topics: list[str] | None, seen: set[str]) -> None:
+    """Subscribe to wanted topics that are new on the graph."""
+    wanted = None if topics is None else {name if name.startswith("/") else f"/{name}" for name in topics}
+    for name, types in graph:
+        if name in seen or len(types) != 1:
+            continue
+        if name in wanted if wanted is not None else types[0] in WANTED.get(name.rpartition("/")[2], ()):
+            seen.add(name)
+            if recorder.subscribe(name, types[0]):
+                print(f"recording {name} ({types[0]})", flush=True)
+            else:
+                print(f"mobile_vla: warning: {types[0]} is not installed: {name} is left out", file=sys.stderr)

@@ -1,0 +1,289 @@
+"""`mobile_vla replay`: every image of a bag through a checkpoint, compared with what was recorded."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobile_vla_inference.bags.comparison import BASELINES
+from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReader, typestore
+from mobile_vla_inference.bags.replay import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
+from mobile_vla_inference.bags.result import ReplayFrame, ReplayResult, Velocity
+from mobile_vla_inference.bags.summary import difference, read_steps, result_json
+from mobile_vla_inference.bags.topics import BagTopics
+from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
+from mobile_vla_inference.border import (
+    CheckpointError,
+    InstructionError,
+    MobileVlaError,
+    check_instruction,
+    write_text_atomically,
+)
+from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, VlaPolicy
+from mobile_vla_inference.tools.arguments import check_output, count
+from mobile_vla_inference.tools.make_bag import header_message, twist_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELP = "run a checkpoint over a recorded drive and compare it with what was recorded"
+
+#: Topics that --out-bag adds: what the policy wanted, and what the node's gate would have let through.
+PREDICTED_TOPIC = "/replay/cmd_vel"
+GATED_TOPIC = "/replay/cmd_vel_gated"
+_BASE_FRAME_ID = "base_link"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="checkpoint file or folder")
+    parser.add_argument("--against", type=Path, metavar="CK2", help="a second checkpoint, side by side")
+    parser.add_argument("--instruction", metavar="TEXT", help="what the robot is told (default: as recorded)")
+    parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
+    parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--every-frame", action="store_true", help="step on every image (the default)")
+    pace.add_argument("--due", action="store_true", help="step no more often than the policy's step period")
+    pace.add_argument("--steps", type=Path, metavar="FILE", help="step exactly as an earlier replay's JSON file tells")
+    pace.add_argument("--node", action="store_true", help="play the bag in real time through the real vla_node")
+    parser.add_argument("--max-frames", type=count, metavar="N", help="stop after so many images")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
+    parser.add_argument("--out-bag", type=Path, metavar="BAG", help="write the drive with the predicted commands")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file for machines")
+    parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
+    parser.add_argument(
+        "--against-dtype", choices=DTYPES, metavar="DTYPE", help="type of CK2's weights (default: that of CK)"
+    )
+    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, tell what came out and write the files; return the exit status."""
+    options = _options(args)
+    _check(args, options)
+    if args.node:
+        from mobile_vla_inference.tools.replay_node import replay_node
+
+        result, other = replay_node(args.bag, args.checkpoint.resolve(), options, _node_parameters(args)), None
+    else:
+        with _out_bag(args.out_bag) as sink:
+            result = _replay(args.bag, args.checkpoint, args.dtype, args, options, sink)
+        other = None
+        if args.against is not None:
+            gc.collect()  # two policies may not fit beside each other
+            other = _replay(args.bag, args.against, args.against_dtype or args.dtype, args, options, None)
+    for note in result.notes:
+        print(f"mobile_vla: warning: {note}", file=sys.stderr)
+    _print_summary(result, other)
+    if args.json is not None:
+        write_text_atomically(args.json, result_json(result, other))
+    if args.report is not None:
+        from mobile_vla_inference.tools.report import write_report
+
+        write_report(result, args.report, other)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> ReplayOptions:
+    if args.instruction is not None and not check_instruction(args.instruction):
+        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    return ReplayOptions(
+        image_topic=args.image_topic,
+        command_topic=args.command_topic,
+        instruction=args.instruction,
+        pace=STEPS_FILE if args.steps is not None else DUE if args.due else EVERY_FRAME,
+        steps=() if args.steps is None else read_steps(args.steps),
+        max_frames=args.max_frames,
+        command_line=shlex.join(["mobile_vla", *sys.argv[1:]]),
+    )
+
+
+def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
+    """Refuse what can't be used before a policy is loaded."""
+    for path in (args.json, args.report):
+        check_output(path)
+    if args.out_bag is not None:
+        check_new_bag(args.out_bag)
+    for checkpoint in (args.checkpoint, args.against):
+        if checkpoint is not None and not checkpoint.exists():
+            raise CheckpointError(f"{checkpoint} does not exist, expected a checkpoint file or folder; check the path")
+    if args.against_dtype is not None and args.against is None:
+        raise MobileVlaError("--against-dtype is given without --against, expected both; name the second checkpoint")
+    if args.node and (args.against is not None or args.out_bag is not None):
+        raise MobileVlaError(
+            "--node replays one checkpoint and writes no bag, expected it without --against and --out-bag; "
+            "leave them out"
+        )
+    if options.steps and options.instruction is not None:
+        raise MobileVlaError("--steps tells the instructions itself, expected no --instruction; leave one of them out")
+    with BagReader(args.bag) as bag:
+        options.topics(bag)
+
+
+def _node_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    parameters = {"device": args.device, "dtype": args.dtype, "force_load": args.force}
+    return parameters if args.processors is None else {**parameters, "processors": str(args.processors.resolve())}
+
+
+def _replay(
+    bag: Path,
+    checkpoint: Path,
+    dtype: str,
+    args: argparse.Namespace,
+    options: ReplayOptions,
+    sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None,
+) -> ReplayResult:
+    from tqdm import tqdm
+
+    policy = VlaPolicy.load(checkpoint, device=args.device, dtype=dtype, processors=args.processors, force=args.force)
+    policy.warm_up()
+    with tqdm(unit="frame", delay=1, disable=None, desc=checkpoint.name) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = replay(bag, policy, options, progress=progress, sink=sink)
+    notes = (*result.policy["warnings"], *result.notes)
+    if result.policy["assumed_settings"]:
+        notes = (
+            *notes,
+            f"settings {', '.join(result.policy['assumed_settings'])} are assumed: the node would not move",
+        )
+    return changed(result, notes=notes)
+
+
+@contextmanager
+def _out_bag(path: Path | None) -> Iterator[Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None]:
+    """Return what writes messages and predicted commands to a bag; None where no bag is wanted."""
+    if path is None:
+        with nullcontext():
+            yield None
+        return
+    with BagWriter(path) as writer:
+        declared = False
+
+        def sink(topics: BagTopics, message: BagMessage, frame: ReplayFrame | None) -> None:
+            nonlocal declared
+            if not declared:
+                _declare(writer, topics)
+                declared = True
+            writer.write(message.topic, message.time_ns, message.data)
+            if frame is not None:
+                _write_commands(writer, message.time_ns, frame)
+
+        yield sink
+
+
+def _declare(writer: BagWriter, topics: BagTopics) -> None:
+    for topic in (topics.image, topics.instruction, topics.command):
+        if topic is not None:
+            writer.add_topic(topic.name, topic.type_name)
+    for name in (PREDICTED_TOPIC, GATED_TOPIC):
+        writer.add_topic(name, TWIST_STAMPED)
+
+
+def _write_commands(writer: BagWriter, time_ns: int, frame: ReplayFrame) -> None:
+    for topic, velocity in ((PREDICTED_TOPIC, frame.command), (GATED_TOPIC, frame.gated)):
+        if velocity is not None:
+            writer.write_message(topic, time_ns, _stamped(frame.stamp_s, velocity))
+
+
+def _stamped(stamp_s: float, velocity: Velocity) -> Any:
+    x, y, z = velocity
+    header = header_message(round(stamp_s * 1e9), _BASE_FRAME_ID)
+    return typestore().types[TWIST_STAMPED](header=header, twist=twist_message(x, z, y))
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def _print_summary(result: ReplayResult, other: ReplayResult | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{result.bag}, {result.image_topic}", title_justify="left")
+    table.add_column("")
+    results = [result] if other is None else [result, other]
+    for each in results:
+        table.add_column(f"{each.policy['checkpoint']} ({each.policy['dtype']})", overflow="fold")
+    for name, *cells in zip(*(rows.items() for rows in map(_summary_rows, results))):
+        table.add_row(name[0], name[1], *(cell[1] for cell in cells))
+    console.print(table)
+    for each in results:
+        if each.comparison is not None:
+            console.print(_comparison_table(each))
+            console.print(_axes_line(each))
+    if other is not None and (apart := difference(result, other)) is not None:
+        mae = ", ".join(f"{axis} {value:.4f}" for axis, value in apart["mae"].items())
+        console.print(f"the two commands differ by (mean, command units): {mae}")
+
+
+def _summary_rows(result: ReplayResult) -> dict[str, str]:
+    timing = result.timing
+    stepped = sum(frame.stepped for frame in result.frames)
+    return {
+        "pace": result.pace,
+        "instruction": ", ".join(result.instructions),
+        "frames": f"{len(result.frames)}, {stepped} stepped",
+        "drops": _listed(result.drops),
+        "state cleared": _listed(result.resets),
+        "gate": _listed(result.reasons),
+        "step": _latency(timing.latency_ms),
+        "beyond the policy": _latency(timing.overhead_ms),
+        "rate": f"{timing.frames_per_s:.1f} frames/s",
+        "memory": "" if not timing.memory else f"{max(sample.rss_mib for sample in timing.memory):.0f} MiB at most",
+    }
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _latency(figures: dict[str, float]) -> str:
+    if not figures:
+        return "not measured"
+    return f"{figures['p50']:.2f} ms p50, {figures['p95']:.2f} ms p95, {figures['max']:.2f} ms max a frame"
+
+
+def _comparison_table(result: ReplayResult) -> Any:
+    from rich.table import Table
+
+    comparison = result.comparison
+    table = Table(
+        title=f"against {result.command_topic}, {comparison['frames']} frames, {result.policy['checkpoint']}",
+        title_justify="left",
+    )
+    for column in ("axis", "units", "error", "policy", "zero", "mean", "previous"):
+        table.add_column(column)
+    for axis, unit in comparison["units"].items():
+        for units, label in (("command_units", unit), ("normalised_units", "normalised")):
+            for error in ("mae", "rmse"):
+                values = [comparison[units][name][axis][error] for name in ("policy", *BASELINES)]
+                table.add_row(axis, label, error.upper(), *(_shown(value, ".4f") for value in values))
+    return table
+
+
+def _axes_line(result: ReplayResult) -> str:
+    """Say per axis how often the signs agree and how late the prediction is."""
+    facts = result.comparison["axes"]
+    return "\n".join(
+        f"{axis}: signs agree in {_shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, "
+        f"lag {_shown(fact['lag_s'], '+.2f')} s (correlation {_shown(fact['lag_correlation'], '.2f')})"
+        for axis, fact in facts.items()
+    )
+
+
+def _shown(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
