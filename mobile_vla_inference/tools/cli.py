@@ -17,6 +17,7 @@ from mobile_vla_inference.border import MobileVlaError
 
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
+    "bench": ("bench", "measure loading and the running node"),
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
     "drill": ("drill", "inject every fault into a running node and time how it stops the robot"),

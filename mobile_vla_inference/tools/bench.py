@@ -1,0 +1,29 @@
+"""`mobile_vla bench`: figures of loading, of stepping and of the running node, measured here and now."""
+
+from __future__ import annotations
+
+import argparse
+
+from mobile_vla_inference.tools import bench_load, bench_node
+
+HELP = "measure loading and the running node"
+
+#: What is measured -> the module that does; each has HELP, add_arguments and run, as a tool has.
+BENCHES = {
+    "load": bench_load,
+    "node": bench_node,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be measured, each with arguments of its own."""
+    subparsers = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    for name, bench in BENCHES.items():
+        subparser = subparsers.add_parser(name, help=bench.HELP, description=bench.HELP)
+        bench.add_arguments(subparser)
+        subparser.set_defaults(run_bench=bench.run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure; return the exit status."""
+    return args.run_bench(args)

@@ -1,0 +1,50 @@
+"""The benchmark's base: a process that does nothing but write down when each command arrives.
+
+Each line of its record is the steady time of an arrival and the command's `linear_x_mps`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import threading
+import time
+
+import rclpy
+from geometry_msgs.msg import Twist
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+_COMMAND_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def main() -> int:
+    """Record commands until SIGINT or SIGTERM."""
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    leave = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leave.set())
+    node = rclpy.create_node("bench_base")
+    with open(node.declare_parameter("record", os.devnull).value, "w", buffering=1) as record:  # noqa: PTH123
+
+        def write_down(message: Twist) -> None:
+            arrived_s = time.monotonic()
+            print(json.dumps({"arrived_s": arrived_s, "linear_x_mps": message.linear.x}), file=record)
+
+        node.create_subscription(Twist, "cmd_vel", write_down, _COMMAND_QOS)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        gc.disable()  # what is measured are the node's pauses, not those of this process
+        while not leave.is_set():
+            executor.spin_once(timeout_sec=0.1)
+        executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,66 @@
+"""The benchmark's camera: a process that sends one prepared image at a rate, each time with a new stamp.
+
+Preparing it once keeps the camera from being the bottleneck. Each line of its record is a stamp, the steady time at
+which that image was handed to ROS, and by how much the camera woke up late: what the machine itself does to a process.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import threading
+import time
+
+import rclpy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+
+#: Bytes per pixel of the encodings that it sends.
+ENCODINGS = {"bgr8": 3, "rgb8": 3, "bgra8": 4, "mono8": 1}
+
+_BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def prepare_image(width_px: int, height_px: int, encoding: str) -> Image:
+    """Return a message with everything but a stamp; its pixels are noise that repeats with each row."""
+    image = Image(width=width_px, height=height_px, encoding=encoding, step=width_px * ENCODINGS[encoding])
+    image.header.frame_id = "camera_optical_frame"
+    image.data = array.array("B", os.urandom(image.step) * height_px)
+    return image
+
+
+def main() -> int:
+    """Send images until SIGINT or SIGTERM."""
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    leave = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leave.set())
+    node = rclpy.create_node("bench_camera")
+    publisher = node.create_publisher(Image, "image_raw", _BEST_EFFORT)
+
+    def parameter(name: str, default: str | int | float) -> str | int | float:
+        return node.declare_parameter(name, default).value
+
+    image = prepare_image(parameter("width", 640), parameter("height", 480), parameter("encoding", "bgr8"))
+    period_s = 1.0 / parameter("rate_hz", 30.0)
+    with open(parameter("record", os.devnull), "w", buffering=1) as record:  # noqa: PTH123
+        due_s = time.monotonic()
+        while not leave.wait(max(0.0, due_s - time.monotonic())):
+            # What could not be sent in time is left out: no burst of images follows a pause.
+            late_s = time.monotonic() - due_s
+            due_s += period_s + max(0.0, late_s - period_s)
+            stamp = image.header.stamp = node.get_clock().now().to_msg()
+            published_s = time.monotonic()
+            publisher.publish(image)
+            entry = {"stamp_s": stamp.sec + stamp.nanosec * 1e-9, "published_s": published_s, "late_s": late_s}
+            print(json.dumps(entry), file=record)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
