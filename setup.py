@@ -20,7 +20,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
-        (f"{SHARE}/config", files_in("config", "*.yaml")),
+        (f"{SHARE}/config", files_in("config", "*.*")),
         (f"{SHARE}/launch", files_in("launch", "*.launch.py")),
     ],
     # Versions are pinned in requirements/; torch and transformers are left to the robot's own builds.

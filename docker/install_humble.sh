@@ -5,6 +5,7 @@ set -euo pipefail
 packages=(
     python3-colcon-common-extensions python3-opencv python3-pip python3-psutil python3-rich python3-tqdm
     ros-humble-cv-bridge ros-humble-nav-msgs ros-humble-ros-base
+    ros-humble-twist-mux
 )
 # NVIDIA's images bring an OpenCV with CUDA of their own, which conflicts with Ubuntu's; either will do.
 if python3 -c 'import cv2' 2>/dev/null; then

@@ -172,6 +172,18 @@ def test_a_failed_configure_leaves_it_unconfigured(probe, start_node, tmp_path):
     assert probe.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label == "unconfigured"
 
 
+def test_a_transition_that_is_not_allowed_is_refused_and_the_node_lives_on(probe, start_node):
+    start_node()
+    probe.drive()
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    client = probe.node.create_client(ChangeState, "vla_node/change_state")
+    assert client.wait_for_service(timeout_sec=20.0)
+    client.call_async(request)  # up to Jazzy it is never answered
+    assert probe.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label == "active"
+    steps = int(probe.value("policy", "steps"))
+    probe.wait_for("more steps", lambda: int(probe.value("policy", "steps")) > steps + 2)
+
+
 def test_a_bag_that_loops_resets_the_state_in_simulated_time(probe, start_node):
     start_node("-p", "use_sim_time:=true")
     clock = probe.node.create_publisher(Clock, "/clock", 10)

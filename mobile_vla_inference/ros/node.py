@@ -6,7 +6,6 @@ decided by the gate (control/gate.py) alone, and published from exactly one plac
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import signal
@@ -637,12 +636,18 @@ def _percentiles_ms(samples_s: deque[float]) -> dict[str, float]:
 
 def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
     """Configure and activate; raise `failed` where that is refused, so that `ros2 run` ends with the sentence."""
-    for transition in (node.trigger_configure, node.trigger_activate):
-        if transition() != TransitionCallbackReturn.SUCCESS:
-            if not leave.is_set():
-                failed.set()
-            leave.set()
-            return
+    try:
+        succeeded = all(
+            transition() == TransitionCallbackReturn.SUCCESS
+            for transition in (node.trigger_configure, node.trigger_activate)
+        )
+    except RuntimeError as error:  # somebody else has asked for a transition meanwhile
+        node.get_logger().error(f"autostart failed: {error}")
+        succeeded = False
+    if not succeeded:
+        if not leave.is_set():
+            failed.set()
+        leave.set()
 
 
 def main(
@@ -670,7 +675,7 @@ def main(
         return 2
     executor = MultiThreadedExecutor(num_threads=3)
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="executor")
+    spinner = threading.Thread(target=_spin, args=(executor, node, failed, leave), name="executor")
     spinner.start()
     if node.autostart:
         threading.Thread(target=_autostart, args=(node, failed, leave), name="autostart", daemon=True).start()
@@ -684,9 +689,22 @@ def main(
     return 2 if failed.is_set() else 0
 
 
-def _spin(executor: MultiThreadedExecutor) -> None:
-    with contextlib.suppress(ExternalShutdownException):  # the context was shut down from outside: main leaves
-        executor.spin()
+def _spin(executor: MultiThreadedExecutor, node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
+    """Run the callbacks until the executor is shut down; whatever else ends that, the node leaves with a zero."""
+    while True:
+        try:
+            executor.spin()
+            return
+        except ExternalShutdownException:  # the context was shut down from outside
+            leave.set()
+            return
+        except RuntimeError as error:
+            # Up to Jazzy, a lifecycle transition that is not allowed now comes out here as RCLError: it is refused.
+            node.get_logger().error(f"a request failed: {error}")
+        except Exception:
+            failed.set()
+            leave.set()
+            raise
 
 
 if __name__ == "__main__":
