@@ -140,6 +140,17 @@ def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_t
     assert watched.of(StepResult)[1].values == (3.0, 1.0)
 
 
+def test_after_a_flood_of_instructions_the_last_one_is_in_force(watch):
+    watched = watch("ok")
+    watched.ready()
+    for count in range(300):
+        watched.worker.set_instruction(f"go {count}")
+    watched.submit(7, stamp_s=1.0)
+    watched.wait_for(lambda: watched.of(StepResult))
+    assert watched.of(StepResult)[-1].values == (7.0, 1.0)
+    assert watched.worker.instruction == "go 299"
+
+
 @pytest.mark.parametrize(("second_stamp_s", "cause"), [(0.5, "time_backwards"), (60.0, "image_gap")])
 def test_a_broken_sequence_of_images_resets_the_state(watch, second_stamp_s, cause):
     watched = watch("ok")

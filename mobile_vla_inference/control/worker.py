@@ -38,6 +38,8 @@ from mobile_vla_inference.border import FrameError
 WORKER_MODULE = "mobile_vla_inference.policy.worker_process"
 
 _MAX_MESSAGE_BYTES = 1 << 16
+#: Contexts are sent no more often: under a flood of instructions the worker would only encode them.
+_CONTEXT_PERIOD_S = 0.1
 _RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -413,6 +415,7 @@ class _WorkerSession:
         self._started_s = self._loaded_s = 0.0
         self._deadline_s = math.inf
         self._next_step_s = 0.0
+        self._next_context_s = 0.0
         self._sent_generation = -1
         self._fresh_state = True
         self._last_stamp_s: float | None = None
@@ -484,7 +487,12 @@ class _WorkerSession:
         """Return the steady time at which there is something to do without any message."""
         with self._worker._lock:
             waiting = self._worker._frame is not None
-        due_s = self._next_step_s if waiting and self._idle else math.inf
+            outdated = self._sent_generation != self._worker._generation
+        due_s = math.inf
+        if self._idle and outdated:
+            due_s = self._next_context_s
+        elif self._idle and waiting:
+            due_s = self._next_step_s
         return min(due_s, self._deadline_s)
 
     @property
@@ -499,7 +507,8 @@ class _WorkerSession:
         now_s = time.monotonic()
         with worker._lock:
             if self._sent_generation != worker._generation:
-                self._send_context()
+                if now_s >= self._next_context_s:
+                    self._send_context()
                 return
             frame = worker._frame
             if frame is None or now_s < self._next_step_s:
@@ -519,6 +528,7 @@ class _WorkerSession:
         self._send({"op": "context", "generation": worker._generation, "instruction": worker._instruction})
         self._sent_generation = worker._generation
         self._last_stamp_s = None
+        self._next_context_s = time.monotonic() + _CONTEXT_PERIOD_S
         self._deadline_s = time.monotonic() + self._worker.step_timeout_s
 
     def _broken_sequence(self, frame: Frame) -> str | None:
