@@ -65,7 +65,7 @@ def declared_arguments(path: Path) -> dict[str, dict[str, ast.expr]]:
 
 
 def test_there_are_launch_files():
-    assert [MOBILE_VLA, TWIST_MUX] == LAUNCH_FILES
+    assert [REPOSITORY / "launch" / "camera.launch.py", MOBILE_VLA, TWIST_MUX] == LAUNCH_FILES
 
 
 def test_the_arguments_are_those_that_the_documentation_names():

@@ -17,7 +17,8 @@ from mobile_vla_inference.border import MobileVlaError
 
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
-    "bench": ("bench", "measure loading and the running node"),
+    "bench": ("bench", "measure loading, a policy step and the running node"),
+    "budget": ("budget", "tell whether a policy fits a board of 8 or 16 GB, item by item"),
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
     "drill": ("drill", "inject every fault into a running node and time how it stops the robot"),

@@ -1,0 +1,79 @@
+"""Start a camera driver near the policy: `source:=usb_cam`, `v4l2_camera` or `gscam` (a Jetson's CSI camera).
+
+ros2 launch mobile_vla_inference camera.launch.py source:=gscam width:=640 height:=480
+The images are on image_topic; the drivers are packages of their own (ros-DISTRO-usb-cam, -v4l2-camera, -gscam).
+"""
+
+from __future__ import annotations
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Describe the driver and what can be set from outside."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "source",
+                default_value="usb_cam",
+                choices=["usb_cam", "v4l2_camera", "gscam"],
+                description="The driver; gscam takes a CSI camera through nvarguscamerasrc.",
+            ),
+            DeclareLaunchArgument("device", default_value="/dev/video0", description="Video device of a USB camera."),
+            DeclareLaunchArgument("sensor_id", default_value="0", description="Number of a CSI camera, from 0."),
+            DeclareLaunchArgument("width", default_value="640", description="Width that is published, pixels."),
+            DeclareLaunchArgument("height", default_value="480", description="Height that is published, pixels."),
+            DeclareLaunchArgument(
+                "frame_rate_hz", default_value="30", description="Frames a second that the camera takes."
+            ),
+            DeclareLaunchArgument("image_topic", default_value="image_raw", description="Where images are published."),
+            OpaqueFunction(function=describe_driver),
+        ]
+    )
+
+
+def describe_driver(context: LaunchContext) -> list[Node]:
+    """Return the driver that was asked for, with its own parameter names."""
+    source = LaunchConfiguration("source").perform(context)
+    device = LaunchConfiguration("device").perform(context)
+    sensor_id = LaunchConfiguration("sensor_id").perform(context)
+    width = int(LaunchConfiguration("width").perform(context))
+    height = int(LaunchConfiguration("height").perform(context))
+    frame_rate_hz = LaunchConfiguration("frame_rate_hz").perform(context)
+    frame = "camera_optical_frame"  # REP-103: z forward, x right, y down
+    if source == "usb_cam":
+        executable, topic = "usb_cam_node_exe", "image_raw"
+        parameters = {
+            "video_device": device,
+            "image_width": width,
+            "image_height": height,
+            "framerate": float(frame_rate_hz),
+            "frame_id": frame,
+        }
+    elif source == "v4l2_camera":
+        executable, topic = "v4l2_camera_node", "image_raw"
+        parameters = {"video_device": device, "image_size": [width, height], "camera_frame_id": frame}
+    else:
+        executable, topic = "gscam_node", "camera/image_raw"
+        # The image processor scales on the way, so that the CPU never sees the full sensor.
+        camera = f"nvarguscamerasrc sensor-id={sensor_id}"
+        sensor = f"video/x-raw(memory:NVMM), framerate={frame_rate_hz}/1"
+        scaled = f"nvvidconv ! video/x-raw, width={width}, height={height}, format=BGRx"
+        parameters = {
+            "gscam_config": f"{camera} ! {sensor} ! {scaled} ! videoconvert ! video/x-raw, format=RGB",
+            "image_encoding": "rgb8",
+            "frame_id": frame,
+        }
+    return [
+        Node(
+            package=source,
+            executable=executable,
+            name="camera",
+            output="screen",
+            parameters=[parameters],
+            remappings=[(topic, LaunchConfiguration("image_topic"))],
+        )
+    ]
