@@ -61,7 +61,6 @@ def test_the_korean_pages_have_the_commands_of_the_english_ones():
         assert [words.sub("", block) for block in found] == [words.sub("", block) for block in wanted]
 
 
-@pytest.mark.timeout(300)
 def test_the_laptop_guide_works_as_written(tmp_path):
     """Run its blocks in one shell, in an empty folder, with this test's environment in the place of .venv."""
     page = (REPOSITORY / "docs/quickstart_laptop.md").read_text()
