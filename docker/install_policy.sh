@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the policy's process needs on top of ROS 2: install_policy.sh REQUIREMENTS_DIR [options of pip]
+# Install what the policy's process and the tools need on top of ROS 2: install_policy.sh REQUIREMENTS_DIR [options of pip]
 #
 # An image that brings torch (a Jetson's, built for its GPU) keeps it if it is 2.6 or later; an older one is raised, from
 # the index that TORCH_INDEX_URL names, because only a vendor's index has builds for a Jetson's GPU. PYTHON is the
@@ -56,4 +56,4 @@ fi
 
 for package in "${packages[@]}"; do
     grep -E "^$package==" "$requirements/runtime.txt" || fail "$requirements/runtime.txt has no pin of $package"
-done | xargs "$python" -m pip install "${options[@]}"
+done | xargs "$python" -m pip install "${options[@]}" --requirement "$requirements/workbench.txt"
