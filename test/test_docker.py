@@ -267,3 +267,23 @@ def test_fast_dds_accepts_the_profile_and_would_say_if_not(tmp_path, damaged):
     )
     assert "created" in done.stdout
     assert ("XMLPARSER" in done.stderr) is damaged
+
+
+def test_building_without_the_repository_is_refused(tmp_path):
+    done = subprocess.run([str(DOCKER / "build_package.sh"), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "holds no package.xml" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("colcon") is None, reason="colcon is not installed")
+def test_the_package_builds_in_a_clean_workspace(tmp_path):
+    (tmp_path / "src").mkdir()
+    clone = ["git", "clone", "--quiet", str(REPOSITORY), str(tmp_path / "src/mobile_vla_inference")]
+    subprocess.run(clone, check=True, timeout=60)
+    done = subprocess.run(
+        [str(DOCKER / "build_package.sh"), str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    share = tmp_path / "install/mobile_vla_inference/share/mobile_vla_inference"
+    assert (share / "package.xml").exists()
+    assert (share / "launch/mobile_vla.launch.py").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,35 @@ def test_every_subcommand_that_is_named_exists(page):
     inline = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     blocks = " ".join(re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL))
     assert set(_SUBCOMMAND.findall(f"{inline} {blocks}")) <= set(TOOLS)
+
+
+def commands(page: Path) -> list[str]:
+    """Return the command lines of a page's bash blocks that are not marked, continued lines joined."""
+    blocks = re.findall(r"(<!-- [^>]*-->\n)?```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    text = "".join(block for mark, block in blocks if MARK not in mark)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_tools_has_arguments_that_exist(page):
+    from mobile_vla_inference.tools import cli
+
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        if "mobile_vla" in words:
+            arguments = words[words.index("mobile_vla") + 1 :]
+            cli._parser(arguments[0]).parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_other_command_is_one_that_a_robot_has_or_that_is_here(page):
+    of_a_robot = {"ros2", "docker", "sudo", "colcon", "rosdep", "rqt", "rviz2", "apt"}
+    of_a_shell = {"cd", "source", "export", "pip", "uv", "python", "kill", "rm", "echo"}
+    for line in commands(page):
+        first = shlex.split(line, comments=True)[0]
+        is_here = "/" in first and (REPOSITORY / first).exists()
+        assert is_here or "=" in first or first in {"mobile_vla", *of_a_robot, *of_a_shell}, line
 
 
 def test_the_korean_pages_have_the_commands_of_the_english_ones():
