@@ -7,7 +7,7 @@ set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=mobile_vla_inference:jetson
 name=mobile_vla
-checkpoint="" processors="" params_file="" camera="" dtype=auto gpu=auto memory_mib="" dry_run=false detach=false console=false
+checkpoint="" processors="" params_file="" camera="" dtype=auto gpu=auto memory_mib="" dry_run=false detach=false tool=false
 launch_arguments=()
 
 # Beside the policy: the node, ROS's processes and the page tables.
@@ -28,7 +28,7 @@ docker/run.sh --checkpoint CK [options] [-- launch arguments]
   --image NAME        image (default mobile_vla_inference:jetson)
   --name NAME         name of the container (default mobile_vla)
   --detach            run in the background, started again after a fault and a reboot
-  --console           the interactive console instead of the node
+  --tool              run `mobile_vla` with the arguments after -- instead of the node: --tool -- drill
   --dry-run           print the command and run nothing; needs no Docker
   --help              this text
 
@@ -60,7 +60,7 @@ parse() {
             --image) image=$(value_of "$@"); shift ;;
             --name) name=$(value_of "$@"); shift ;;
             --detach) detach=true ;;
-            --console) console=true ;;
+            --tool) tool=true ;;
             --dry-run) dry_run=true ;;
             --help | -h) usage && exit 0 ;;
             --)
@@ -204,7 +204,7 @@ compose_command() {
     esac
     # No swap: a policy that is paged out can't keep its period. The kernel takes the worker first (it raises its own score).
     command+=(--memory "${memory_mib}m" --memory-swap "${memory_mib}m" --oom-score-adj=-200)
-    if [[ $console == true ]]; then
+    if [[ $tool == true ]]; then
         command+=(--rm --interactive --tty)
     elif [[ $detach == true ]]; then
         command+=(--detach --init --restart unless-stopped)
@@ -225,8 +225,8 @@ compose_command() {
     [[ -z $params_file ]] || command+=(--volume "$(realpath "$params_file"):/params.yaml:ro")
     [[ -z $camera ]] || command+=(--device "$camera")
     command+=("$image")
-    if [[ $console == true ]]; then
-        command+=(ros2 run mobile_vla_inference mobile_vla console --checkpoint "$inside")
+    if [[ $tool == true ]]; then
+        command+=(ros2 run mobile_vla_inference mobile_vla "${launch_arguments[@]}")
         return
     fi
     command+=(ros2 launch mobile_vla_inference mobile_vla.launch.py "checkpoint:=$inside")
