@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Before anything imports rclpy: the tests and the processes that they start never meet another graph. The reservation
 # is held as long as this module, which is as long as pytest runs.
 _GRAPH = isolate()
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and what they start along with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two cores serve several processes at a time here; threads that wait for each other make the tests slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
