@@ -29,6 +29,9 @@ class Engine(Protocol):
             PolicyError: the action or the state is not finite; the state is reset.
         """
 
+    def features(self, frame: np.ndarray) -> np.ndarray:
+        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+
     def reset(self) -> None:
         """Clear the hidden state."""
 
@@ -64,6 +67,12 @@ class EagerEngine:
         # One transfer from the device answers both: the values, and whether the state is finite.
         checked = torch.cat([actions[0], _largest(self._hidden_state)]).float().cpu().numpy()
         return require_finite_answer(checked, self.reset)
+
+    @torch.inference_mode()
+    def features(self, frame: np.ndarray) -> np.ndarray:
+        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+        features = self._model.fused_features(self._normalize(frame), self._prompt, self._clip_text_feature)
+        return features[0].float().cpu().numpy()
 
     def reset(self) -> None:
         """Clear the hidden state."""

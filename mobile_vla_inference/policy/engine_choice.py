@@ -10,6 +10,7 @@ import torch
 
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.checkpoint import Checkpoint, Progress, check_memory, load_model, require_finite
+from mobile_vla_inference.policy.cpu_engine import CpuEngine, can_pack
 from mobile_vla_inference.policy.engine import EagerEngine, Engine
 from mobile_vla_inference.policy.flat_engine import FlatEngine
 from mobile_vla_inference.policy.forward import TorchOperations
@@ -49,7 +50,7 @@ def load_engine(
     """Load a checkpoint for one of ENGINES, or for the best that runs here (`auto`).
 
     Args:
-        name: `auto`, `eager`, `flat` or `graph`.
+        name: `auto`, `eager`, `flat`, `packed` or `graph`.
         checkpoint: what to load.
         device: where it runs.
         dtype: type of the arithmetic.
@@ -68,16 +69,35 @@ def load_engine(
         model = load_model(checkpoint, device=device, dtype=dtype, progress=progress, force=force)
         prepare(model)
         return LoadedEngine(EagerEngine(model), model, "eager", "")
+    if name == "packed" and device.type != "cpu":
+        raise DeviceError("engine is packed, expected device cpu for it; use engine graph or auto")
     if device.type == "cpu":
-        model = load_model(checkpoint, device=device, dtype=dtype, progress=progress, force=force)
+        packs, fallback = _chooses_packed(name, checkpoint, dtype)
+        # Packed products widen 16-bit weights as they read them: the arithmetic is fp32.
+        arithmetic = torch.float32 if packs else dtype
+        model = load_model(checkpoint, device=device, dtype=arithmetic, progress=progress, force=force)
         prepare(model)
-        return LoadedEngine(FlatEngine(model, TorchOperations(dtype), device), model, "flat", "")
+        if packs:
+            return LoadedEngine(CpuEngine(model), model, "packed", "")
+        return LoadedEngine(FlatEngine(model, TorchOperations(dtype), device), model, "flat", fallback)
     if not force:
         check_memory(checkpoint, device, dtype)
     # The pages of the file: the engine copies what it needs to the device, in its final form.
     model = load_model(checkpoint, device="cpu", dtype=None, progress=progress, force=force)
     prepare(model)
     return _first_that_runs(name, checkpoint, model, device, dtype, probe)
+
+
+def _chooses_packed(name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[bool, str]:
+    """Tell whether the CPU's packed products are to be used, and why not where they would be the first choice."""
+    wanted = name == "packed" or (name == "auto" and (dtype == torch.float16 or checkpoint.quantization is not None))
+    if not wanted or can_pack():
+        return wanted, ""
+    fallback = "engine packed does not run here (this torch has no FBGEMM, or the CPU no AVX2)"
+    if name == "packed":
+        raise DeviceError(f"{fallback}; use engine flat or auto")
+    _LOG.warning("%s; trying the next", fallback)
+    return False, fallback
 
 
 def _first_that_runs(

@@ -5,6 +5,8 @@ It is what GraphEngine captures, so everything but the kernels is tested where t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -41,6 +43,15 @@ class FlatEngine:
         actions, self._state = self.flat.step(pixels, self._instruction, self._state)
         answer = torch.cat([actions, state_magnitude(self._state)]).cpu().numpy()
         return require_finite_answer(answer, self.reset)
+
+    @torch.inference_mode()
+    def features(self, frame: np.ndarray) -> np.ndarray:
+        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+        return self.flat.fused_features(torch.tensor(frame, device=self._device), self._instruction).cpu().numpy()
+
+    def parts(self, frame: np.ndarray) -> dict[str, Callable[[], object]]:
+        """Return the parts of a step on a frame, to be timed one by one; see FlatModel.parts."""
+        return self.flat.parts(torch.tensor(frame, device=self._device), self._instruction, self._state)
 
     def reset(self) -> None:
         """Clear the hidden state."""

@@ -12,8 +12,9 @@ final form, and the token table stays behind; on the CPU the pages themselves ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -408,6 +409,30 @@ class FlatModel:
             on_the_side.join()
         joined = torch.cat([features[name] for name in self.fusion_features])
         return joined if self._fusion is None else self._ops.vector_linear(joined, self._fusion)
+
+    def parts(
+        self, frame: torch.Tensor, instruction: Instruction, state: HiddenState
+    ) -> dict[str, Callable[[], object]]:
+        """Return what a step is made of, by name, to be timed one by one; takes the arguments of `step`."""
+        parts: dict[str, Callable[[], object]] = {}
+        if "kosmos_text" in self.fusion_features or "kosmos_vision" in self.fusion_features:
+            parts["Kosmos vision"] = partial(self._run_vision, self._vision, frame)
+        if "kosmos_text" in self.fusion_features:
+            with torch.inference_mode():
+                rows = self._run_vision(self._vision, frame)
+            parts["Kosmos text"] = partial(self._run_text, rows, instruction)
+        if self._clip_vision is not None:
+            parts["CLIP vision"] = partial(self._run_vision, self._clip_vision, frame)
+        with torch.inference_mode():
+            features = self.fused_features(frame, instruction)
+        parts["cell and head"] = partial(self._act, features, state)
+        return parts
+
+    def _act(self, features: torch.Tensor, state: HiddenState) -> torch.Tensor:
+        hidden = state[0] if self._cell_kind == "lstm" else state
+        recurrent = [self._ops.vector_linear(h, layer.from_hidden) for h, layer in zip(hidden, self._cell)]
+        outputs, _ = self._run_cell(features, recurrent, state)
+        return self._run_head(outputs)
 
     def initial_state(self) -> HiddenState:
         """Return the state of an episode's start, fp32 [layers, hidden] each."""

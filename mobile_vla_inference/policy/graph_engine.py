@@ -8,6 +8,7 @@ captured once. Graphs share one memory pool, because no two ever run at a time.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,6 +82,17 @@ class GraphEngine:
             self._current.graph.replay()
         self._stream.synchronize()
         return require_finite_answer(self._host_answer.numpy().copy(), self.reset)
+
+    @torch.inference_mode()
+    def features(self, frame: np.ndarray) -> np.ndarray:
+        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+        with torch.cuda.stream(self._stream):
+            pixels = torch.tensor(frame, device=self._device)
+            return self.flat.fused_features(pixels, self._current.instruction).cpu().numpy()
+
+    def parts(self, frame: np.ndarray) -> dict[str, Callable[[], object]]:
+        """Return the parts of a step on a frame, to be timed one by one; see FlatModel.parts."""
+        return self.flat.parts(torch.tensor(frame, device=self._device), self._current.instruction, self._state)
 
     def reset(self) -> None:
         """Clear the hidden state."""

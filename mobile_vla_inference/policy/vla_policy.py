@@ -39,7 +39,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 #: How a step runs: `graph` (one captured CUDA graph), `flat` (the same arithmetic, operation by operation), `eager`
 #: (transformers' modules: the reference); `auto` takes the fastest that runs on the device.
-ENGINES = ("auto", "graph", "flat", "eager")
+ENGINES = ("auto", "graph", "packed", "flat", "eager")
 
 _WARM_UP_STEPS = 3
 _WARM_UP_INSTRUCTION = "warm up"
@@ -170,6 +170,16 @@ class VlaPolicy:
             "warnings": list(checkpoint.warnings),
         }
         return cls(loaded.engine, encoder, config, settings, description)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the steps, for measurements."""
+        return self._engine
+
+    @property
+    def encoder(self) -> InstructionEncoder:
+        """What makes tokens of an instruction, for measurements."""
+        return self._encoder
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from mobile_vla_inference.tools import bench_load, bench_node
+from mobile_vla_inference.tools import bench_load, bench_node, bench_step
 
-HELP = "measure loading and the running node"
+HELP = "measure loading, a policy step and the running node"
 
 #: What is measured -> the module that does; each has HELP, add_arguments and run, as a tool has.
 BENCHES = {
     "load": bench_load,
     "node": bench_node,
+    "step": bench_step,
 }
 
 
