@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _GRAPH = isolate()
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and what they start along with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A process that is killed by a signal of its own making tells where.
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # Two cores serve several processes at a time here; threads that wait for each other make the tests slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

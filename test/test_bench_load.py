@@ -67,7 +67,7 @@ def test_the_naive_way_loads_the_same_weights(tiny_checkpoint: Path) -> None:
 
 def test_a_converted_folder_is_measured_but_not_naively(tiny_checkpoint: Path, tmp_path: Path) -> None:
     convert(tiny_checkpoint, tmp_path / "folder", dtype="float16")
-    figures = bench_load.measure_load(open_checkpoint(tmp_path / "folder"), "ours", "cpu", "float16")
+    figures = bench_load.measure_load(open_checkpoint(tmp_path / "folder"), "ours", "cpu", "float16", "flat")
     assert figures.outcome == "lived" and figures.first_action_s > 0.0
     with pytest.raises(MobileVlaError, match=r"is no \.pth"):
         run(tmp_path / "folder", "--naive")

@@ -178,8 +178,9 @@ def test_the_parts_make_up_a_step() -> None:
 
 
 def test_an_engine_that_needs_another_device_is_refused(tiny_checkpoint) -> None:
-    with pytest.raises(DeviceError, match="expected a CUDA device"):
-        VlaPolicy.load(tiny_checkpoint, device="cpu", engine="graph")
+    for engine in ("graph", "compiled"):
+        with pytest.raises(DeviceError, match=f"engine is {engine}, expected a CUDA device"):
+            VlaPolicy.load(tiny_checkpoint, device="cpu", engine=engine)
     with pytest.raises(DeviceError, match="expected one of auto, graph"):
         VlaPolicy.load(tiny_checkpoint, device="cpu", engine="fast")
 
@@ -212,6 +213,44 @@ def test_a_captured_step_is_the_step(kind: str, dtype: torch.dtype) -> None:
             np.testing.assert_allclose(
                 captured.step(frame), flat.step(frame), atol=2e-3 if dtype.itemsize == 2 else 1e-5
             )
+
+
+@needs_gpu
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_the_kernels_do_what_torch_does(kind: str, quantized: bool) -> None:
+    """In fp16 both are as close to fp32 as fp16 allows; int8 weights are the same values for both."""
+    kernels = pytest.importorskip("mobile_vla_inference.policy.kernels")
+    if not kernels.AVAILABLE:
+        pytest.skip("there is no Triton here")
+    from mobile_vla_inference.policy.graph_engine import GraphEngine
+
+    gpu = torch.device("cuda")
+    model = member(**MEMBERS[kind])
+    own = GraphEngine(model, kernels.TritonOperations(torch.float16, gpu), gpu, quantized=quantized)
+    exact = FlatEngine(model, TorchOperations(torch.float32), gpu, quantized=quantized)
+    for words in (4, 9):
+        for engine in (own, exact):
+            engine.set_instruction(*prompt_of(model, words))
+            engine.reset()
+        for frame in frames_of(model, 3):
+            expected = exact.features(frame)
+            np.testing.assert_allclose(own.features(frame), expected, atol=1e-2 * float(np.abs(expected).max()))
+            np.testing.assert_allclose(own.step(frame), exact.step(frame), atol=2e-2)
+
+
+@needs_gpu
+def test_a_compiled_step_is_the_step() -> None:
+    from mobile_vla_inference.policy.graph_engine import GraphEngine
+
+    gpu = torch.device("cuda")
+    model = member()
+    compiled = GraphEngine(model, TorchOperations(torch.float32), gpu, compiled=True)
+    flat = FlatEngine(model, TorchOperations(torch.float32), gpu)
+    for engine in (compiled, flat):
+        engine.set_instruction(*prompt_of(model, 4))
+    for frame in frames_of(model, 4):
+        np.testing.assert_allclose(compiled.step(frame), flat.step(frame), atol=1e-4)
 
 
 @needs_gpu

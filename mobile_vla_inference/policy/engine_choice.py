@@ -50,7 +50,7 @@ def load_engine(
     """Load a checkpoint for one of ENGINES, or for the best that runs here (`auto`).
 
     Args:
-        name: `auto`, `eager`, `flat`, `packed` or `graph`.
+        name: `auto`, `eager`, `flat`, `packed`, `graph` or `compiled` (never by `auto`: it takes minutes).
         checkpoint: what to load.
         device: where it runs.
         dtype: type of the arithmetic.
@@ -63,8 +63,8 @@ def load_engine(
         CheckpointError: it can't be loaded, or a weight is not finite in this type.
         DeviceError: the engine does not run on this device.
     """
-    if name == "graph" and device.type != "cuda":
-        raise DeviceError("engine is graph, expected a CUDA device for it; use engine flat or auto")
+    if name in ("graph", "compiled") and device.type != "cuda":
+        raise DeviceError(f"engine is {name}, expected a CUDA device for it; use engine flat or auto")
     if name == "eager" or (name == "auto" and device.type not in ("cpu", "cuda")):
         model = load_model(checkpoint, device=device, dtype=dtype, progress=progress, force=force)
         prepare(model)
@@ -141,6 +141,8 @@ def _cuda_engines(
             yield "graph", lambda: GraphEngine(model, kernels.TritonOperations(dtype, device), device)
         if name == "auto" or not kernels.AVAILABLE or dtype == torch.float32:
             yield "graph without Triton", lambda: GraphEngine(model, TorchOperations(dtype), device)
+    if name == "compiled":
+        yield "compiled", lambda: GraphEngine(model, TorchOperations(dtype), device, compiled=True)
     if name in ("auto", "flat"):
         yield "flat", lambda: FlatEngine(model, TorchOperations(dtype), device)
 

@@ -300,7 +300,13 @@ class FlatModel:
     """
 
     def __init__(
-        self, model: HybridModel, operations: Operations, device: torch.device, *, quantized: bool = False
+        self,
+        model: HybridModel,
+        operations: Operations,
+        device: torch.device,
+        *,
+        quantized: bool = False,
+        one_stream: bool = False,
     ) -> None:
         """Put the weights that a step reads on `device`, on a GPU in the type of `operations`.
 
@@ -309,9 +315,11 @@ class FlatModel:
             operations: how the arithmetic is done.
             device: where.
             quantized: make the blocks' matrices int8 where they are not yet.
+            one_stream: run the towers in turn on a GPU, too, not beside each other.
         """
         self.fusion_features = model.fusion_features
         self.device = device
+        self._one_stream = one_stream
         self._model = model
         self._ops = operations
         self._quantized = quantized
@@ -382,7 +390,7 @@ class FlatModel:
         """Map a frame, uint8 [side, side, 3] on the device, to actions fp32 [actions] and the next state (fp32)."""
         hidden = state[0] if self._cell_kind == "lstm" else state
         # What the former state adds depends on no frame: its weights are read while the towers run.
-        beside = _Beside(self.device)
+        beside = self._beside()
         with beside:
             recurrent = [self._ops.vector_linear(h, layer.from_hidden) for h, layer in zip(hidden, self._cell)]
         features = self.fused_features(frame, instruction)
@@ -395,7 +403,7 @@ class FlatModel:
         features: dict[str, torch.Tensor] = {"clip_text": instruction.clip_text}
         on_the_side = None
         if self._clip_vision is not None:
-            on_the_side = _Beside(self.device)
+            on_the_side = self._beside()
             with on_the_side:
                 pooled = self._run_vision(self._clip_vision, frame)[0].float()
                 features["clip_vision_hidden"] = pooled
@@ -437,6 +445,9 @@ class FlatModel:
     def initial_state(self) -> HiddenState:
         """Return the state of an episode's start, fp32 [layers, hidden] each."""
         return self._model.initial_hidden_state(self.device, torch.float32)
+
+    def _beside(self) -> _Beside:
+        return _Beside(self.device if self.device.type == "cuda" and not self._one_stream else None)
 
     def _run_vision(self, vision: VisionWeights, frame: torch.Tensor) -> torch.Tensor:
         """Map a frame to normalised rows [1 + patches, width], the class row first."""
@@ -685,10 +696,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 class _Beside:
-    """Work on a stream of its own, beside what follows, until `join`; on the CPU simply in turn."""
+    """Work on a stream of its own, beside what follows, until `join`; without a CUDA device simply in turn."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device | None) -> None:
+        self._stream = None if device is None else torch.cuda.Stream(device)
 
     def __enter__(self) -> None:
         if self._stream is not None:

@@ -36,10 +36,17 @@ class GraphEngine:
     """Replay a captured step on a CUDA device."""
 
     def __init__(
-        self, model: HybridModel, operations: Operations, device: torch.device, *, quantized: bool = False
+        self,
+        model: HybridModel,
+        operations: Operations,
+        device: torch.device,
+        *,
+        quantized: bool = False,
+        compiled: bool = False,
     ) -> None:
-        """Copy the weights to the device; see FlatModel for the arguments."""
-        self.flat = FlatModel(model, operations, device, quantized=quantized)
+        """Copy the weights to the device; see FlatModel for the arguments. `compiled`: by torch.compile, minutes."""
+        self.flat = FlatModel(model, operations, device, quantized=quantized, one_stream=compiled)
+        self._step = torch.compile(self.flat.step, dynamic=False) if compiled else self.flat.step
         self._device = device
         side = model.config.image_size
         self._host_frame = torch.zeros(side, side, 3, dtype=torch.uint8, pin_memory=True)
@@ -120,7 +127,7 @@ class GraphEngine:
     def _run(self, instruction: Instruction) -> None:
         """Do everything that a step is, on the current stream."""
         self._frame.copy_(self._host_frame, non_blocking=True)
-        actions, state = self.flat.step(self._frame, instruction, self._state)
+        actions, state = self._step(self._frame, instruction, self._state)
         parts = state if isinstance(state, tuple) else (state,)
         for part, after in zip(self._state_parts(), parts):
             part.copy_(after)

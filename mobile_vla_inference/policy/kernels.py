@@ -27,10 +27,6 @@ except ImportError:  # the graph engine then captures torch's own functions
 
 AVAILABLE = triton is not None
 
-#: Rows of one block of a product; a text of up to 128 tokens, image included, is one block.
-_BLOCK_ROWS = 128
-
-
 if AVAILABLE:
     try:
         from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -59,25 +55,18 @@ if AVAILABLE:
     def _linear_kernel(
         rows_ptr,
         weight_ptr,
-        scale_ptr,
-        bias_ptr,
-        out_ptr,
+        partial_ptr,
         row_count,
         row_stride,
-        out_stride,
         N: tl.constexpr,
         K: tl.constexpr,
         SPLIT: tl.constexpr,
-        ACTIVATION: tl.constexpr,
-        IS_INT8: tl.constexpr,
-        HAS_BIAS: tl.constexpr,
-        PARTIAL: tl.constexpr,
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
         BLOCK_K: tl.constexpr,
         DEPENDENT: tl.constexpr,
     ):
-        """Rows [M, K] times weight [N, K] transposed; PARTIAL: fp32 sums of each split, [SPLIT, M, N], no epilogue."""
+        """Rows [M, K] times weight [N, K] transposed: the fp32 sums of each split of the inner axis, [SPLIT, M, N]."""
         block_m = tl.program_id(0)
         block_n = tl.program_id(1)
         split = tl.program_id(2)
@@ -97,20 +86,70 @@ if AVAILABLE:
         for _ in range(0, PART, BLOCK_K):
             rows = tl.load(rows_ptrs, mask=in_rows[:, None], other=0.0)
             weight = tl.load(weight_ptrs, mask=in_columns[None, :], other=0.0)
-            sums = tl.dot(rows, weight.to(rows.dtype), sums)
+            sums = tl.dot(rows, weight, sums)
             rows_ptrs += BLOCK_K
             weight_ptrs += BLOCK_K
-        if IS_INT8:
-            sums *= tl.load(scale_ptr + offsets_n, mask=in_columns, other=0.0)[None, :]
         mask = in_rows[:, None] & in_columns[None, :]
+        out = partial_ptr + split.to(tl.int64) * row_count * N + offsets_m[:, None] * N + offsets_n[None, :]
+        tl.store(out, sums, mask=mask)
+
+    @triton.jit
+    def _int8_linear_kernel(
+        rows_ptr,
+        weight_ptr,
+        scale_ptr,
+        bias_ptr,
+        out_ptr,
+        row_count,
+        row_stride,
+        out_stride,
+        N: tl.constexpr,
+        K: tl.constexpr,
+        SPLIT: tl.constexpr,
+        ACTIVATION: tl.constexpr,
+        HAS_BIAS: tl.constexpr,
+        PARTIAL: tl.constexpr,
+        BLOCK_M: tl.constexpr,
+        BLOCK_N: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+        DEPENDENT: tl.constexpr,
+    ):
+        """As `_linear_kernel`, of int8 weights, with scale, bias and activation unless PARTIAL.
+
+        The weights are the left operand: that one may come from registers, where they are widened.
+        """
+        block_m = tl.program_id(0)
+        block_n = tl.program_id(1)
+        split = tl.program_id(2)
+        offsets_m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        offsets_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        in_rows = offsets_m < row_count
+        in_columns = offsets_n < N
+        PART: tl.constexpr = K // SPLIT
+        offsets_k = split * PART + tl.arange(0, BLOCK_K)
+        rows_ptrs = rows_ptr + offsets_m[None, :] * row_stride + offsets_k[:, None]
+        weight_ptrs = weight_ptr + offsets_n[:, None].to(tl.int64) * K + offsets_k[None, :]
+        scale = tl.load(scale_ptr + offsets_n, mask=in_columns, other=0.0)
+        if DEPENDENT:
+            gdc_wait()
+            gdc_launch_dependents()
+        sums = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+        for _ in range(0, PART, BLOCK_K):
+            rows = tl.load(rows_ptrs, mask=in_rows[None, :], other=0.0)
+            weight = tl.load(weight_ptrs, mask=in_columns[:, None], other=0)
+            sums = tl.dot(weight.to(rows.dtype), rows, sums)
+            rows_ptrs += BLOCK_K
+            weight_ptrs += BLOCK_K
+        sums *= scale[:, None]
+        mask = in_rows[None, :] & in_columns[:, None]
         if PARTIAL:
-            out = out_ptr + split.to(tl.int64) * row_count * N + offsets_m[:, None] * N + offsets_n[None, :]
+            out = out_ptr + split.to(tl.int64) * row_count * N + offsets_m[None, :] * N + offsets_n[:, None]
             tl.store(out, sums, mask=mask)
         else:
             if HAS_BIAS:
-                sums += tl.load(bias_ptr + offsets_n, mask=in_columns, other=0.0)[None, :]
+                sums += tl.load(bias_ptr + offsets_n, mask=in_columns, other=0.0)[:, None]
             sums = _activated(sums, ACTIVATION)
-            out = out_ptr + offsets_m[:, None] * out_stride + offsets_n[None, :]
+            out = out_ptr + offsets_m[None, :] * out_stride + offsets_n[:, None]
             tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=mask)
 
     @triton.jit
@@ -385,7 +424,8 @@ if AVAILABLE:
 #: Block of columns, block of the inner axis, splits of it, warps, stages.
 _Tiling = tuple[int, int, int, int, int]
 
-#: (blocks of rows, out, in) -> the fastest tiling for the published sizes on an H100 (docs/benchmarks.md).
+#: (blocks of rows, out, in) -> the fastest tiling for the published sizes on an H100 (docs/benchmarks.md), of 16-bit
+#: and of int8 weights.
 _MEASURED: dict[tuple[int, int, int], _Tiling] = {
     (1, 6144, 2048): (64, 128, 1, 8, 4),
     (1, 2048, 2048): (64, 64, 4, 8, 5),
@@ -396,6 +436,21 @@ _MEASURED: dict[tuple[int, int, int], _Tiling] = {
     (3, 4096, 1024): (128, 64, 1, 8, 4),
     (3, 1024, 4096): (128, 64, 4, 8, 4),
 }
+_MEASURED_INT8: dict[tuple[int, int, int], _Tiling] = {
+    (1, 6144, 2048): (64, 128, 1, 4, 3),
+    (1, 2048, 2048): (64, 128, 8, 4, 3),
+    (1, 8192, 2048): (64, 128, 1, 4, 3),
+    (1, 2048, 8192): (64, 128, 8, 4, 3),
+    (3, 3072, 1024): (64, 128, 1, 4, 3),
+    (3, 1024, 1024): (64, 64, 8, 4, 3),
+    (3, 4096, 1024): (128, 64, 1, 8, 3),
+    (3, 1024, 4096): (64, 64, 8, 4, 3),
+}
+
+
+def _block_rows(rows: int) -> int:
+    """Return the rows of one block of a product; a text of up to 128 tokens, image included, is one block."""
+    return 128 if rows > 64 else 64
 
 
 class TritonOperations(TorchOperations):
@@ -409,10 +464,11 @@ class TritonOperations(TorchOperations):
         self._dependent = _HAS_DEPENDENT_LAUNCH and properties.major >= 9
         self._launch = {"launch_pdl": True} if self._dependent else {}
 
-    def tiling(self, rows: int, columns: int, inner: int, splits: bool) -> _Tiling:
+    def tiling(self, rows: int, columns: int, inner: int, splits: bool, is_int8: bool) -> _Tiling:
         """Choose how a product is cut so that every multiprocessor has work."""
-        block_rows = 128 if rows > 64 else 64
-        known = _MEASURED.get((math.ceil(rows / block_rows), columns, inner))
+        block_rows = _block_rows(rows)
+        measured = _MEASURED_INT8 if is_int8 else _MEASURED
+        known = measured.get((math.ceil(rows / block_rows), columns, inner))
         if known is not None:
             return known
         block_k = 64 if inner % 64 == 0 else 16
@@ -430,7 +486,7 @@ class TritonOperations(TorchOperations):
         if out is None:
             out = torch.empty(len(rows), len(linear.weight), device=rows.device, dtype=self.dtype)
         if linear.scale is not None:
-            self._product_kernel(rows, linear, out, activation, 1)
+            self._product(rows, linear, out, activation)
             return out
         torch.addmm(linear.bias, rows, linear.weight.T, out=out)
         if activation is not None:
@@ -448,9 +504,9 @@ class TritonOperations(TorchOperations):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual stream with the biased product added, fp32, and its normalised rows in `dtype`."""
         width, inner = linear.weight.shape
-        split = self.tiling(len(rows), width, inner, True)[2]
+        split = self.tiling(len(rows), width, inner, True, linear.scale is not None)[2]
         partial = torch.empty(split, len(rows), width, device=rows.device, dtype=torch.float32)
-        self._product_kernel(rows, linear, partial, None, split)
+        self._product(rows, linear, partial)
         stream = torch.empty_like(residual, dtype=torch.float32)
         out = torch.empty_like(residual, dtype=self.dtype)
         _add_norm_kernel[(len(residual),)](
@@ -475,15 +531,32 @@ class TritonOperations(TorchOperations):
         )
         return stream, out
 
-    def _product_kernel(
-        self, rows: torch.Tensor, linear: Linear, out: torch.Tensor, activation: str | None, split: int
-    ) -> None:
+    def _product(self, rows: torch.Tensor, linear: Linear, out: torch.Tensor, activation: str | None = None) -> None:
+        """Write a product to `out`: biased and activated to [rows, out] (int8 only), or sums to [splits, rows, out]."""
         columns, inner = linear.weight.shape
-        partial = out.ndim == 3
-        block_n, block_k, _, warps, stages = self.tiling(len(rows), columns, inner, partial)
-        block_rows = 128 if len(rows) > 64 else 64
+        is_partial = out.ndim == 3
+        block_n, block_k, _, warps, stages = self.tiling(
+            len(rows), columns, inner, is_partial, linear.scale is not None
+        )
+        block_rows = _block_rows(len(rows))
+        split = len(out) if is_partial else 1
         grid = (triton.cdiv(len(rows), block_rows), triton.cdiv(columns, block_n), split)
-        _linear_kernel[grid](
+        cut = {
+            "N": columns,
+            "K": inner,
+            "SPLIT": split,
+            "BLOCK_M": block_rows,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "DEPENDENT": self._dependent,
+            "num_warps": warps,
+            "num_stages": stages,
+            **self._launch,
+        }
+        if linear.scale is None:
+            _linear_kernel[grid](rows, linear.weight, out, len(rows), rows.stride(0), **cut)
+            return
+        _int8_linear_kernel[grid](
             rows,
             linear.weight,
             linear.scale,
@@ -492,20 +565,10 @@ class TritonOperations(TorchOperations):
             len(rows),
             rows.stride(0),
             out.stride(-2),
-            N=columns,
-            K=inner,
-            SPLIT=split,
             ACTIVATION=activation,
-            IS_INT8=linear.scale is not None,
             HAS_BIAS=linear.bias is not None,
-            PARTIAL=partial,
-            BLOCK_M=block_rows,
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            DEPENDENT=self._dependent,
-            num_warps=warps,
-            num_stages=stages,
-            **self._launch,
+            PARTIAL=is_partial,
+            **cut,
         )
 
     def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 Each parameter has a random stream of its own, by seed and name, and is drawn in chunks: the published size needs no
 more memory than a tiny one. What all frames have in common (positions, class tokens) is kept small against what
-differs between them, and the cell's input gain is high, so that small differences reach the actions. In small
-members, where the common part weighs more, the last layer is centred on a few made-up scenes.
+differs between them. A wide cell has gains at which a rounding error fades instead of growing from step to step. In
+small members, where the common part weighs more, the gains are higher, so that small differences reach the actions,
+and the last layer is centred on a few made-up scenes.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ _GAIN_CLIP_PROJECTION = 0.5
 _GAIN_LATENT_QUERY = 2.0
 _GAIN_CELL_INPUT = 6.0
 _GAIN_CELL_RECURRENT = 1.0
+_GAIN_WIDE_CELL_INPUT = 2.0
+_GAIN_WIDE_CELL_RECURRENT = 0.5
 _GAIN_RELU = 2.0**0.5
 _STD_VISION_POSITION = 0.1
 _STD_CLASS_TOKEN = 0.05
 _STD_LATENT_QUERY = 0.1
 _STD_KOSMOS_TOKEN = 0.01
 _LOGIT_SCALE = 4.6052  # ln 100, where CLIP's training ends
+
+#: Hidden units from which a cell is wide.
+_WIDE_CELL = 512
 
 _SCENES = 24
 _SCENE_INSTRUCTIONS = ("go to the cup", "박스를 왼쪽으로 돌아서 컵까지 가세요")
@@ -151,7 +157,10 @@ def _gain(name: str, config: HybridConfig) -> float:
     if name.startswith("actions.mlp."):
         return _head_gain(name, config)
     if name.startswith("rnn."):
-        return _GAIN_CELL_INPUT if ".weight_ih_" in name else _GAIN_CELL_RECURRENT
+        is_wide = config.cell.hidden_size >= _WIDE_CELL
+        if ".weight_ih_" in name:
+            return _GAIN_WIDE_CELL_INPUT if is_wide else _GAIN_CELL_INPUT
+        return _GAIN_WIDE_CELL_RECURRENT if is_wide else _GAIN_CELL_RECURRENT
     if name.startswith("clip_model.") and name.endswith("_projection.weight"):
         return _GAIN_CLIP_PROJECTION
     if name.endswith("image_to_text_projection.x_attn.q_proj.weight"):

@@ -39,7 +39,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 #: How a step runs: `graph` (one captured CUDA graph), `flat` (the same arithmetic, operation by operation), `eager`
 #: (transformers' modules: the reference); `auto` takes the fastest that runs on the device.
-ENGINES = ("auto", "graph", "packed", "flat", "eager")
+ENGINES = ("auto", "graph", "compiled", "packed", "flat", "eager")
 
 _WARM_UP_STEPS = 3
 _WARM_UP_INSTRUCTION = "warm up"

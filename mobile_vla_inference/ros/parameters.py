@@ -61,7 +61,7 @@ class NodeParameters:
     engine: str = _parameter(
         "auto",
         "How a step runs; auto takes the fastest that runs on the device.",
-        choices=("auto", "graph", "packed", "flat", "eager"),
+        choices=("auto", "graph", "compiled", "packed", "flat", "eager"),
         read_only=True,
     )
     force_load: bool = _parameter(

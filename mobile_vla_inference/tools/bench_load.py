@@ -24,6 +24,7 @@ from typing import Any
 
 from mobile_vla_inference.border import MobileVlaError, write_text_atomically
 from mobile_vla_inference.policy.checkpoint import Checkpoint, open_checkpoint
+from mobile_vla_inference.policy.vla_policy import ENGINES
 from mobile_vla_inference.tools import bench_load_child
 from mobile_vla_inference.tools.bench_machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.child_process import die_with, last_error
@@ -92,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="CK", help="a .pth, a safetensors file or a converted folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="type of the weights (default float16)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what ours loads into (default auto: for 16 bits on a CPU `packed`, which packs the weights, too)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where they go (default cpu)")
     parser.add_argument(
         "--naive", action="store_true", help="measure torch.load, building, load_state_dict and casting beside it"
@@ -119,12 +126,12 @@ def run(args: argparse.Namespace) -> int:
         raise MobileVlaError(
             f"{args.checkpoint} is no .pth, expected one for --naive, which measures torch.load; leave --naive out"
         )
-    report = {"checkpoint": str(args.checkpoint), "dtype": args.dtype, "device": args.device}
+    report = {"checkpoint": str(args.checkpoint), "dtype": args.dtype, "device": args.device, "engine": args.engine}
     report |= {"file_mib": checkpoint.index.file_size / _MIB, "weights_mib": _weights_mib(checkpoint, args.dtype)}
     report |= {"memory_limit_mib": args.memory_limit_mib, "machine": describe_machine(), "ways": {}}
     for way in ("ours", "naive") if args.naive else ("ours",):
         cached_mib = _prepare_cache(checkpoint, args.cold or args.memory_limit_mib is not None)
-        figures = measure_load(checkpoint, way, args.device, args.dtype, args.memory_limit_mib)
+        figures = measure_load(checkpoint, way, args.device, args.dtype, args.engine, args.memory_limit_mib)
         report["ways"][way] = {"cached_before_mib": cached_mib, **asdict(figures)}
     report["ratios"] = _ratios(report["ways"])
     _print_report(report)
@@ -171,7 +178,7 @@ def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
 
 
 def measure_load(
-    checkpoint: Checkpoint, way: str, device: str, dtype: str, memory_limit_mib: int | None = None
+    checkpoint: Checkpoint, way: str, device: str, dtype: str, engine: str, memory_limit_mib: int | None = None
 ) -> LoadFigures:
     """Load a checkpoint in a process of its own and return what that cost.
 
@@ -180,12 +187,13 @@ def measure_load(
         way: `ours` (VlaPolicy.load and a first action) or `naive` (load only).
         device: `cpu` or `cuda`.
         dtype: type of the weights.
+        engine: what ours loads into, one of ENGINES.
         memory_limit_mib: limit of the memory cgroup that the process runs in; None: no group.
 
     Raises:
         MobileVlaError: the cgroup can't be made.
     """
-    request = {"checkpoint": str(checkpoint.path), "way": way, "device": device, "dtype": dtype}
+    request = {"checkpoint": str(checkpoint.path), "way": way, "device": device, "dtype": dtype, "engine": engine}
     with ExitStack() as cleanup:
         group = None
         if memory_limit_mib is not None:
@@ -361,7 +369,7 @@ def _print_report(report: dict[str, Any]) -> None:
     console.print(machine_line(report["machine"]))
     console.print(
         f"{report['checkpoint']}: {report['file_mib']:.0f} MiB, {report['weights_mib']:.0f} MiB of weights in "
-        f"{report['dtype']} on {report['device']}{limit}"
+        f"{report['dtype']} on {report['device']}, engine {report['engine']}{limit}"
     )
     console.print(table)
     for way, figures in ways.items():

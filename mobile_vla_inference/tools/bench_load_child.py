@@ -73,7 +73,9 @@ def _run(request: dict[str, Any], tell: Tell) -> None:
         load_as_usual(path, device, dtype)
         tell(stage="loaded", gpu_mib=_gpu_peak_mib(device))
         return
-    policy = VlaPolicy.load(path, device=device, dtype=dtype, progress=lambda text: tell(progress=text))
+    policy = VlaPolicy.load(
+        path, device=device, dtype=dtype, engine=request["engine"], progress=lambda text: tell(progress=text)
+    )
     tell(stage="loaded", gpu_mib=_gpu_peak_mib(device))
     policy.set_instruction(_INSTRUCTION)
     action = policy.step(camera_frame())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _diagnostics(node_name: str, timeout_s: float) -> dict[str, dict[str, str]]:
     """Return the newest diagnostics of a node by subject: key to value, with `message`."""
+    # Shared memory of another user's processes can't be read, which loses messages without a word; UDP needs no rights.
+    os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray
 
