@@ -123,6 +123,21 @@ class CellLayer:
     from_hidden: Linear
 
 
+@dataclass
+class QuantizedRows:
+    """Rows of activations as int8 [rows, width], and the step of each row, fp32 [rows]."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+#: What a product reads: [rows, in] in the type of the operations, or int8.
+Rows = torch.Tensor | QuantizedRows
+
+
 class Operations(Protocol):
     """How the arithmetic is done. Activations are [rows, width] in `dtype`; the residual stream is fp32."""
 
@@ -132,29 +147,33 @@ class Operations(Protocol):
         """Cut a frame, uint8 [height, width, 3], into scaled patches [patches, padded] in a convolution's order."""
 
     def linear(
-        self, rows: torch.Tensor, linear: Linear, activation: str | None = None, out: torch.Tensor | None = None
+        self, rows: Rows, linear: Linear, activation: str | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the product, biased and activated, in `dtype`; in `out` where it is given."""
 
-    def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None) -> torch.Tensor:
-        """Return normalised rows (of any floating type), activated before that, in `dtype`."""
+    def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None, into: Linear | None = None) -> Rows:
+        """Return normalised rows (of any floating type), activated before that, in `dtype`.
+
+        Where only the product `into` reads them and its weights are int8, they may be int8, too.
+        """
 
     def unit_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows scaled to length 1, in `dtype`."""
 
     def linear_add_norm(
         self,
-        rows: torch.Tensor,
+        rows: Rows,
         linear: Linear,
         residual: torch.Tensor,
         norm: Norm,
         first_row: int = 0,
         factor: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        into: Linear | None = None,
+    ) -> tuple[torch.Tensor, Rows]:
         """Add `factor` times the biased product to the residual stream, from `first_row` on.
 
         Returns:
-            The stream, fp32, and its normalised rows in `dtype`.
+            The stream, fp32, and its normalised rows in `dtype`, or in int8 as for `norm`.
         """
 
     def attention(
@@ -207,7 +226,9 @@ class TorchOperations:
         result = activate(self._product(rows, linear), activation)
         return result if out is None else out.copy_(result)
 
-    def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None) -> torch.Tensor:
+    def norm(
+        self, rows: torch.Tensor, norm: Norm, activation: str | None = None, into: Linear | None = None
+    ) -> torch.Tensor:
         """Return normalised rows (of any floating type), activated before that, in `dtype`."""
         rows = activate(rows.float(), activation)
         return functional.layer_norm(rows, norm.weight.shape, norm.weight, norm.bias, norm.eps).to(self.dtype)
@@ -224,6 +245,7 @@ class TorchOperations:
         norm: Norm,
         first_row: int = 0,
         factor: float = 1.0,
+        into: Linear | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add `factor` times the biased product to the residual stream, from `first_row` on.
 
@@ -344,6 +366,8 @@ class FlatModel:
         if model.reads_clip_text and self._joins:
             # On the CPU it would take longer than many steps, and an instruction may change while the robot drives.
             clip = model.clip_model
+            embeddings = getattr(clip.text_model, "text_model", clip.text_model).embeddings
+            embeddings.token_embedding = _HostTable(embeddings.token_embedding, device, operations.dtype)
             for part in (clip.text_model, clip.text_projection):
                 part.to(device=device, dtype=operations.dtype)
         self._fusion = self._linear(model.feature_fusion) if hasattr(model, "feature_fusion") else None
@@ -378,7 +402,7 @@ class FlatModel:
             pooling = _pooling_weights(prompt, model.settings.kosmos_pooling).to(self.device)
         clip_text = None
         if model.reads_clip_text:
-            feature = model.clip_text_feature(clip_ids.to(next(model.clip_model.text_model.parameters()).device))
+            feature = model.clip_text_feature(clip_ids.to(model.clip_model.text_projection.weight.device))
             clip_text = feature[0].to(device=self.device, dtype=torch.float32)
         return Instruction(embedding, first_image_row, pooling, clip_text)
 
@@ -454,24 +478,23 @@ class FlatModel:
         ops = self._ops
         patches = ops.patches(frame, self._scaling, vision.patch_size, vision.patches.weight.shape[1])
         _, rows = ops.linear_add_norm(patches, vision.patches, vision.embedding, vision.pre_norm, first_row=1)
-        return self._run_blocks(vision.blocks, rows, ops.norm(rows, vision.blocks[0].norm1), vision.post_norm)
+        first = vision.blocks[0]
+        return self._run_blocks(vision.blocks, rows, ops.norm(rows, first.norm1, into=first.qkv[0]), vision.post_norm)
 
-    def _run_blocks(
-        self, blocks: list[Block], stream: torch.Tensor, rows: torch.Tensor, last_norm: Norm
-    ) -> torch.Tensor:
+    def _run_blocks(self, blocks: list[Block], stream: torch.Tensor, rows: Rows, last_norm: Norm) -> torch.Tensor:
         """Run blocks over the residual stream [rows, width], whose first LayerNorm gave `rows`; end in `last_norm`."""
         ops = self._ops
-        next_norms = [block.norm1 for block in blocks[1:]] + [last_norm]
-        for block, next_norm in zip(blocks, next_norms):
+        following = [(block.norm1, block.qkv[0]) for block in blocks[1:]] + [(last_norm, None)]
+        for block, (next_norm, next_product) in zip(blocks, following):
             mixed = ops.attention(*self._split(rows, block.qkv, 3), block.heads, block.causal)
             if block.inner_norm is not None:
-                mixed = ops.norm(mixed, block.inner_norm)
-            stream, rows = ops.linear_add_norm(mixed, block.out, stream, block.norm2)
+                mixed = ops.norm(mixed, block.inner_norm, into=block.out)
+            stream, rows = ops.linear_add_norm(mixed, block.out, stream, block.norm2, into=block.fc1)
             if block.ffn_norm is None:
                 hidden = ops.linear(rows, block.fc1, block.activation)
             else:
-                hidden = ops.norm(ops.linear(rows, block.fc1), block.ffn_norm, block.activation)
-            stream, rows = ops.linear_add_norm(hidden, block.fc2, stream, next_norm)
+                hidden = ops.norm(ops.linear(rows, block.fc1), block.ffn_norm, block.activation, into=block.fc2)
+            stream, rows = ops.linear_add_norm(hidden, block.fc2, stream, next_norm, into=next_product)
         return rows
 
     def _run_text(self, vision_rows: torch.Tensor, instruction: Instruction) -> torch.Tensor:
@@ -494,6 +517,7 @@ class FlatModel:
             blocks[0].norm1,
             first_row=instruction.first_image_row,
             factor=self._embed_scale,
+            into=blocks[0].qkv[0],
         )
         return instruction.pooling @ self._run_blocks(blocks, stream, rows, self._text_norm).float()
 
@@ -565,7 +589,7 @@ class FlatModel:
         self.weight_bytes += weight.nbytes
         return Linear(weight, bias, scale)
 
-    def _split(self, rows: torch.Tensor, linears: tuple[Linear, ...], count: int) -> tuple[torch.Tensor, ...]:
+    def _split(self, rows: Rows, linears: tuple[Linear, ...], count: int) -> tuple[torch.Tensor, ...]:
         """Return `count` products with the same rows, of one joined Linear or of as many."""
         if len(linears) == 1:
             return self._ops.linear(rows, linears[0]).chunk(count, dim=1)
@@ -648,6 +672,19 @@ class FlatModel:
         if isinstance(layer, nn.Linear):
             return self._linear(layer)
         return self._norm(layer) if isinstance(layer, nn.LayerNorm) else layer
+
+
+class _HostTable(nn.Module):
+    """A table of tokens that stays in host memory: an instruction reads a few of its rows."""
+
+    def __init__(self, embedding: nn.Embedding, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._table = embedding.weight.detach()  # no parameter: the tower moves without it
+        self._place = {"device": device, "dtype": dtype}
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Map token ids [...] to rows [..., width] on the device."""
+        return functional.embedding(token_ids.to(self._table.device), self._table).to(**self._place)
 
 
 @dataclass

@@ -122,6 +122,7 @@ class GraphEngine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             self._run(own)
+        torch.cuda.empty_cache()  # what the first runs took outside the graphs' pool
         return _Captured(graph, own)
 
     def _run(self, instruction: Instruction) -> None:

@@ -4,8 +4,9 @@ Libraries tile such products for throughput: where the result is narrow, too few
 are cut along their inner axis until every multiprocessor has a block, and the partial sums are added by the kernel that
 follows anyway, with bias, residual and LayerNorm (`_add_norm_kernel`). Wide products are left to cuBLAS, which shares
 the rows between neighbouring blocks. Attention, LayerNorms, the cell and the frame's patches are one kernel each. A
-kernel is launched while the one before it ends (programmatic dependent launch, Hopper and later). int8 weights are
-widened in registers. docs/benchmarks.md tells what each of these gained, and what was tried and lost.
+kernel is launched while the one before it ends (programmatic dependent launch, Hopper and later). Products of int8
+weights whose rows come from a LayerNorm read those as int8, too; for others the weights are widened in registers.
+docs/benchmarks.md tells what each of these gained, and what was tried and lost.
 
 Triton is optional: `AVAILABLE` tells.
 """
@@ -16,7 +17,7 @@ import math
 
 import torch
 
-from mobile_vla_inference.policy.forward import Linear, Norm, TorchOperations
+from mobile_vla_inference.policy.forward import Linear, Norm, QuantizedRows, Rows, TorchOperations
 from mobile_vla_inference.policy.preprocess import PixelScaling
 
 try:
@@ -153,6 +154,73 @@ if AVAILABLE:
             tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=mask)
 
     @triton.jit
+    def _int8_rows_linear_kernel(
+        rows_ptr,
+        row_scale_ptr,
+        weight_ptr,
+        scale_ptr,
+        bias_ptr,
+        out_ptr,
+        row_count,
+        row_stride,
+        out_stride,
+        N: tl.constexpr,
+        K: tl.constexpr,
+        SPLIT: tl.constexpr,
+        ACTIVATION: tl.constexpr,
+        HAS_BIAS: tl.constexpr,
+        PARTIAL: tl.constexpr,
+        BLOCK_M: tl.constexpr,
+        BLOCK_N: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+        DEPENDENT: tl.constexpr,
+    ):
+        """As `_int8_linear_kernel`, of int8 rows with a scale each: the sums are exact integers."""
+        block_m = tl.program_id(0)
+        block_n = tl.program_id(1)
+        split = tl.program_id(2)
+        offsets_m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        offsets_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        in_rows = offsets_m < row_count
+        in_columns = offsets_n < N
+        PART: tl.constexpr = K // SPLIT
+        offsets_k = split * PART + tl.arange(0, BLOCK_K)
+        rows_ptrs = rows_ptr + offsets_m[:, None] * row_stride + offsets_k[None, :]
+        weight_ptrs = weight_ptr + offsets_n[None, :].to(tl.int64) * K + offsets_k[:, None]
+        scale = tl.load(scale_ptr + offsets_n, mask=in_columns, other=0.0)
+        if DEPENDENT:
+            gdc_wait()
+            gdc_launch_dependents()
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+        for _ in range(0, PART, BLOCK_K):
+            rows = tl.load(rows_ptrs, mask=in_rows[:, None], other=0)
+            weight = tl.load(weight_ptrs, mask=in_columns[None, :], other=0)
+            sums = tl.dot(rows, weight, sums, out_dtype=tl.int32)
+            rows_ptrs += BLOCK_K
+            weight_ptrs += BLOCK_K
+        row_scale = tl.load(row_scale_ptr + offsets_m, mask=in_rows, other=0.0)
+        values = sums.to(tl.float32) * row_scale[:, None] * scale[None, :]
+        mask = in_rows[:, None] & in_columns[None, :]
+        if PARTIAL:
+            out = out_ptr + split.to(tl.int64) * row_count * N + offsets_m[:, None] * N + offsets_n[None, :]
+            tl.store(out, values, mask=mask)
+        else:
+            if HAS_BIAS:
+                values += tl.load(bias_ptr + offsets_n, mask=in_columns, other=0.0)[None, :]
+            values = _activated(values, ACTIVATION)
+            out = out_ptr + offsets_m[:, None] * out_stride + offsets_n[None, :]
+            tl.store(out, values.to(out_ptr.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _store_row(out_ptr, scale_ptr, row, columns, values, inside, WIDTH: tl.constexpr, QUANTIZE: tl.constexpr):
+        """Store a row, or (QUANTIZE) its int8 values and their step."""
+        if QUANTIZE:
+            step = tl.maximum(tl.max(tl.abs(values), axis=0) / 127.0, 1e-12)
+            tl.store(scale_ptr + row, step)
+            values = tl.floor(values / step + 0.5)
+        tl.store(out_ptr + row * WIDTH + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
+
+    @triton.jit
     def _activate_kernel(values_ptr, count, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
         """Activate values in place."""
         offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -169,6 +237,7 @@ if AVAILABLE:
         norm_bias_ptr,
         stream_ptr,
         out_ptr,
+        scale_ptr,
         product_rows,
         first_row,
         factor,
@@ -176,6 +245,7 @@ if AVAILABLE:
         WIDTH: tl.constexpr,
         SPLIT: tl.constexpr,
         HAS_BIAS: tl.constexpr,
+        QUANTIZE: tl.constexpr,
         BLOCK: tl.constexpr,
         DEPENDENT: tl.constexpr,
     ):
@@ -203,7 +273,7 @@ if AVAILABLE:
         centred = tl.where(inside, values - mean, 0.0)
         variance = tl.sum(centred * centred, axis=0) / WIDTH
         normalised = centred / tl.sqrt(variance + eps) * weight + norm_bias
-        tl.store(out_ptr + row * WIDTH + columns, normalised.to(out_ptr.dtype.element_ty), mask=inside)
+        _store_row(out_ptr, scale_ptr, row, columns, normalised, inside, WIDTH, QUANTIZE)
 
     @triton.jit
     def _norm_kernel(
@@ -211,10 +281,12 @@ if AVAILABLE:
         weight_ptr,
         bias_ptr,
         out_ptr,
+        scale_ptr,
         eps,
         WIDTH: tl.constexpr,
         UNIT: tl.constexpr,
         ACTIVATION: tl.constexpr,
+        QUANTIZE: tl.constexpr,
         BLOCK: tl.constexpr,
         DEPENDENT: tl.constexpr,
     ):
@@ -238,7 +310,7 @@ if AVAILABLE:
             centred = tl.where(inside, values - mean, 0.0)
             variance = tl.sum(centred * centred, axis=0) / WIDTH
             normalised = centred / tl.sqrt(variance + eps) * weight + bias
-        tl.store(out_ptr + row * WIDTH + columns, normalised.to(out_ptr.dtype.element_ty), mask=inside)
+        _store_row(out_ptr, scale_ptr, row, columns, normalised, inside, WIDTH, QUANTIZE)
 
     @triton.jit
     def _attention_kernel(
@@ -425,7 +497,7 @@ if AVAILABLE:
 _Tiling = tuple[int, int, int, int, int]
 
 #: (blocks of rows, out, in) -> the fastest tiling for the published sizes on an H100 (docs/benchmarks.md), of 16-bit
-#: and of int8 weights.
+#: weights, of int8 weights, and of int8 weights and rows.
 _MEASURED: dict[tuple[int, int, int], _Tiling] = {
     (1, 6144, 2048): (64, 128, 1, 8, 4),
     (1, 2048, 2048): (64, 64, 4, 8, 5),
@@ -448,6 +520,20 @@ _MEASURED_INT8: dict[tuple[int, int, int], _Tiling] = {
 }
 
 
+_MEASURED_INT8_ROWS: dict[tuple[int, int, int], _Tiling] = {
+    (1, 6144, 2048): (64, 256, 1, 8, 4),
+    (1, 2048, 2048): (64, 64, 4, 4, 6),
+    (1, 8192, 2048): (64, 256, 1, 8, 4),
+    (1, 2048, 8192): (64, 128, 4, 8, 6),
+    (3, 3072, 1024): (64, 128, 1, 4, 3),
+    (3, 4096, 1024): (64, 128, 1, 4, 3),
+}
+
+
+#: What the inner axis of a product of int8 rows has to be a multiple of.
+_INT8_ALIGNMENT = 32
+
+
 def _block_rows(rows: int) -> int:
     """Return the rows of one block of a product; a text of up to 128 tokens, image included, is one block."""
     return 128 if rows > 64 else 64
@@ -456,35 +542,40 @@ def _block_rows(rows: int) -> int:
 class TritonOperations(TorchOperations):
     """The large operations by the kernels above; 16-bit types on a CUDA device."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, int8_rows: bool = True) -> None:
+        """Prepare for a device. `int8_rows`: LayerNorms write int8 where a product of int8 weights reads them."""
         super().__init__(dtype)
+        self._int8_rows = int8_rows
         properties = torch.cuda.get_device_properties(device)
         self._multiprocessors = properties.multi_processor_count
         #: Whether kernels may start before the one they depend on has ended.
         self._dependent = _HAS_DEPENDENT_LAUNCH and properties.major >= 9
         self._launch = {"launch_pdl": True} if self._dependent else {}
 
-    def tiling(self, rows: int, columns: int, inner: int, splits: bool, is_int8: bool) -> _Tiling:
+    def tiling(self, rows: Rows, linear: Linear, splits: bool) -> _Tiling:
         """Choose how a product is cut so that every multiprocessor has work."""
-        block_rows = _block_rows(rows)
-        measured = _MEASURED_INT8 if is_int8 else _MEASURED
-        known = measured.get((math.ceil(rows / block_rows), columns, inner))
+        columns, inner = linear.weight.shape
+        block_rows = _block_rows(len(rows))
+        measured = _MEASURED
+        if linear.scale is not None:
+            measured = _MEASURED_INT8_ROWS if isinstance(rows, QuantizedRows) else _MEASURED_INT8
+        known = measured.get((math.ceil(len(rows) / block_rows), columns, inner))
         if known is not None:
             return known
-        block_k = 64 if inner % 64 == 0 else 16
+        block_k = 64 if inner % 64 == 0 else 32 if inner % 32 == 0 else 16
         block_n = 64
-        blocks = math.ceil(rows / block_rows) * math.ceil(columns / block_n)
+        blocks = math.ceil(len(rows) / block_rows) * math.ceil(columns / block_n)
         split = 1
         while splits and blocks * split * 2 <= 1.3 * self._multiprocessors and inner % (split * 2 * block_k) == 0:
             split *= 2
         return block_n, block_k, split, 4, 4
 
     def linear(
-        self, rows: torch.Tensor, linear: Linear, activation: str | None = None, out: torch.Tensor | None = None
+        self, rows: Rows, linear: Linear, activation: str | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the product, biased and activated, in `dtype`."""
         if out is None:
-            out = torch.empty(len(rows), len(linear.weight), device=rows.device, dtype=self.dtype)
+            out = torch.empty(len(rows), len(linear.weight), device=linear.weight.device, dtype=self.dtype)
         if linear.scale is not None:
             self._product(rows, linear, out, activation)
             return out
@@ -495,20 +586,21 @@ class TritonOperations(TorchOperations):
 
     def linear_add_norm(
         self,
-        rows: torch.Tensor,
+        rows: Rows,
         linear: Linear,
         residual: torch.Tensor,
         norm: Norm,
         first_row: int = 0,
         factor: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the residual stream with the biased product added, fp32, and its normalised rows in `dtype`."""
-        width, inner = linear.weight.shape
-        split = self.tiling(len(rows), width, inner, True, linear.scale is not None)[2]
-        partial = torch.empty(split, len(rows), width, device=rows.device, dtype=torch.float32)
+        into: Linear | None = None,
+    ) -> tuple[torch.Tensor, Rows]:
+        """Return the residual stream with the biased product added, fp32, and its normalised rows; see Operations."""
+        width = len(linear.weight)
+        split = self.tiling(rows, linear, True)[2]
+        partial = torch.empty(split, len(rows), width, device=residual.device, dtype=torch.float32)
         self._product(rows, linear, partial)
         stream = torch.empty_like(residual, dtype=torch.float32)
-        out = torch.empty_like(residual, dtype=self.dtype)
+        out, scale = self._rows_for(into, residual.shape, residual.device)
         _add_norm_kernel[(len(residual),)](
             partial,
             linear.bias,
@@ -517,6 +609,7 @@ class TritonOperations(TorchOperations):
             norm.bias,
             stream,
             out,
+            scale,
             len(rows),
             first_row,
             factor,
@@ -524,20 +617,27 @@ class TritonOperations(TorchOperations):
             WIDTH=width,
             SPLIT=split,
             HAS_BIAS=linear.bias is not None,
+            QUANTIZE=scale is not None,
             BLOCK=triton.next_power_of_2(width),
             DEPENDENT=self._dependent,
             num_warps=4 if width <= 1024 else 8,
             **self._launch,
         )
-        return stream, out
+        return stream, out if scale is None else QuantizedRows(out, scale)
 
-    def _product(self, rows: torch.Tensor, linear: Linear, out: torch.Tensor, activation: str | None = None) -> None:
+    def _rows_for(
+        self, into: Linear | None, shape: torch.Size, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Make place for the rows that a product reads, and for their scales where they are int8."""
+        if into is None or into.scale is None or not self._int8_rows or shape[1] % _INT8_ALIGNMENT:
+            return torch.empty(shape, device=device, dtype=self.dtype), None
+        return torch.empty(shape, device=device, dtype=torch.int8), torch.empty(shape[0], device=device)
+
+    def _product(self, rows: Rows, linear: Linear, out: torch.Tensor, activation: str | None = None) -> None:
         """Write a product to `out`: biased and activated to [rows, out] (int8 only), or sums to [splits, rows, out]."""
         columns, inner = linear.weight.shape
         is_partial = out.ndim == 3
-        block_n, block_k, _, warps, stages = self.tiling(
-            len(rows), columns, inner, is_partial, linear.scale is not None
-        )
+        block_n, block_k, _, warps, stages = self.tiling(rows, linear, is_partial)
         block_rows = _block_rows(len(rows))
         split = len(out) if is_partial else 1
         grid = (triton.cdiv(len(rows), block_rows), triton.cdiv(columns, block_n), split)
@@ -556,47 +656,46 @@ class TritonOperations(TorchOperations):
         if linear.scale is None:
             _linear_kernel[grid](rows, linear.weight, out, len(rows), rows.stride(0), **cut)
             return
-        _int8_linear_kernel[grid](
-            rows,
-            linear.weight,
-            linear.scale,
-            linear.bias,
-            out,
-            len(rows),
-            rows.stride(0),
-            out.stride(-2),
-            ACTIVATION=activation,
-            HAS_BIAS=linear.bias is not None,
-            PARTIAL=is_partial,
-            **cut,
-        )
+        epilogue = {"ACTIVATION": activation, "HAS_BIAS": linear.bias is not None, "PARTIAL": is_partial}
+        int8 = (linear.weight, linear.scale, linear.bias, out, len(rows))
+        if isinstance(rows, QuantizedRows):
+            values = rows.values
+            _int8_rows_linear_kernel[grid](
+                values, rows.scale, *int8, values.stride(0), out.stride(-2), **epilogue, **cut
+            )
+        else:
+            _int8_linear_kernel[grid](rows, *int8, rows.stride(0), out.stride(-2), **epilogue, **cut)
 
-    def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None) -> torch.Tensor:
-        """Return normalised rows (of any floating type), activated before that, in `dtype`."""
-        return self._norm(rows, norm.weight, norm.bias, norm.eps, activation)
+    def norm(self, rows: torch.Tensor, norm: Norm, activation: str | None = None, into: Linear | None = None) -> Rows:
+        """Return normalised rows (of any floating type), activated before that; see Operations."""
+        out, scale = self._rows_for(into, rows.shape, rows.device)
+        self._norm(rows, norm.weight, norm.bias, norm.eps, activation, out, scale)
+        return out if scale is None else QuantizedRows(out, scale)
 
     def unit_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows scaled to length 1, in `dtype`."""
-        return self._norm(rows, None, None, 1e-12, None)
-
-    def _norm(self, rows: torch.Tensor, weight, bias, eps: float, activation: str | None) -> torch.Tensor:
-        width = rows.shape[1]
         out = torch.empty(rows.shape, device=rows.device, dtype=self.dtype)
+        self._norm(rows, None, None, 1e-12, None, out, None)
+        return out
+
+    def _norm(self, rows: torch.Tensor, weight, bias, eps: float, activation: str | None, out, scale) -> None:
+        width = rows.shape[1]
         _norm_kernel[(len(rows),)](
             rows,
             weight,
             bias,
             out,
+            scale,
             eps,
             WIDTH=width,
             UNIT=weight is None,
             ACTIVATION=activation,
+            QUANTIZE=scale is not None,
             BLOCK=triton.next_power_of_2(width),
             DEPENDENT=self._dependent,
             num_warps=4 if width <= 2048 else 8,
             **self._launch,
         )
-        return out
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, causal: bool
