@@ -208,7 +208,7 @@ class _Runner:
         self._gate.instruction_changed(bool(text))
 
     def image(self, index: int, message: Any | None, type_name: str) -> ReplayFrame:
-        """Take the next image (None: bytes that are no image) and return its entry, without its recorded command."""
+        """Take the next image, None for bytes that are none; return its entry, without its recorded command."""
         stamp_s = self._last_stamp_s or 0.0
         if message is not None:
             stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.control.worker import StepResult, WorkerEvent
@@ -23,7 +24,8 @@ class TimedNode(node.VlaNode):
 
     def __init__(self, worker_module: str) -> None:
         super().__init__(worker_module)
-        self._record = open(os.environ[bench_node_worker.RECORD_VARIABLE], "w", buffering=1)  # noqa: PTH123, SIM115 (as long as the node)
+        path = Path(os.environ[bench_node_worker.RECORD_VARIABLE])
+        self._record = path.open("w", buffering=1)
         self._step: StepResult | None = None
 
     def _take_event(self, event: WorkerEvent) -> None:
