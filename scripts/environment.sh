@@ -86,7 +86,7 @@ make_venv() {
     touch "$incomplete"
     "$python" -m venv --clear "${options[@]}" "$venv"
     install -c requirements/lock.txt -r requirements/runtime.txt -r requirements/workbench.txt \
-        -r requirements/test.txt -r "$ros"
+        -r requirements/world.txt -r requirements/test.txt -r "$ros"
     install --no-deps --no-build-isolation --use-pep517 --editable .
     link_share
     wanted_stamp >"$stamp"

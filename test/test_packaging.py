@@ -80,11 +80,13 @@ def room(name: str) -> str:
         (["sim"], (*TORCH, *ROS, room("policy"), room("ros"), room("tools"))),
         (["policy"], (*ROS, room("control"), room("ros"), room("sim"), room("tools"))),
         (["policy.config", "policy.family", "policy.tensor_index"], TORCH),
+        (["training"], (*ROS, room("ros"), room("tools"))),
         (["bags"], (*TORCH, *ROS, room("policy"), room("sim"), room("tools"))),
+        (["episodes"], (*TORCH, *ROS, room("sim"), room("tools"))),
         (["ros"], (*TORCH, room("policy"), room("tools"))),
         (["tools.cli", "tools.demo", "tools.child_process", "tools.ros_environment"], (*TORCH, *ROS)),
     ],
-    ids=["control", "sim", "policy", "description", "bags", "ros", "demo"],
+    ids=["control", "sim", "policy", "description", "training", "bags", "episodes", "ros", "demo"],
 )
 def test_a_room_imports_only_what_it_may(rooms, blocked):
     if rooms == ["ros"]:
@@ -161,8 +163,10 @@ def test_every_import_is_declared():
     keys = {"cv2": "python3-opencv", **{name: f"python3-{name}" for name in ("numpy", "psutil", "rich", "tqdm")}}
     declared = {element.text for element in MANIFEST.findall("exec_depend")}
     keys["ruamel"] = "ruamel-yaml"
+    keys["prompt_toolkit"] = "prompt-toolkit"
     keys["triton"] = "torch"  # comes along with its CUDA builds, and is optional
-    pins = "".join((REPOSITORY / "requirements" / name).read_text() for name in ("runtime.txt", "workbench.txt"))
+    files = ("runtime.txt", "workbench.txt", "world.txt")
+    pins = "".join((REPOSITORY / "requirements" / name).read_text() for name in files)
     pinned = set(re.findall(r"^([\w-]+)==", pins, re.MULTILINE))
     missing = {name for name in third_party_imports() if keys.get(name, name) not in declared | pinned}
     assert not missing
@@ -173,7 +177,7 @@ def test_the_requirements_are_all_locked():
         lines = (REPOSITORY / "requirements" / name).read_text().splitlines()
         return {line.partition(" ;")[0] for line in lines if "==" in line}
 
-    direct = pins("runtime.txt") | pins("workbench.txt") | pins("ros.txt") | pins("test.txt")
+    direct = pins("runtime.txt") | pins("workbench.txt") | pins("world.txt") | pins("ros.txt") | pins("test.txt")
     follow_ros = {pin for pin in direct if pin.startswith(("numpy==", "opencv-python-headless=="))}
     assert len(follow_ros) == 2
     assert direct - follow_ros <= pins("lock.txt")

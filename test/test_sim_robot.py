@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import subprocess
@@ -18,9 +19,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mobile_vla_inference.border import FrameError, list_frames, read_image
+from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.ros.conversions import compressed_to_rgb, image_to_rgb
 from mobile_vla_inference.sim.camera import WORLD_M, FolderCamera, SimulatedCamera
+from mobile_vla_inference.sim.live_world import LiveWorld
 from mobile_vla_inference.sim.robot import DifferentialDrive, Pose
+from mobile_vla_inference.sim.world import PHYSICS_STEP_S, Motion
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEADLINE_S = 30.0
@@ -232,6 +236,43 @@ def test_the_folder_camera_refuses_what_it_cannot_show(tmp_path):
         FolderCamera(tmp_path)
 
 
+# The world of a scenario, live
+
+
+@pytest.fixture
+def live():
+    pytest.importorskip("panda3d")
+    return LiveWorld("1box_hori_left", 3, command_timeout_s=0.5)
+
+
+def test_a_command_counts_until_its_timeout(live):
+    live.step(0.0)
+    live.command(VelocityCommand(0.3), 1.0)
+    assert live.motion == Motion()
+    live.step(1.0 + 0.15 + 0.3)  # the longest delay, and what the acceleration takes
+    assert live.motion.linear_x_mps == pytest.approx(0.3)
+    live.step(1.5 + 0.15 + 0.3 + PHYSICS_STEP_S)
+    assert live.motion == Motion()
+    assert live.episode["outcome"] is None
+
+
+def test_what_became_of_an_episode_is_settled_once_and_a_reset_begins_the_next(live):
+    first = live.frame(live.step(0.0))
+    for now_s in np.arange(0.0, 12.0, 0.3):
+        live.command(VelocityCommand(0.5), float(now_s))
+    assert live.episode["outcome"] == "collision"
+    settled = dict(live.episode)
+    assert settled["time_s"] < live.world.time_s
+    live.step(100.0)
+    assert live.episode == settled
+    with pytest.raises(ValueError, match="3box"):
+        live.reset("3box_hori_left", 3)
+    assert live.episode == settled
+    live.reset("1box_hori_left", 3)
+    assert (live.episode["number"], live.episode["outcome"]) == (2, None)
+    np.testing.assert_array_equal(live.frame(live.step(100.0)), first)
+
+
 # The node, over real DDS
 
 
@@ -383,6 +424,52 @@ def test_real_frames_arrive_as_they_are(listener, track_drive_dir):
     assert any(np.array_equal(first, read_image(path)) for path in list_frames(folder))
 
 
+def test_the_world_of_a_scenario_is_reset_to_another(listener):
+    pytest.importorskip("panda3d")
+    from rcl_interfaces.srv import SetParameters
+    from rclpy.parameter import Parameter
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import CameraInfo, Image
+    from std_msgs.msg import String
+    from std_srvs.srv import Trigger
+
+    infos, episodes = [], []
+    listener.subscribe(Image, "image_raw", listener.images.append)
+    listener.subscribe(CameraInfo, "camera_info", infos.append)
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    listener.node.create_subscription(
+        String, "sim_robot/episode", lambda message: episodes.append(json.loads(message.data)), latched
+    )
+    change = listener.node.create_client(SetParameters, "sim_robot/set_parameters")
+    reset = listener.node.create_client(Trigger, "sim_robot/reset")
+
+    def call(client, request, process):
+        listener.wait(client.service_is_ready, process, client.srv_name)
+        answer = client.call_async(request)
+        listener.wait(answer.done, process, f"answer of {client.srv_name}")
+        return answer.result()
+
+    def changed(process, **values):
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        results = call(change, SetParameters.Request(parameters=parameters), process).results
+        return [result.successful for result in results]
+
+    with running_robot(rate_hz=20.0, scenario="1box_hori_left", seed=3) as process:
+        before = image_to_rgb(listener.next_images(1, process)[0])
+        listener.wait(lambda: infos and episodes, process, "camera_info and episode")
+        assert (infos[0].width, infos[0].height) == before.shape[1::-1] == (224, 224)
+        assert infos[0].k[0] == pytest.approx(112.0 * math.sqrt(3.0))
+        assert (episodes[0]["seed"], episodes[0]["number"], episodes[0]["outcome"]) == (3, 1, None)
+        assert changed(process, scenario="3box") == [False]
+        assert changed(process, scenario="2box_vert_right", seed=4) == [True, True]
+        assert call(reset, Trigger.Request(), process).success
+        listener.wait(lambda: episodes[-1]["number"] == 2, process, "the next episode")
+        assert (episodes[-1]["scenario"], episodes[-1]["seed"]) == ("2box_vert_right", 4)
+        assert "right" in episodes[-1]["instruction"].lower() or "오른쪽" in episodes[-1]["instruction"]
+        after = image_to_rgb(listener.next_images(2, process)[1])
+        assert (before != after).mean() > 0.5
+
+
 def test_sigterm_ends_it_without_a_traceback(listener):
     from sensor_msgs.msg import Image
 
@@ -406,6 +493,8 @@ def test_sigterm_ends_it_without_a_traceback(listener):
         ({"rate_hz": "[]"}, "parameter rate_hz is None, expected a number with a decimal point"),
         ({"width": 5}, "parameter width is 5, expected a whole number from 16 to 4608; correct it"),
         ({"encoding": "mono8"}, "parameter encoding is 'mono8', expected rgb8 or bgr8; correct it"),
+        ({"scenario": "3box"}, "parameter scenario is '3box', expected 1box_vert_left, "),
+        ({"scenario": "1box_vert_left", "frames_dir": "/missing"}, "parameters scenario and frames_dir are given"),
         ({"frames_dir": "/missing"}, "/missing is not a folder, expected one with image files; check the path"),
         ({"rate_hz": ""}, "ROS can't be started with --ros-args -p rate_hz:="),
     ],
@@ -431,16 +520,15 @@ def test_odometry_tells_pose_and_velocity():
     pytest.importorskip("rclpy")
     from mobile_vla_inference.ros.sim_robot import _fill_odometry
 
-    drive = DifferentialDrive()
-    drive.command(0.5, 0.25, 0.0)
     odometry = SimpleNamespace(
         header=SimpleNamespace(),
         pose=SimpleNamespace(pose=SimpleNamespace(position=SimpleNamespace(), orientation=SimpleNamespace())),
         twist=SimpleNamespace(twist=SimpleNamespace(linear=SimpleNamespace(), angular=SimpleNamespace())),
     )
-    _fill_odometry(odometry, Pose(1.0, 2.0, math.pi / 2.0), drive)
+    _fill_odometry(odometry, Pose(1.0, 2.0, math.pi / 2.0), Motion(0.5, 0.125, 0.25))
     position, orientation = odometry.pose.pose.position, odometry.pose.pose.orientation
     assert (odometry.header.frame_id, odometry.child_frame_id) == ("odom", "base_link")
     assert (position.x, position.y) == (1.0, 2.0)
     assert (orientation.z, orientation.w) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
-    assert (odometry.twist.twist.linear.x, odometry.twist.twist.angular.z) == (0.5, 0.25)
+    twist = odometry.twist.twist
+    assert (twist.linear.x, twist.linear.y, twist.angular.z) == (0.5, 0.125, 0.25)

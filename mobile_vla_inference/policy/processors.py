@@ -8,6 +8,7 @@ byte-level BPE tokenizers of the same form, trained on a few driving instruction
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,22 @@ def processor_folders(folder: Path | str, config: HybridConfig) -> ProcessorFold
     return ProcessorFolders(kosmos, clip)
 
 
-def write_processors(folder: Path | str, config: HybridConfig) -> None:
-    """Write the processors of a synthetic member, sized to its vocabularies. The same files every time.
+def write_processors(folder: Path | str, config: HybridConfig, sentences: Sequence[str] | None = None) -> None:
+    """Write the processors of a synthetic or small member, sized to its vocabularies. The same files every time.
+
+    Args:
+        folder: where to.
+        config: sizes of the member.
+        sentences: what the tokenizers are trained on, so that such text takes few tokens; None: driving instructions.
 
     Raises:
         CheckpointError: a vocabulary is too small for all bytes and the special tokens.
     """
     folder = Path(folder)
-    _write_kosmos(folder / KOSMOS_FOLDER, config)
+    sentences = _sentences() if sentences is None else sentences
+    _write_kosmos(folder / KOSMOS_FOLDER, config, sentences)
     if config.clip_text is not None:
-        _write_clip(folder / CLIP_FOLDER, config)
+        _write_clip(folder / CLIP_FOLDER, config, sentences)
 
 
 def _named_folder(folder: Path, name: str) -> Path:
@@ -159,7 +166,9 @@ def _byte_alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _merges(tokenizer: Tokenizer, symbols: list[str], suffix: str, count: int) -> list[tuple[str, str]]:
+def _merges(
+    tokenizer: Tokenizer, symbols: list[str], suffix: str, count: int, sentences: Sequence[str]
+) -> list[tuple[str, str]]:
     """Train a byte-level BPE over `symbols` with the tokenizer's normalisation and splitting; return its merges.
 
     The symbols are given as special tokens, because only then their ids, which decide ties, are the same every time.
@@ -171,7 +180,7 @@ def _merges(tokenizer: Tokenizer, symbols: list[str], suffix: str, count: int) -
         end_of_word_suffix=suffix,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(), trainer)
+    tokenizer.train_from_iterator(sentences, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(merge) for merge in merges]
 
@@ -199,7 +208,7 @@ def _kosmos_skeleton(model: BPE) -> Tokenizer:
     return tokenizer
 
 
-def _write_kosmos(folder: Path, config: HybridConfig) -> None:
+def _write_kosmos(folder: Path, config: HybridConfig, sentences: Sequence[str]) -> None:
     vocab_size = config.kosmos_text.vocab_size
     alphabet = _byte_alphabet()
     patches = [f"<patch_index_{index:04d}>" for index in range(_PATCH_INDEX_TOKENS)]
@@ -207,7 +216,7 @@ def _write_kosmos(folder: Path, config: HybridConfig) -> None:
         patches = []
     tags = [*KOSMOS_TAGS, *patches]
     room = _room_for_merges(vocab_size, len(alphabet), len(_KOSMOS_SPECIALS) + len(tags), "Kosmos-2")
-    merges = _merges(_kosmos_skeleton(BPE()), alphabet, "", room)
+    merges = _merges(_kosmos_skeleton(BPE()), alphabet, "", room, sentences)
     vocabulary = _vocabulary(_KOSMOS_SPECIALS, alphabet, merges)
     tokenizer = _kosmos_skeleton(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _KOSMOS_SPECIALS])
@@ -243,13 +252,13 @@ def _clip_skeleton(model: BPE) -> Tokenizer:
     return tokenizer
 
 
-def _write_clip(folder: Path, config: HybridConfig) -> None:
+def _write_clip(folder: Path, config: HybridConfig, sentences: Sequence[str]) -> None:
     vocab_size = config.clip_text.vocab_size
     suffix = "</w>"
     alphabet = _byte_alphabet()
     symbols = [*alphabet, *(byte + suffix for byte in alphabet)]
     room = _room_for_merges(vocab_size, len(symbols), 2, "CLIP")
-    merges = _merges(_clip_skeleton(BPE(end_of_word_suffix=suffix)), symbols, suffix, room)
+    merges = _merges(_clip_skeleton(BPE(end_of_word_suffix=suffix)), symbols, suffix, room, sentences)
     vocabulary = _vocabulary((), symbols, merges)
     for token in (_CLIP_START, _CLIP_END):
         vocabulary[token] = len(vocabulary)

@@ -1,12 +1,14 @@
 """The executable `sim_robot`: a simulated robot that publishes camera images and follows `cmd_vel`.
 
-It closes the loop round the policy where there is no robot: a drawn world in first person, or the images of a
-folder in turn. Stamps are on the ROS clock; motion and timers are on the steady one, which nobody can pause.
+It closes the loop round the policy where there is no robot: the world of `mobile_vla drive` (`scenario`), an endless
+drawn one, or the images of a folder in turn. Stamps are on the ROS clock; motion and timers are on the steady one,
+which nobody can pause.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import signal
 import sys
@@ -20,25 +22,34 @@ from typing import Any
 import cv2
 import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, MobileVlaError
+from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
 from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
 from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
+from mobile_vla_inference.sim.live_world import LiveWorld
+from mobile_vla_inference.sim.renderer import FIELD_OF_VIEW_DEG, FRAME_PX
 from mobile_vla_inference.sim.robot import DifferentialDrive, Pose
+from mobile_vla_inference.sim.scenarios import SCENARIOS, instruction
+from mobile_vla_inference.sim.world import BASES, Motion
 
 #: A camera drops frames rather than delay the next one (the field's sensor profile, with one frame kept).
 IMAGE_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 COMMAND_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 ENCODINGS = ("rgb8", "bgr8")
 
@@ -48,18 +59,19 @@ _STOP_CHECK_S = 0.1
 
 @dataclass(frozen=True)
 class _Parameter:
-    """One parameter of the node: all are read once, at the start."""
+    """One parameter of the node, read once, at the start; a live one again at each reset of a world."""
 
     name: str
     default: bool | int | float | str
     description: str
     least: float | None = None
     most: float | None = None
+    live: bool = False
 
     @property
     def descriptor(self) -> ParameterDescriptor:
         """Its description and range for the parameter services."""
-        descriptor = ParameterDescriptor(description=self.description, read_only=True)
+        descriptor = ParameterDescriptor(description=self.description, read_only=not self.live)
         if isinstance(self.default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=self.least, to_value=self.most)]
         elif self.least is not None:
@@ -74,34 +86,54 @@ _PARAMETERS = (
     _Parameter("encoding", "rgb8", "encoding of image_raw: rgb8 or bgr8"),
     _Parameter("compressed", False, "publish JPEG images on image_raw/compressed too"),
     _Parameter("frames_dir", "", "folder of images to publish in name order, over and over; empty: simulate a camera"),
-    _Parameter("seed", 0, "seed of the simulated world", 0, 2**31 - 1),
+    _Parameter(
+        "scenario",
+        "",
+        f"world with boxes and a cup, {FRAME_PX} pixels wide and high: {', '.join(SCENARIOS)}; empty: an endless world",
+        live=True,
+    ),
+    _Parameter("seed", 0, "seed of the simulated world", 0, 2**31 - 1, live=True),
+    _Parameter("base", "differential", f"base in the world of a scenario: {' or '.join(BASES)}"),
     _Parameter("cmd_vel_timeout_s", 0.5, "seconds without a command after which the robot stops", 0.05, 60.0),
     _Parameter("stamped", False, "cmd_vel is a TwistStamped instead of a Twist"),
     _Parameter("frame_id", "camera_optical_frame", "frame of the images: z ahead, x right, y down"),
 )
 
 
+class _FreeDrive:
+    """A camera on a differential drive, in a world without end or task; used as a LiveWorld is."""
+
+    def __init__(self, camera: FolderCamera | SimulatedCamera, command_timeout_s: float) -> None:
+        self._drive = DifferentialDrive(command_timeout_s=command_timeout_s)
+        self.frame = camera.frame
+        self.step = self._drive.step
+
+    @property
+    def motion(self) -> Motion:
+        """How the robot moves now."""
+        return Motion(self._drive.linear_x_mps, 0.0, self._drive.angular_z_radps)
+
+    def command(self, command: VelocityCommand, now_s: float) -> None:
+        """Move so until the timeout or the next command."""
+        self._drive.command(command.linear_x_mps, command.angular_z_radps, now_s)
+
+
 class SimRobot(Node):
-    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` where nav_msgs is installed."""
+    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` where nav_msgs is installed.
+
+    In the world of a scenario also `camera_info`, what became of the episode on `~/episode`, and `~/reset`.
+    """
 
     def __init__(self) -> None:
         """Declare the parameters and start; raise MobileVlaError where a parameter or an image can't be used."""
         super().__init__("sim_robot")
         settings = {parameter.name: _declare(self, parameter) for parameter in _PARAMETERS}
         refuse_unknown_parameters(self)
-        self._encoding = settings["encoding"]
-        if self._encoding not in ENCODINGS:
-            raise MobileVlaError(
-                f"parameter encoding is {self._encoding!r}, expected {' or '.join(ENCODINGS)}; correct it"
-            )
+        self._encoding = _one_of(settings, "encoding", ENCODINGS)
         self._frame_id = settings["frame_id"]
-        frames_dir = settings["frames_dir"]
-        self._camera = (
-            FolderCamera(Path(frames_dir).expanduser())
-            if frames_dir
-            else SimulatedCamera(settings["width"], settings["height"], settings["seed"])
-        )
-        self._drive = DifferentialDrive(command_timeout_s=settings["cmd_vel_timeout_s"])
+        self._world = self._live_world(settings) if settings["scenario"] else None
+        self._robot = self._world or _FreeDrive(_camera(settings), settings["cmd_vel_timeout_s"])
+        self.add_on_set_parameters_callback(self._check_change)
         self._image_publisher = self.create_publisher(Image, "image_raw", IMAGE_QOS)
         self._compressed_publisher = (
             self.create_publisher(CompressedImage, "image_raw/compressed", IMAGE_QOS)
@@ -115,28 +147,68 @@ class SimRobot(Node):
         self.create_subscription(command_type, "cmd_vel", self._follow, COMMAND_QOS)
         steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0 / settings["rate_hz"], self._publish, clock=steady_clock)
-        source = f"images of {frames_dir}" if frames_dir else f"a world of seed {settings['seed']}"
+        source = f"images of {frames_dir}" if (frames_dir := settings["frames_dir"]) else "a simulated world"
         self.get_logger().info(f"publishing {source} on {self._image_publisher.topic_name}")
+
+    def _live_world(self, settings: dict[str, Any]) -> LiveWorld:
+        """Build the world of a scenario, and offer what only it has."""
+        if settings["frames_dir"]:
+            raise MobileVlaError("parameters scenario and frames_dir are given, expected one of them; leave out one")
+        scenario, base = _one_of(settings, "scenario", SCENARIOS), _one_of(settings, "base", BASES)
+        world = LiveWorld(scenario, settings["seed"], base, settings["cmd_vel_timeout_s"])
+        self._camera_info_publisher = self.create_publisher(CameraInfo, "camera_info", IMAGE_QOS)
+        self._episode_publisher = self.create_publisher(String, "~/episode", LATCHED_QOS)
+        self._published_episode = ""
+        self.create_service(Trigger, "~/reset", self._reset)
+        return world
+
+    def _check_change(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """Take another scenario or seed for the next reset."""
+        if self._world is None and any(each.name in ("scenario", "seed") for each in parameters):
+            return SetParametersResult(successful=False, reason="sim_robot was started without a scenario")
+        bad = next((each.value for each in parameters if each.name == "scenario" and each.value not in SCENARIOS), None)
+        if bad is not None:
+            return SetParametersResult(successful=False, reason=f"scenario is {bad!r}, not {', '.join(SCENARIOS)}")
+        return SetParametersResult(successful=True)
+
+    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Put the robot at the start of the world that the parameters name."""
+        self._world.reset(self.get_parameter("scenario").value, self.get_parameter("seed").value)
+        response.success, response.message = True, self._tell_episode()
+        return response
+
+    def _tell_episode(self) -> str:
+        """Publish what became of the episode, where that is new; return it as JSON."""
+        episode = self._world.episode
+        told = instruction(episode["scenario"], episode["seed"])
+        text = json.dumps({**episode, "instruction": told}, ensure_ascii=False)
+        if text != self._published_episode:
+            self._published_episode = text
+            self._episode_publisher.publish(String(data=text))
+        return text
 
     def _follow(self, message: Twist | TwistStamped) -> None:
         twist = message.twist if isinstance(message, TwistStamped) else message
         try:
-            self._drive.command(twist.linear.x, twist.angular.z, time.monotonic())
+            self._robot.command(VelocityCommand(twist.linear.x, twist.linear.y, twist.angular.z), time.monotonic())
         except ValueError as error:
             self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
     def _publish(self) -> None:
-        pose = self._drive.step(time.monotonic())
+        pose = self._robot.step(time.monotonic())
         stamp = self.get_clock().now().to_msg()
-        rgb = self._camera.frame(pose)
+        rgb = self._robot.frame(pose)
         self._image_publisher.publish(rgb_to_image(rgb, Image, stamp, self._frame_id, self._encoding))
         if self._compressed_publisher is not None:
             self._compressed_publisher.publish(rgb_to_compressed(rgb, CompressedImage, stamp, self._frame_id))
         if self._odometry_type is not None:
             odometry = self._odometry_type()
             odometry.header.stamp = stamp
-            _fill_odometry(odometry, pose, self._drive)
+            _fill_odometry(odometry, pose, self._robot.motion)
             self._odometry_publisher.publish(odometry)
+        if self._world is not None:
+            self._camera_info_publisher.publish(_camera_info(stamp, self._frame_id))
+            self._tell_episode()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -208,6 +280,32 @@ def _expectation(parameter: _Parameter) -> str:
     return kind[type(parameter.default)] + limits
 
 
+def _one_of(settings: dict[str, Any], name: str, choices: Sequence[str]) -> str:
+    """Return a parameter that has to be one of some words."""
+    if settings[name] not in choices:
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise MobileVlaError(f"parameter {name} is {settings[name]!r}, expected {expected}; correct it")
+    return settings[name]
+
+
+def _camera(settings: dict[str, Any]) -> FolderCamera | SimulatedCamera:
+    if settings["frames_dir"]:
+        return FolderCamera(Path(settings["frames_dir"]).expanduser())
+    return SimulatedCamera(settings["width"], settings["height"], settings["seed"])
+
+
+def _camera_info(stamp: Any, frame_id: str) -> CameraInfo:
+    """Describe the camera of a scenario's world: a pinhole without distortion."""
+    focal_px = FRAME_PX / 2.0 / math.tan(math.radians(FIELD_OF_VIEW_DEG / 2.0))
+    middle_px = (FRAME_PX - 1) / 2.0
+    info = CameraInfo(width=FRAME_PX, height=FRAME_PX, distortion_model="plumb_bob", d=[0.0] * 5)
+    info.header.stamp, info.header.frame_id = stamp, frame_id
+    info.k = [focal_px, 0.0, middle_px, 0.0, focal_px, middle_px, 0.0, 0.0, 1.0]
+    info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    info.p = [focal_px, 0.0, middle_px, 0.0, 0.0, focal_px, middle_px, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
+
+
 def _odometry_type() -> type | None:
     """Return nav_msgs' Odometry where it is installed: the wheels of ROS 2 don't hold it, a robot's ROS 2 does."""
     try:
@@ -217,15 +315,16 @@ def _odometry_type() -> type | None:
     return Odometry
 
 
-def _fill_odometry(odometry: Any, pose: Pose, drive: DifferentialDrive) -> None:
+def _fill_odometry(odometry: Any, pose: Pose, motion: Motion) -> None:
     odometry.header.frame_id = "odom"
     odometry.child_frame_id = "base_link"
     odometry.pose.pose.position.x = pose.x_m
     odometry.pose.pose.position.y = pose.y_m
     odometry.pose.pose.orientation.z = math.sin(pose.yaw_rad / 2.0)
     odometry.pose.pose.orientation.w = math.cos(pose.yaw_rad / 2.0)
-    odometry.twist.twist.linear.x = drive.linear_x_mps
-    odometry.twist.twist.angular.z = drive.angular_z_radps
+    odometry.twist.twist.linear.x = motion.linear_x_mps
+    odometry.twist.twist.linear.y = motion.linear_y_mps
+    odometry.twist.twist.angular.z = motion.angular_z_radps
 
 
 if __name__ == "__main__":

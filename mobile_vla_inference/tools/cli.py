@@ -17,19 +17,26 @@ from mobile_vla_inference.border import MobileVlaError
 
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
+    "bag-to-episodes": ("bag_to_episodes", "make HDF5 episodes from a bag with images, instruction and cmd_vel"),
     "bench": ("bench", "measure loading, a policy step and the running node"),
     "budget": ("budget", "tell whether a policy fits a board of 8 or 16 GB, item by item"),
+    "console": ("console", "ask a policy by hand at a prompt: infer, benchmark, memory, ..."),
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
     "drill": ("drill", "inject every fault into a running node and time how it stops the robot"),
+    "drive": ("drive", "let a policy drive in the simulated world, and count how often it does what it was told"),
+    "episodes-to-bag": ("episodes_to_bag", "make bags from HDF5 episodes"),
+    "evaluate": ("evaluate", "run a checkpoint over recorded HDF5 episodes, or find its settings by them"),
     "health": ("health", "tell whether a running vla_node is well, by its own diagnostics"),
     "infer": ("infer", "run a checkpoint over the images of a folder"),
     "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
     "make-bag": ("make_bag", "make a bag from a folder with images and what a person did"),
     "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),
+    "make-episodes": ("make_episodes", "record episodes of the simulated world, with the expert's word for every step"),
     "play": ("play", "publish a bag on the ROS graph, with /clock"),
     "record": ("record", "record images, instruction, cmd_vel and diagnostics to a bag"),
     "replay": ("replay", "run a checkpoint over a recorded drive and compare it with what was recorded"),
+    "train": ("train", "train on recorded episodes, or on a course in the simulated world"),
     "verify": ("verify", "check every file of a converted folder by its hash"),
 }
 

@@ -1,7 +1,8 @@
 """`mobile_vla demo`: the real node and a simulated robot as processes on a ROS 2 graph of their own.
 
-The robot's camera feeds `vla_node`, whose `cmd_vel` drives the robot. A live line shows rate, step time, command and
-memory; a summary and a JSON file keep the figures. Nothing that is started here outlives the demo.
+The small policy that comes with the package follows an instruction in the simulated world. The robot's camera feeds
+`vla_node`, whose `cmd_vel` drives the robot. A live line shows rate, step time, command and memory; a summary and a
+JSON file keep the figures. Nothing that is started here outlives the demo.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,10 @@ from mobile_vla_inference.border import (
     list_frames,
     write_text_atomically,
 )
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
 from mobile_vla_inference.tools import ros_environment
 from mobile_vla_inference.tools.child_process import NodeProcess, run_tool
+from mobile_vla_inference.tools.drive import SMALL_POLICY
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
@@ -38,7 +42,9 @@ HELP = "drive a simulated robot, or on frames of yours, with the real node, and 
 
 DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
 DEFAULT_SECONDS = 20.0
-#: Where the demo's own checkpoint is kept from one start to the next, below the working directory.
+#: The world that the robot is in.
+_WORLD = {"scenario": "1box_hori_left", "seed": EVALUATION_SEEDS_FROM}
+#: Where the tiny checkpoint of some tools is kept from one start to the next, below the working directory.
 CACHE_FOLDER = Path(".demo")
 
 _POLICY_SOURCES = Path(__file__).resolve().parent.parent / "policy"
@@ -71,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what to do (default: %(default)r)"
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="CK", help="a policy of yours (default: a tiny one with random weights)"
+        "--checkpoint", type=Path, metavar="CK", help="a policy of yours (default: the small one that comes along)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
 
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     require_rclpy()
-    checkpoint = default_checkpoint(CACHE_FOLDER) if args.checkpoint is None else args.checkpoint
+    checkpoint = SMALL_POLICY if args.checkpoint is None else args.checkpoint
     with _stop_requests() as stop_requested:
         summary, fault = _drive(args, checkpoint.resolve(), stop_requested)
     _print_summary(summary)
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_checkpoint(cache: Path) -> Path:
-    """Return the demo's tiny checkpoint; make it where the cache has none by the present code."""
+    """Return a tiny checkpoint of random weights; make it where the cache has none by the present code."""
     folder = cache / f"tiny-hybrid-{_policy_digest()}"
     checkpoint = folder / "tiny_hybrid.pth"
     if folder.is_dir():
@@ -195,8 +201,7 @@ def _drive(args: argparse.Namespace, checkpoint: Path, stop_requested: list[int]
         cleanup.callback(domain.close)
         print(f"ROS_DOMAIN_ID={domain.domain_id}, on this machine only", flush=True)
         logs = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_demo.")))
-        camera = {} if args.frames is None else {"frames_dir": str(args.frames.resolve())}
-        robot = NodeProcess("sim_robot", "mobile_vla_inference.ros.sim_robot", camera, logs / "sim_robot.log")
+        robot = NodeProcess("sim_robot", "mobile_vla_inference.ros.sim_robot", _camera(args), logs / "sim_robot.log")
         cleanup.callback(robot.stop, _STOP_LIMIT_S)
         node = NodeProcess(
             "vla_node", "mobile_vla_inference.ros.node", {"checkpoint": str(checkpoint)}, logs / "vla_node.log"
@@ -206,6 +211,16 @@ def _drive(args: argparse.Namespace, checkpoint: Path, stop_requested: list[int]
         cleanup.callback(graph.close)
         fault = _watch(graph, [node, robot], args.seconds, stop_requested)
         return _summary(graph), fault
+
+
+def _camera(args: argparse.Namespace) -> dict[str, Any]:
+    """Return sim_robot's parameters: the frames given, the world, or where nothing can draw it, an endless one."""
+    if args.frames is not None:
+        return {"frames_dir": str(args.frames.resolve())}
+    if find_spec("panda3d") is None:
+        print("Panda3D is not installed: an endless world in place of the one with boxes and a cup", flush=True)
+        return {}
+    return _WORLD
 
 
 def _watch(graph: DemoGraph, processes: list[NodeProcess], seconds: float, stop_requested: list[int]) -> str | None:

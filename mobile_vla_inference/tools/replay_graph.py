@@ -16,7 +16,7 @@ from mobile_vla_inference.tools.node_steps import NodeStep
 
 _RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 _STEPS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-_LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class ReplayGraph:
@@ -46,7 +46,7 @@ class ReplayGraph:
         self.node = rclpy.create_node("replay")
         self._instructions = self.node.create_publisher(String, "instruction", _RELIABLE)
         self.node.create_subscription(DiagnosticStatus, f"{node_name}/step", self._on_step, _STEPS)
-        self.node.create_subscription(DiagnosticStatus, f"{node_name}/status", self._on_status, _LATCHED)
+        self.node.create_subscription(DiagnosticStatus, f"{node_name}/status", self._on_status, LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)

@@ -1,0 +1,300 @@
+"""Find the settings that tensors can't tell: which of them reproduce the validation error that training stored?
+
+Every combination of the assumed settings is run over recorded episodes. The towers run once per way of preparing
+frames and text; pooling, features, cell, head, axes and scale are tried on what they have computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobile_vla_inference.border import CheckpointError, reduce_frame
+from mobile_vla_inference.policy.architecture import ActionHead, HybridModel
+from mobile_vla_inference.policy.checkpoint import Checkpoint, load_model
+from mobile_vla_inference.policy.config import ACTION_AXES, FUSION_FEATURES, PolicySettings
+from mobile_vla_inference.policy.family import solve_fusion_features
+from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
+from mobile_vla_inference.policy.processors import ProcessorFolders
+from mobile_vla_inference.policy.training_units import training_values
+
+#: What is tried for each setting, where policy.json does not confirm it.
+CANDIDATES: dict[str, tuple[Any, ...]] = {
+    "image_keep_aspect": (False, True),
+    "channel_order": ("rgb", "bgr"),
+    "image_normalization": ("imagenet", "clip"),
+    "prompt": ("{instruction}", "<grounding>{instruction}"),
+    "kosmos_pooling": ("mean", "last", "image"),
+    "clip_text_feature": ("projected", "normalized", "pooled"),
+    "head_activation": ("relu", "gelu", "tanh"),
+    "head_tanh": (False, True),
+    "action_axes": (("linear.x", "angular.z"), ("linear.x", "linear.y")),
+    "action_scale": ((2.0, 2.0), (1.15, 1.15), (1.0, 1.0)),
+}
+#: The settings that the towers' inputs depend on, and those that the cell's input depends on.
+_INPUT = ("image_keep_aspect", "channel_order", "image_normalization", "prompt")
+_FEATURES = ("fusion_features", "kosmos_pooling", "clip_text_feature")
+#: Settings that one feature alone depends on.
+_READ_BY = {"kosmos_pooling": "kosmos_text", "clip_text_feature": "clip_text"}
+
+#: A setting is told where every combination with another value is so many times as far from the stored error.
+_CLEAR_FACTOR = 10.0
+#: Differences of the MAE below this are rounding.
+_ROUNDING = 1e-7
+#: The best combination counts as found where at most so many would be expected to come as near by chance.
+CHANCE_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Drive:
+    """An episode to calibrate on.
+
+    Attributes:
+        frames: called for its images, uint8 RGB; may be called several times.
+        instruction: what the robot was told.
+        commands: linear x, linear y (m/s), angular z (rad/s), float [steps, 3].
+    """
+
+    frames: Callable[[], Iterable[np.ndarray]]
+    instruction: str
+    commands: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination: the settings that were tried, its MAE (normalised units), and how far that is from the goal."""
+
+    values: dict[str, Any]
+    mae: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came out.
+
+    Attributes:
+        trials: every combination, the nearest first.
+        tried: settings that were tried, each with its values.
+    """
+
+    trials: tuple[Trial, ...]
+    tried: dict[str, tuple[Any, ...]]
+
+    @property
+    def chance(self) -> float:
+        """How many combinations one would expect as near as the best if the errors lay there by chance."""
+        distances = np.array([trial.distance for trial in self.trials])
+        middle = float(np.median(distances))
+        return len(distances) / 2.0 * self.trials[0].distance / middle if middle > 0.0 else float(len(distances))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The settings whose other values all come clearly less near."""
+        best = self.trials[0]
+        limit = max(_CLEAR_FACTOR * best.distance, _ROUNDING)
+        return tuple(
+            name
+            for name in self.tried
+            if all(trial.distance > limit for trial in self.trials if trial.values[name] != best.values[name])
+        )
+
+
+def candidates(checkpoint: Checkpoint) -> dict[str, tuple[Any, ...]]:
+    """Return what can be tried for each setting that is assumed and matters for this member, name -> values."""
+    config, settings = checkpoint.config, checkpoint.settings
+    found = {name: values for name, values in CANDIDATES.items() if name in settings.assumed}
+    for name in ("action_axes", "action_scale"):
+        if name in found and config.num_actions != len(found[name][0]):
+            del found[name]
+    if config.fusion_in is not None and "fusion_features" in settings.assumed:
+        found["fusion_features"] = tuple(
+            names for count in range(1, len(FUSION_FEATURES) + 1) for names in permutations(FUSION_FEATURES, count)
+        )
+    if config.clip_text is None:
+        found.pop("clip_text_feature", None)
+    return found
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    processors: ProcessorFolders,
+    drives: Sequence[Drive],
+    val_mae: float,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
+) -> Calibration:
+    """Try every combination of the assumed settings and rank them by how near their MAE comes to `val_mae`.
+
+    Args:
+        checkpoint: an opened one; its confirmed settings stay as they are.
+        processors: its tokenizer folders.
+        drives: recorded episodes; the state is empty at the start of each.
+        val_mae: what training stored, normalised units.
+        device: where it runs.
+        dtype: type of the weights.
+        progress: called with the drives done so far and in all, counting each preparation of the frames.
+        force: load even where the memory seems too small.
+
+    Raises:
+        CheckpointError: nothing is left to try, or the checkpoint can't be loaded.
+    """
+    tried = candidates(checkpoint)
+    if not tried:
+        raise CheckpointError(
+            f"{checkpoint.path} has no assumed setting that a calibration could find, expected some; "
+            "remove those in doubt from its policy.json"
+        )
+    base = replace(checkpoint.settings, assumed=())
+    model = load_model(checkpoint, device=device, dtype=dtype, force=force)
+    inputs = list(_combinations(tried, _INPUT))
+    goals = np.concatenate([drive.commands for drive in drives])
+    trials = []
+    cache: dict[int, list[np.ndarray]] = {}
+    for number, values in enumerate(inputs):
+        settings = replace(base, **values)
+        if number and values.get("image_keep_aspect") != inputs[number - 1].get("image_keep_aspect"):
+            cache.clear()
+        variants = list(_feature_variants(checkpoint, settings, tried))
+        tower = _Tower(model, processors, settings)
+        features: list[list[torch.Tensor]] = []
+        for done, drive in enumerate(drives):
+            if done not in cache:
+                cache[done] = [_reduced(frame, model, settings) for frame in drive.frames()]
+            features.append(tower.features(cache[done], drive.instruction, [variant for _, variant in variants]))
+            if progress is not None:
+                progress(number * len(drives) + done + 1, len(inputs) * len(drives))
+        for index, (feature_values, _) in enumerate(variants):
+            parts = [per_drive[index] for per_drive in features]
+            for more, mae in _head_trials(model, base, tried, parts, goals):
+                trials.append(Trial({**values, **feature_values, **more}, mae, abs(mae - val_mae)))
+    trials.sort(key=lambda trial: trial.distance)
+    possible = {
+        name: tuple(v for v in values if any(t.values[name] == v for t in trials)) for name, values in tried.items()
+    }
+    return Calibration(tuple(trials), possible)
+
+
+def _reduced(frame: np.ndarray, model: HybridModel, settings: PolicySettings) -> np.ndarray:
+    return reduce_frame(frame, model.config.image_size, settings.image_keep_aspect)
+
+
+def _combinations(tried: dict[str, tuple[Any, ...]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    present = [name for name in names if name in tried]
+    for values in product(*(tried[name] for name in present)):
+        yield dict(zip(present, values))
+
+
+def _feature_variants(
+    checkpoint: Checkpoint, settings: PolicySettings, tried: dict[str, tuple[Any, ...]]
+) -> Iterator[tuple[dict[str, Any], PolicySettings]]:
+    """Yield the ways of joining features whose widths fit the member."""
+    for values in _combinations(tried, _FEATURES):
+        variant = replace(settings, **values)
+        try:
+            features = solve_fusion_features(checkpoint.config, variant)
+        except CheckpointError:
+            continue
+        # What no feature depends on is tried once.
+        if any(
+            setting in values and feature not in features and values[setting] != tried[setting][0]
+            for setting, feature in _READ_BY.items()
+        ):
+            continue
+        yield values, variant
+
+
+class _Remembered(nn.Module):
+    """A tower that answers again what it computed last, until it is told to forget."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.answer: Any = None
+
+    @property
+    def vision_model(self) -> nn.Module:
+        """The vision tower inside."""
+        return self.tower.vision_model
+
+    def forward(self, **inputs: Any) -> Any:
+        """Compute once."""
+        if self.answer is None:
+            self.answer = self.tower(**inputs)
+        return self.answer
+
+
+class _Tower:
+    """The model up to what its cell reads, for one way of preparing frames and text."""
+
+    def __init__(self, model: HybridModel, processors: ProcessorFolders, settings: PolicySettings) -> None:
+        self._model = model
+        self._encoder = InstructionEncoder(processors, model.config, settings)
+        self._normalize = FrameNormalizer(settings, model.device, model.dtype)
+        if self._encoder.clip_eos_token_id is not None and settings.clip_eos_token_id is None:
+            model.set_clip_eos_token_id(self._encoder.clip_eos_token_id)
+
+    @torch.inference_mode()
+    def features(
+        self, frames: Iterable[np.ndarray], instruction: str, variants: Sequence[PolicySettings]
+    ) -> list[torch.Tensor]:
+        """Return what the cell reads over the reduced frames of a drive, [steps, cell input], for each variant."""
+        model, encoder = self._model, self._encoder
+        prompt = encoder.prompt(instruction).to(model.device)
+        clip_ids = encoder.clip_ids(instruction)
+        original = model.kosmos_model
+        remembered = _Remembered(original)
+        rows: list[list[torch.Tensor]] = [[] for _ in variants]
+        model.kosmos_model = remembered
+        try:
+            texts = [self._clip_text(variant, clip_ids) for variant in variants]
+            for frame in frames:
+                pixels = self._normalize(frame)
+                remembered.answer = None
+                for row, variant, text in zip(rows, variants, texts):
+                    self._select(variant)
+                    row.append(model.fused_features(pixels, prompt, text))
+        finally:
+            model.kosmos_model = original
+        return [torch.cat(row) for row in rows]
+
+    def _select(self, variant: PolicySettings) -> None:
+        self._model.settings = variant
+        self._model.fusion_features = solve_fusion_features(self._model.config, variant)
+
+    def _clip_text(self, variant: PolicySettings, clip_ids: torch.Tensor | None) -> torch.Tensor | None:
+        self._select(variant)
+        if not self._model.reads_clip_text:
+            return None
+        return self._model.clip_text_feature(clip_ids.to(self._model.device))
+
+
+@torch.inference_mode()
+def _head_trials(
+    model: HybridModel,
+    base: PolicySettings,
+    tried: dict[str, tuple[Any, ...]],
+    features: Sequence[torch.Tensor],
+    goals: np.ndarray,
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """Yield the MAE of each head, scale and choice of axes over what the cell reads."""
+    outputs = torch.cat([model.rnn(part, model.initial_hidden_state())[0] for part in features])
+    for head_values in _combinations(tried, ("head_activation", "head_tanh")):
+        settings = replace(base, **head_values)
+        head = ActionHead(model.config.head, settings.head_activation, settings.head_tanh)
+        head.load_state_dict(model.actions.state_dict())
+        actions = head.to(outputs).eval()(outputs).float().cpu().numpy().astype(np.float64)
+        for command_values in _combinations(tried, ("action_axes", "action_scale")):
+            chosen = replace(settings, **command_values)
+            columns = [ACTION_AXES.index(axis) for axis in chosen.action_axes]
+            goal = training_values(goals[:, columns], chosen.action_scale, chosen.action_offset)
+            yield {**head_values, **command_values}, float(np.abs(actions - goal).mean())

@@ -1,0 +1,237 @@
+"""What the robot's camera sees of a layout, drawn by Panda3D's software renderer: no GPU, no display.
+
+One Renderer is enough for many worlds: each is a scene of its own, and all share one picture buffer. Panda3D is
+imported when a Renderer is made, so that what needs no picture runs without it.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.sim.robot import Pose
+from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, CUP_RADIUS_M, BoxOnFloor, Layout, Rgb
+
+if TYPE_CHECKING:
+    from panda3d.core import NodePath
+
+#: Side of the camera's square picture, pixels.
+FRAME_PX = 224
+FIELD_OF_VIEW_DEG = 60.0
+#: Where the camera sits: ahead of the robot's middle, and above the floor.
+CAMERA_AHEAD_M = 0.12
+CAMERA_HEIGHT_M = 0.28
+
+_CONFIGURATION = """
+load-display p3tinydisplay
+window-type offscreen
+audio-library-name null
+notify-level-display fatal
+notify-level-x11display fatal
+notify-level-tinydisplay error
+textures-power-2 none
+"""
+_NEAR_M, _FAR_M = 0.03, 30.0
+_TILE_M = 0.5
+_WALL_HEIGHT_M = 1.2
+_CUP_SIDES = 10
+_NOISE_BANK_PX = 512
+
+
+class SimulatorError(MobileVlaError):
+    """The world can't be drawn here."""
+
+
+class Renderer:
+    """A picture buffer, and the camera in front of it."""
+
+    def __init__(self, size_px: int = FRAME_PX) -> None:
+        """Open the buffer; raise SimulatorError where Panda3D is missing or can't draw."""
+        try:
+            from panda3d import core
+        except ImportError as error:
+            raise SimulatorError(
+                f"Panda3D can't be imported ({error}), expected the version in requirements/world.txt; "
+                f"install it with pip install -r requirements/world.txt"
+            ) from error
+        self._core = core
+        self.size_px = size_px
+        core.load_prc_file_data("", _CONFIGURATION)
+        pipe = core.GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
+        self._engine = core.GraphicsEngine.get_global_ptr()
+        properties = core.FrameBufferProperties()
+        properties.set_rgb_color(True)
+        properties.set_depth_bits(24)
+        size = core.WindowProperties.size(size_px, size_px)
+        refuse_window = core.GraphicsPipe.BF_refuse_window
+        self._buffer = pipe and self._engine.make_output(pipe, "camera", 0, properties, size, refuse_window)
+        if not self._buffer:
+            raise SimulatorError(
+                "Panda3D has no software renderer here, expected p3tinydisplay, which its wheel for Linux holds; "
+                "install the wheel"
+            )
+        self._texture = core.Texture()
+        self._buffer.add_render_texture(self._texture, core.GraphicsOutput.RTM_copy_ram)
+        lens = core.PerspectiveLens()
+        lens.set_fov(FIELD_OF_VIEW_DEG, FIELD_OF_VIEW_DEG)
+        lens.set_near_far(_NEAR_M, _FAR_M)
+        self._camera = core.NodePath(core.Camera("camera", lens))
+        region = self._buffer.make_display_region()
+        region.set_camera(self._camera)
+
+    def scene(self, layout: Layout) -> Scene:
+        """Build a layout's scene."""
+        return Scene(self, layout)
+
+    def close(self) -> None:
+        """Give the buffer back."""
+        self._engine.remove_window(self._buffer)
+
+    def draw(self, root: NodePath, sky: Rgb, pose: Pose) -> np.ndarray:
+        """Draw what stands under `root` from the camera of a robot at `pose`; uint8 RGB [size, size, 3]."""
+        cos, sin = math.cos(pose.yaw_rad), math.sin(pose.yaw_rad)
+        self._buffer.set_clear_color((*sky, 1.0))
+        self._camera.reparent_to(root)
+        self._camera.set_pos(pose.x_m + CAMERA_AHEAD_M * cos, pose.y_m + CAMERA_AHEAD_M * sin, CAMERA_HEIGHT_M)
+        self._camera.set_h(math.degrees(pose.yaw_rad) - 90.0)  # Panda3D's cameras look along y
+        self._engine.render_frame()
+        bgra = np.frombuffer(self._texture.get_ram_image(), np.uint8).reshape(self.size_px, self.size_px, -1)
+        return cv2.cvtColor(cv2.flip(bgra, 0), cv2.COLOR_BGRA2RGB)
+
+
+class Scene:
+    """A layout as the camera sees it."""
+
+    def __init__(self, renderer: Renderer, layout: Layout) -> None:
+        self._renderer = renderer
+        self._layout = layout
+        self._rng = np.random.default_rng([layout.seed, 2])
+        self._root = renderer._core.NodePath("scene")
+        light = layout.light
+        self._sky = _seen((0.92, 0.93, 0.95), light.gain)
+        quads = [*_floor(layout), *_walls(layout)]
+        for box in layout.boxes:
+            quads += _box(box, layout)
+        quads += _cup(layout)
+        self._root.attach_new_node(_geometry(renderer._core, quads))
+
+    def frame(self, pose: Pose) -> np.ndarray:
+        """Return the camera's picture from a pose, uint8 RGB [size, size, 3], with its blur and noise."""
+        picture = self._renderer.draw(self._root, self._sky, pose)
+        light = self._layout.light
+        if light.blur_px:
+            picture = cv2.GaussianBlur(picture, (light.blur_px, light.blur_px), 0)
+        if light.noise_std:
+            top, left = self._rng.integers(0, _NOISE_BANK_PX - picture.shape[0], 2)
+            noise = _noise_bank(light.noise_std)[top : top + picture.shape[0], left : left + picture.shape[1]]
+            picture = cv2.add(picture, noise, dtype=cv2.CV_8U)
+        return picture
+
+    def close(self) -> None:
+        """Let go of the geometry."""
+        self._root.remove_node()
+
+
+_Quad = tuple[np.ndarray, Rgb]  # corners [4, 3] in metres, colour as seen
+
+_banks: dict[float, np.ndarray] = {}
+
+
+def _noise_bank(std: float) -> np.ndarray:
+    """Return noise that pictures cut their part from: drawing as many numbers for each would cost more than drawing."""
+    if std not in _banks:
+        rng = np.random.default_rng(0)
+        noise = rng.normal(0.0, std, (_NOISE_BANK_PX, _NOISE_BANK_PX, 3))
+        _banks[std] = noise.round().astype(np.int16)
+    return _banks[std]
+
+
+def _geometry(core: object, quads: list[_Quad]) -> object:
+    """Turn quads into one node."""
+    vertices = np.empty(4 * len(quads), dtype=[("position", "<f4", 3), ("rgba", "u1", 4)])
+    vertices["position"] = np.concatenate([quad for quad, _ in quads])
+    rgba = np.array([(*rgb, 1.0) for _, rgb in quads])
+    vertices["rgba"] = np.repeat((rgba * 255.0).round().astype(np.uint8), 4, axis=0)
+    first = 4 * np.arange(len(quads), dtype=np.uint16)[:, None]
+    indices = (first + np.array([0, 1, 2, 0, 2, 3], dtype=np.uint16)).ravel()
+    data = core.GeomVertexData("quads", core.GeomVertexFormat.get_v3c4(), core.Geom.UH_static)
+    data.unclean_set_num_rows(len(vertices))
+    memoryview(data.modify_array(0)).cast("B")[:] = vertices.tobytes()
+    triangles = core.GeomTriangles(core.Geom.UH_static)
+    index_array = triangles.modify_vertices()
+    index_array.unclean_set_num_rows(len(indices))
+    memoryview(index_array).cast("B")[:] = indices.tobytes()
+    geom = core.Geom(data)
+    geom.add_primitive(triangles)
+    node = core.GeomNode("quads")
+    node.add_geom(geom)
+    node.set_attrib(core.CullFaceAttrib.make(core.CullFaceAttrib.M_cull_none))
+    return node
+
+
+def _seen(rgb: Rgb, gain: Rgb, brightness: float = 1.0) -> Rgb:
+    """Return a colour under the light, through the camera's gain, 0 to 1."""
+    return tuple(min(1.0, value * factor * brightness) for value, factor in zip(rgb, gain))
+
+
+def _upright(a: tuple[float, float], b: tuple[float, float], height_m: float) -> np.ndarray:
+    return np.array([(*a, 0.0), (*b, 0.0), (*b, height_m), (*a, height_m)])
+
+
+def _brightness(layout: Layout, normal_rad: float) -> float:
+    """Return how bright a face is that looks in a direction."""
+    away = 0.5 * (1.0 - math.cos(normal_rad - layout.light.direction_rad))
+    return 1.0 - layout.light.contrast * away
+
+
+def _floor(layout: Layout) -> list[_Quad]:
+    x_from, x_to, y_from, y_to = layout.room
+    columns = np.append(np.arange(x_from, x_to, _TILE_M), x_to)
+    rows = np.append(np.arange(y_from, y_to, _TILE_M), y_to)
+    colors = [_seen(rgb, layout.light.gain) for rgb in layout.floor_rgb]
+    return [
+        (np.array([(x, y, 0.0), (x1, y, 0.0), (x1, y1, 0.0), (x, y1, 0.0)]), colors[(i + j) % 2])
+        for i, (x, x1) in enumerate(pairwise(columns))
+        for j, (y, y1) in enumerate(pairwise(rows))
+    ]
+
+
+def _walls(layout: Layout) -> list[_Quad]:
+    x_from, x_to, y_from, y_to = layout.room
+    corners = [(x_to, y_from), (x_to, y_to), (x_from, y_to), (x_from, y_from)]
+    quads = []
+    for index, rgb in enumerate(layout.wall_rgb):
+        a, b = corners[index], corners[(index + 1) % 4]
+        bright = _brightness(layout, math.pi + index * math.pi / 2.0)
+        quads.append((_upright(a, b, _WALL_HEIGHT_M), _seen(rgb, layout.light.gain, bright)))
+    return quads
+
+
+def _box(box: BoxOnFloor, layout: Layout) -> list[_Quad]:
+    corners = [tuple(corner) for corner in box.corners.tolist()]
+    quads = []
+    for index in range(4):
+        a, b = corners[index], corners[(index + 1) % 4]
+        normal_rad = math.atan2(b[1] - a[1], b[0] - a[0]) - math.pi / 2.0
+        color = _seen(box.rgb, layout.light.gain, _brightness(layout, normal_rad))
+        quads.append((_upright(a, b, box.height_m), color))
+    top = np.array([(*corner, box.height_m) for corner in corners])
+    return [*quads, (top, _seen(box.rgb, layout.light.gain))]
+
+
+def _cup(layout: Layout) -> list[_Quad]:
+    x, y = layout.cup
+    turns = [math.tau * index / _CUP_SIDES for index in range(_CUP_SIDES + 1)]
+    ring = [(x + CUP_RADIUS_M * math.cos(t), y + CUP_RADIUS_M * math.sin(t)) for t in turns]
+    return [
+        (
+            _upright(a, b, CUP_HEIGHT_M),
+            _seen(layout.cup_rgb, layout.light.gain, _brightness(layout, (turn + next_turn) / 2.0)),
+        )
+        for a, b, turn, next_turn in zip(ring, ring[1:], turns, turns[1:])
+    ]

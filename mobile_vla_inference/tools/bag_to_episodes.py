@@ -1,0 +1,154 @@
+"""`mobile_vla bag-to-episodes`: a recorded drive as HDF5 episodes, one for each stretch under one instruction.
+
+Frames are taken at the policy's step period, as training had them. A command counts for a frame where it is at most
+0.5 s old; frames without one are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
+from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagError, BagReader
+from mobile_vla_inference.bags.topics import BagTopics, choose_topics
+from mobile_vla_inference.border import FrameError, InstructionError, MobileVlaError, check_instruction
+from mobile_vla_inference.episodes.files import SCENARIO_INSTRUCTIONS, EpisodeWriter
+from mobile_vla_inference.tools.arguments import positive_number
+
+HELP = "make HDF5 episodes from a bag with images, instruction and cmd_vel"
+
+_STEP_PERIOD_S = 0.3
+#: A longer silence between frames ends an episode, as it ends the policy's memory on the node.
+_GAP_S = 2.0
+_COMMAND_VALID_S = 0.5
+#: A frame that comes this early for its period is taken: stamps jitter.
+_EARLY_S = 0.01
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the episodes")
+    parser.add_argument("--instruction", metavar="TEXT", help="what the robot was told (default: as recorded)")
+    parser.add_argument("--scenario", choices=tuple(SCENARIO_INSTRUCTIONS), help="scenario of the drive")
+    parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
+    parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
+    parser.add_argument(
+        "--period",
+        type=positive_number,
+        default=_STEP_PERIOD_S,
+        metavar="S",
+        help="seconds from one step to the next (default: %(default)g)",
+    )
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A frame of the bag with what was in force: seconds, uint8 RGB, instruction, (m/s, m/s, rad/s)."""
+
+    stamp_s: float
+    rgb: np.ndarray
+    instruction: str
+    command: tuple[float, float, float]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the episodes; return the exit status."""
+    from tqdm import tqdm
+
+    if args.instruction is not None and not check_instruction(args.instruction):
+        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    with BagReader(args.bag) as bag:
+        topics = choose_topics(bag, args.image_topic, args.command_topic, args.instruction is None)
+        if topics.command is None:
+            raise BagError(f"{args.bag} holds no recorded velocity to learn from, expected cmd_vel; record it too")
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
+        with tqdm(total=topics.image.count, unit="image", delay=1, disable=None) as bar:
+            moments = _paced(_moments(bag, topics, args.instruction, bar.update), args.period)
+            written = _write(moments, args)
+        for note in bag.notes:
+            print(f"mobile_vla: warning: {note}")
+    if not written:
+        raise BagError(f"{args.bag} holds no image with a command and an instruction in force, expected some")
+    print(f"{args.out}: {len(written)} episodes, {sum(written)} steps")
+    return 0
+
+
+def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen) -> Iterator[_Moment]:
+    """Yield the frames that have an instruction and a fresh command."""
+    instruction = check_instruction(told or "")
+    command, command_ns = (0.0, 0.0, 0.0), -math.inf
+    check, convert = CONVERSIONS[topics.image.type_name]
+    for message in bag.messages(topics.names):
+        decoded = decode_or_none(bag, message)
+        if message.topic == topics.image.name:
+            seen()
+            fresh = message.time_ns - command_ns <= _COMMAND_VALID_S * 1e9
+            if decoded is None or not instruction or not fresh:
+                continue
+            try:
+                check(decoded)
+                rgb = convert(decoded)
+            except FrameError:
+                continue
+            stamp = decoded.header.stamp
+            stamp_s = stamp.sec + stamp.nanosec * 1e-9 or message.time_ns * 1e-9
+            yield _Moment(stamp_s, rgb, instruction, command)
+        elif decoded is None:
+            continue
+        elif topics.command is not None and message.topic == topics.command.name:
+            twist = decoded.twist if topics.command.type_name == TWIST_STAMPED else decoded
+            command = (twist.linear.x, twist.linear.y, twist.angular.z)
+            command_ns = message.time_ns if all(map(math.isfinite, command)) else -math.inf
+        elif told is None:
+            instruction = check_instruction(decoded.data)
+
+
+def _paced(moments: Iterator[_Moment], period_s: float) -> Iterator[_Moment]:
+    """Yield no more than a frame a period; one that comes late begins the period anew."""
+    due_s = taken_s = -math.inf
+    for moment in moments:
+        backwards = moment.stamp_s < taken_s
+        if backwards or moment.stamp_s >= due_s - _EARLY_S:
+            late = backwards or moment.stamp_s > due_s + period_s
+            due_s = (moment.stamp_s if late else due_s) + period_s
+            taken_s = moment.stamp_s
+            yield moment
+
+
+def _write(moments: Iterator[_Moment], args: argparse.Namespace) -> list[int]:
+    """Write an episode for each stretch of moments; return how many steps each has."""
+    written = []
+    moment = next(moments, None)
+    while moment is not None:
+        height, width = moment.rgb.shape[:2]
+        path = args.out / f"{args.bag.stem}_{len(written):03d}{f'_{args.scenario}' if args.scenario else ''}.h5"
+        steps = 0
+        with EpisodeWriter(
+            path, (width, height), instruction=moment.instruction, scenario=args.scenario or ""
+        ) as episode:
+            first = moment
+            while moment is not None and _belongs(moment, first):
+                episode.add(moment.stamp_s, moment.rgb, moment.command)
+                steps += 1
+                first, moment = moment, next(moments, None)
+        written.append(steps)
+    return written
+
+
+def _belongs(moment: _Moment, former: _Moment) -> bool:
+    """Whether a moment goes on with the episode of the one before it."""
+    return (
+        moment.instruction == former.instruction
+        and moment.rgb.shape == former.rgb.shape
+        and 0.0 <= moment.stamp_s - former.stamp_s <= _GAP_S
+    )

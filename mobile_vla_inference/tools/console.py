@@ -1,0 +1,344 @@
+"""`mobile_vla console`: ask a policy by hand, frame by frame: infer, benchmark, continuous, memory, clear and more.
+
+On a terminal there is a prompt with history and completion; Ctrl-C ends what runs, Ctrl-D the console. Piped, each
+line is a command, and the exit status is 2 where one of them failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from mobile_vla_inference.bags.timing import percentiles_ms
+from mobile_vla_inference.border import InstructionError, MobileVlaError, check_instruction
+from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.tools.console_session import (
+    ConsoleSession,
+    Frames,
+    Inference,
+    MemoryFigures,
+    open_frames,
+)
+from mobile_vla_inference.tools.demo import CACHE_FOLDER, DEFAULT_INSTRUCTION, default_checkpoint
+
+HELP = "ask a policy by hand at a prompt: infer, benchmark, memory, ..."
+
+_BENCHMARK_STEPS = 50
+_PROMPT = "mobile_vla> "
+_FAILED = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="CK", help="checkpoint file or folder (default: a tiny one, random weights)"
+    )
+    parser.add_argument(
+        "--frames",
+        metavar="DIR|BAG|N",
+        help="folder of images, bag, or number of a camera (default: a simulated camera)",
+    )
+    parser.add_argument(
+        "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what to do (default: %(default)r)"
+    )
+    parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
+    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer commands until there are no more; return the exit status."""
+    instruction = _checked(args.instruction)
+    console = Console(soft_wrap=True, highlight=False)
+    frames = open_frames(args.frames)
+    try:
+        commands = Commands(_start(args, console, frames, instruction), console)
+        if sys.stdin.isatty():
+            _converse(commands)
+            return 0
+        return _read_all(commands, sys.stdin)
+    finally:
+        frames.close()
+
+
+def _checked(text: str) -> str:
+    instruction = check_instruction(text)
+    if not instruction:
+        raise InstructionError("the instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    return instruction
+
+
+def _start(args: argparse.Namespace, console: Console, frames: Frames, instruction: str) -> ConsoleSession:
+    checkpoint = default_checkpoint(CACHE_FOLDER) if args.checkpoint is None else args.checkpoint
+    with console.status("loading") as status:
+        policy = VlaPolicy.load(
+            checkpoint,
+            device=args.device,
+            dtype=args.dtype,
+            engine=args.engine,
+            processors=args.processors,
+            progress=status.update,
+            force=args.force,
+        )
+        policy.warm_up()
+    session = ConsoleSession(policy, frames, instruction)
+    for warning in policy.describe()["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    console.print(f"{escape(str(checkpoint))} on {escape(frames.title)}; [bold]help[/] lists the commands")
+    return session
+
+
+class QuitRequest(Exception):  # noqa: N818
+    """The user wants to leave."""
+
+
+@dataclass(frozen=True)
+class _Command:
+    call: Callable[[str], None]
+    arguments: str
+    summary: str
+
+
+class Commands:
+    """The commands of the console by name, each answered on a rich console."""
+
+    def __init__(self, session: ConsoleSession, console: Console) -> None:
+        self._session = session
+        self._console = console
+        self.table = {
+            "infer": _Command(self._infer, "", "step on the current frame; the policy's state is carried"),
+            "benchmark": _Command(self._benchmark, "[n]", f"time n steps (default {_BENCHMARK_STEPS})"),
+            "continuous": _Command(
+                self._continuous, "[n]", "step on frame after frame at the policy's period; Ctrl-C, or n steps, ends it"
+            ),
+            "memory": _Command(self._memory, "", "memory of the process, the system and the GPU"),
+            "clear": _Command(self._clear, "", "give back unused memory and tell how much"),
+            "reset": _Command(self._reset, "", "clear the policy's state"),
+            "instruction": _Command(self._instruction, "[TEXT]", "tell the robot something else, or show what it is"),
+            "frame": _Command(self._frame, "[next|N|PATH]", "choose the current frame, or show which it is"),
+            "info": _Command(self._info, "", "what is loaded"),
+            "help": _Command(self._help, "", "this list"),
+            "quit": _Command(self._quit, "", "leave (Ctrl-D, too)"),
+        }
+
+    def answer(self, line: str) -> bool:
+        """Answer a line and tell whether it could be done; raise QuitRequest where the user leaves."""
+        name, _, rest = line.strip().partition(" ")
+        if not name or name.startswith("#"):
+            return True
+        try:
+            command = self.table.get(name)
+            if command is None:
+                raise MobileVlaError(f"{name} is no command, expected one of {', '.join(self.table)}; see help")
+            if rest.strip() and not command.arguments:
+                raise MobileVlaError(f"{name} takes no argument, found {rest.strip()!r}; leave it out")
+            command.call(rest.strip())
+        except MobileVlaError as error:
+            self._console.print(f"[red]error:[/] {escape(str(error))}")
+            return False
+        return True
+
+    def interrupted(self) -> None:
+        """Tell that Ctrl-C has ended a command."""
+        self._console.print("stopped")
+
+    def _infer(self, _: str) -> None:
+        self._print_step(self._session.infer())
+
+    def _print_step(self, result: Inference) -> None:
+        action = " ".join(f"{value:+.3f}" for value in result.action)
+        x, y, z = result.velocity.values
+        self._console.print(
+            f"{escape(result.frame)}: action [bold]{action}[/] (normalised), velocity x {x:+.3f} y {y:+.3f} m/s, "
+            f"z {z:+.3f} rad/s, {result.step_s * 1000.0:.1f} ms, step {self._session.steps}"
+        )
+
+    def _benchmark(self, rest: str) -> None:
+        count = _count(rest, _BENCHMARK_STEPS)
+        samples_s: list[float] = []
+        try:
+            steps = track(self._session.measure(count), "stepping", count, console=self._console, transient=True)
+            for step_s in steps:
+                samples_s.append(step_s)
+        finally:
+            self._print_benchmark(samples_s, count)
+
+    def _print_benchmark(self, samples_s: list[float], count: int) -> None:
+        if not samples_s:
+            return
+        figures = percentiles_ms(samples_s)
+        table = Table("steps", *figures, "rate", box=None)
+        cells = (f"{value:.2f} ms" for value in figures.values())
+        table.add_row(f"{len(samples_s)} of {count}", *cells, f"{1000.0 / figures['mean']:.1f} /s")
+        self._console.print(table)
+
+    def _continuous(self, rest: str) -> None:
+        if not rest and not sys.stdin.isatty():
+            raise MobileVlaError("continuous has no end here, expected a number of steps; say continuous 10")
+        limit = _count(rest, 0) or None
+        period_s = self._session.policy.settings.step_period_s
+        self._console.print(f"a step every {period_s:g} s" + ("; Ctrl-C ends it" if limit is None else ""))
+        due_s = time.monotonic()
+        done = 0
+        while True:
+            self._print_step(self._session.infer())
+            done += 1
+            if done == limit:
+                return
+            self._session.next_frame()
+            due_s = max(due_s + period_s, time.monotonic())
+            time.sleep(max(0.0, due_s - time.monotonic()))
+
+    def _memory(self, _: str) -> None:
+        figures = self._session.memory()
+        table = Table("memory", box=None)
+        table.add_column("MiB", justify="right")
+        for name, value in _memory_rows(figures):
+            table.add_row(name, f"{value:,.0f}")
+        self._console.print(table)
+        if figures.gpu_allocated_mib is None:
+            self._console.print("no GPU")
+
+    def _clear(self, _: str) -> None:
+        before, after = self._session.clear()
+        table = Table("memory", box=None)
+        for column in ("before", "after", "freed"):
+            table.add_column(f"{column} (MiB)", justify="right")
+        table.add_row(*_freed_row("process", before.process_mib, after.process_mib))
+        if before.gpu_reserved_mib is not None and after.gpu_reserved_mib is not None:
+            table.add_row(*_freed_row("GPU, reserved", before.gpu_reserved_mib, after.gpu_reserved_mib))
+        self._console.print(table)
+
+    def _reset(self, _: str) -> None:
+        self._session.reset()
+        self._console.print("the state is empty")
+
+    def _instruction(self, rest: str) -> None:
+        if rest:
+            self._session.tell(_checked(rest))
+        self._console.print(f"instruction: {escape(self._session.instruction)}")
+
+    def _frame(self, rest: str) -> None:
+        if rest == "next":
+            self._session.next_frame()
+        elif rest.isascii() and rest.isdigit():
+            self._session.show_frame(int(rest))
+        elif rest:
+            self._session.show_file(Path(rest).expanduser())
+        width, height = self._session.frame_size_px
+        self._console.print(f"frame: {escape(self._session.frame_name)}, {width} x {height} px")
+
+    def _info(self, _: str) -> None:
+        table = Table("fact", box=None)
+        table.add_column("value", overflow="fold")
+        facts = {
+            **self._session.policy.describe(),
+            "frames": self._session.frames.title,
+            "frame": self._session.frame_name,
+            "instruction": self._session.instruction,
+            "steps since the state was cleared": self._session.steps,
+        }
+        for name, value in facts.items():
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(name.replace("_", " "), escape(shown or "-"))
+        self._console.print(table)
+
+    def _help(self, _: str) -> None:
+        table = Table("command", "does", box=None)
+        for name, command in self.table.items():
+            table.add_row(escape(f"{name} {command.arguments}".strip()), command.summary)
+        self._console.print(table)
+
+    def _quit(self, _: str) -> None:
+        raise QuitRequest
+
+
+def _count(text: str, default: int) -> int:
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000):
+        raise MobileVlaError(f"{text} is no number of steps, expected 1 to 1000000; correct it")
+    return int(text)
+
+
+def _memory_rows(figures: MemoryFigures) -> list[tuple[str, float]]:
+    rows = [
+        ("process, resident", figures.process_mib),
+        ("system, available", figures.system_available_mib),
+        ("system, total", figures.system_total_mib),
+    ]
+    if figures.gpu_allocated_mib is not None:
+        rows += [
+            ("GPU, allocated by torch", figures.gpu_allocated_mib),
+            ("GPU, reserved by torch", figures.gpu_reserved_mib),
+            ("GPU, free", figures.gpu_free_mib),
+            ("GPU, total", figures.gpu_total_mib),
+        ]
+    return rows
+
+
+def _freed_row(name: str, before_mib: float, after_mib: float) -> tuple[str, ...]:
+    return name, *(f"{value:,.1f}" for value in (before_mib, after_mib, before_mib - after_mib))
+
+
+# ---- where the lines come from ---------------------------------------------------------------------------------------
+
+
+def _read_all(commands: Commands, lines: Iterable[str]) -> int:
+    """Answer the lines of a pipe."""
+    done = True
+    try:
+        for line in lines:
+            done = commands.answer(line) and done
+    except QuitRequest:
+        pass
+    return 0 if done else _FAILED
+
+
+def _converse(commands: Commands) -> None:
+    """Prompt on the terminal until the user leaves."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter
+
+    nested = NestedCompleter.from_nested_dict(dict.fromkeys(commands.table))
+    nested.options["frame"] = PathCompleter(expanduser=True)
+    session: PromptSession[str] = PromptSession(history=_history(), completer=nested)
+    while True:
+        try:
+            line = session.prompt(_PROMPT)
+        except KeyboardInterrupt:
+            continue  # as in a shell: the line is dropped
+        except EOFError:
+            return
+        try:
+            commands.answer(line)
+        except KeyboardInterrupt:
+            commands.interrupted()
+        except QuitRequest:
+            return
+
+
+def _history():
+    """Return the history of former consoles; one of this console only where no file can be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    file = base / "mobile_vla" / "console_history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a", encoding="utf-8").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))

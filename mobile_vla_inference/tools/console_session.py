@@ -1,0 +1,300 @@
+"""What the console works on: a policy, where frames come from, and the memory of process, machine and GPU.
+
+No prompt and no colours here; tools/console.py reads the commands and shows the answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+import psutil
+
+from mobile_vla_inference.border import FrameError, MobileVlaError, list_frames, read_image
+from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.control.memory import MIB
+from mobile_vla_inference.sim.camera import WORLD_M, SimulatedCamera
+from mobile_vla_inference.sim.robot import Pose
+
+if TYPE_CHECKING:
+    from mobile_vla_inference.bags.reader import BagReader
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy
+
+_BAG_SUFFIXES = (".mcap", ".db3")
+#: How far the simulated camera moves along its lane from one frame to the next, metres.
+_STRIDE_M = 0.1
+_LANE_SWING_M = 0.8
+
+
+class Frames(Protocol):
+    """Where frames come from.
+
+    Attributes:
+        title: what it is, for people.
+        count: how many there are; None: without end.
+    """
+
+    title: str
+    count: int | None
+
+    def read(self, index: int) -> tuple[str, np.ndarray]:
+        """Return the name and the picture, uint8 RGB [height, width, 3], of a frame; raise FrameError without one."""
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+class SimulatedFrames:
+    """A drawn world, seen on a drive along its lane: the same picture for the same number."""
+
+    def __init__(self) -> None:
+        self.title = "the simulated camera"
+        self.count = None
+        self._camera = SimulatedCamera()
+
+    def read(self, index: int) -> tuple[str, np.ndarray]:
+        """Return what the camera sees after `index` strides."""
+        x_m = index * _STRIDE_M
+        turn = math.tau / WORLD_M
+        yaw_rad = math.atan(_LANE_SWING_M * turn * math.cos(turn * x_m))
+        return f"simulated {index}", self._camera.frame(Pose(x_m, _LANE_SWING_M * math.sin(turn * x_m), yaw_rad))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FolderFrames:
+    """The images of a folder in name order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = list_frames(folder)
+        self.title = str(folder)
+        self.count = len(self._paths)
+
+    def read(self, index: int) -> tuple[str, np.ndarray]:
+        """Read an image file."""
+        return self._paths[index].name, read_image(self._paths[index])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class BagFrames:
+    """The images of a bag; the next one is read at once, an earlier one from the beginning."""
+
+    def __init__(self, path: Path) -> None:
+        from mobile_vla_inference.bags.reader import BagReader
+        from mobile_vla_inference.bags.topics import choose_topics
+
+        self._bag: BagReader = BagReader(path)
+        try:
+            self._topic = choose_topics(self._bag, None, None, instruction_wanted=False).image
+        except MobileVlaError:
+            self._bag.close()
+            raise
+        self.title = f"{path}, {self._topic.name}"
+        self.count = self._topic.count
+        self._pictures = iter(())
+        self._next = self.count
+
+    def read(self, index: int) -> tuple[str, np.ndarray]:
+        """Read an image message."""
+        from mobile_vla_inference.bags.images import CONVERSIONS
+
+        if index < self._next:
+            self._pictures, self._next = self._bag.messages((self._topic.name,)), 0
+        for message in self._pictures:
+            self._next += 1
+            if self._next > index:
+                picture = CONVERSIONS[self._topic.type_name][1](self._bag.decode(message))
+                return f"image {index} of {self.count}", picture
+        raise FrameError(f"{self.title} has no image {index}, expected 0 to {self._next - 1}; choose another")
+
+    def close(self) -> None:
+        """Close the bag."""
+        self._bag.close()
+
+
+class CameraFrames:
+    """A camera of this machine; every reading is a new picture."""
+
+    def __init__(self, device: int) -> None:
+        self.title = f"camera {device}"
+        self.count = None
+        self._capture = cv2.VideoCapture(device)
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise FrameError(
+                f"camera {device} can't be opened, expected one that is plugged in and free; "
+                "see /dev/video*, or give --frames a folder or a bag"
+            )
+
+    def read(self, index: int) -> tuple[str, np.ndarray]:
+        """Take a picture; the number only names it."""
+        taken, bgr = self._capture.read()
+        if not taken:
+            raise FrameError(f"{self.title} gives no picture, expected one; plug it in again")
+        return f"{self.title}, picture {index}", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+    def close(self) -> None:
+        """Free the camera."""
+        self._capture.release()
+
+
+def open_frames(source: str | None) -> Frames:
+    """Open a folder of images, a bag or a camera by its number; None: the simulated camera.
+
+    Raises:
+        MobileVlaError: there are no frames to be had.
+    """
+    if source is None:
+        return SimulatedFrames()
+    path = Path(source)
+    if source.isascii() and source.isdigit() and not path.exists():
+        return CameraFrames(int(source))
+    is_bag = path.suffix in _BAG_SUFFIXES or (
+        path.is_dir() and any(file.suffix in _BAG_SUFFIXES or file.name == "metadata.yaml" for file in path.iterdir())
+    )
+    return BagFrames(path) if is_bag else FolderFrames(path)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One step: the frame's name, what the policy said (normalised), its velocity and the seconds it took."""
+
+    frame: str
+    action: tuple[float, ...]
+    velocity: VelocityCommand
+    step_s: float
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """Memory in MiB; the GPU's figures are None without one."""
+
+    process_mib: float
+    system_available_mib: float
+    system_total_mib: float
+    gpu_allocated_mib: float | None = None
+    gpu_reserved_mib: float | None = None
+    gpu_free_mib: float | None = None
+    gpu_total_mib: float | None = None
+
+
+class ConsoleSession:
+    """A policy that is asked by hand.
+
+    Attributes:
+        policy: what is asked.
+        frames: where frames come from.
+        instruction: what the robot is told.
+        index: number of the current frame.
+        steps: how many frames the policy's state has seen since it was cleared.
+    """
+
+    def __init__(self, policy: VlaPolicy, frames: Frames, instruction: str) -> None:
+        """Start at the first frame; raise MobileVlaError where it can't be read."""
+        self.policy = policy
+        self.frames = frames
+        self.index = 0
+        self.steps = 0
+        self.instruction = instruction
+        policy.set_instruction(instruction)
+        settings = policy.settings
+        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._name, self._picture = frames.read(0)
+
+    @property
+    def frame_name(self) -> str:
+        """What the current frame is called."""
+        return self._name
+
+    @property
+    def frame_size_px(self) -> tuple[int, int]:
+        """Width and height of the current frame."""
+        height, width = self._picture.shape[:2]
+        return width, height
+
+    def tell(self, instruction: str) -> None:
+        """Follow another instruction; the state is cleared where it differs."""
+        self.policy.set_instruction(instruction)
+        if instruction != self.instruction:
+            self.instruction, self.steps = instruction, 0
+
+    def next_frame(self) -> None:
+        """Go to the next frame; after the last one comes the first."""
+        following = self.index + 1
+        self.show_frame(following if self.frames.count is None else following % self.frames.count)
+
+    def show_frame(self, index: int) -> None:
+        """Go to a frame by its number; raise FrameError where there is none."""
+        if self.frames.count is not None and not 0 <= index < self.frames.count:
+            raise FrameError(f"{self.frames.title} has no frame {index}, expected 0 to {self.frames.count - 1}")
+        self.index = index  # also where it can't be read: the next one may be good
+        self._name, self._picture = self.frames.read(index)
+
+    def show_file(self, path: Path) -> None:
+        """Take an image file as the current frame; `next_frame` goes on where the frames were."""
+        self._picture = read_image(path)
+        self._name = path.name
+
+    def infer(self) -> Inference:
+        """Step on the current frame; the state is carried."""
+        action = self.policy.step(self._picture)
+        self.steps += 1
+        return Inference(self._name, action.values, self._mapping.velocity(action.values), action.step_s)
+
+    def measure(self, count: int) -> Iterator[float]:
+        """Step `count` times on the current frame and yield the seconds of each; clears the state before and after."""
+        self.reset()
+        try:
+            for _ in range(count):
+                yield self.policy.step(self._picture).step_s
+        finally:
+            self.reset()
+
+    def reset(self) -> None:
+        """Clear the policy's state."""
+        self.policy.reset()
+        self.steps = 0
+
+    def memory(self) -> MemoryFigures:
+        """Read the memory of the process, the machine and the GPU."""
+        system = psutil.virtual_memory()
+        return MemoryFigures(
+            psutil.Process().memory_info().rss / MIB, system.available / MIB, system.total / MIB, *_gpu_figures()
+        )
+
+    def clear(self) -> tuple[MemoryFigures, MemoryFigures]:
+        """Give back memory that nobody uses; return the figures before and after."""
+        before = self.memory()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        _trim_heap()
+        return before, self.memory()
+
+
+def _gpu_figures() -> tuple[float, ...]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return ()
+    free, total = torch.cuda.mem_get_info()
+    return tuple(value / MIB for value in (torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), free, total))
+
+
+def _trim_heap() -> None:
+    """Have glibc hand free pages back to the kernel; other C libraries do it by themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,248 @@
+"""`mobile_vla drive`: let a policy drive in the simulated world, and count how often it does what it was told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobile_vla_inference import __version__
+from mobile_vla_inference.border import MobileVlaError, write_text_atomically
+from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.sim.closed_loop import (
+    CAMERAS,
+    EpisodeResult,
+    EpisodeTask,
+    drive_episode,
+    summarize,
+    summarize_by_scenario,
+)
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, instruction, other_side
+from mobile_vla_inference.sim.world import BASES, MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
+from mobile_vla_inference.tools.arguments import check_output, count
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy
+
+DRIVERS = ("policy", "misled", "random", "expert")
+
+HELP = "let a policy drive in the simulated world, and count how often it does what it was told"
+
+#: The policy that comes with the package.
+SMALL_POLICY = Path(__file__).resolve().parent.parent / "data" / "small_policy"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--checkpoint", type=Path, default=SMALL_POLICY, metavar="CK", help="policy (default: the small one inside)"
+    )
+    parser.add_argument("--episodes", type=count, default=40, metavar="N", help="how many (default 40)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first world; none was trained on (default 0)")
+    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one (default: all in turn)")
+    parser.add_argument(
+        "--driver",
+        choices=DRIVERS,
+        default="policy",
+        help="what drives: for comparison, the policy told a side by lot, random commands, or the expert with the map",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="clear the policy's state before every step")
+    parser.add_argument(
+        "--swap-instruction", action="store_true", help="the same worlds, told to pass on the other side"
+    )
+    parser.add_argument("--unseen-phrasing", action="store_true", help="sentences that were never trained on")
+    parser.add_argument("--language", choices=("en", "ko"), help="of the instructions (default: both)")
+    parser.add_argument("--camera", choices=CAMERAS, default="on", help="freeze or darken the camera (default on)")
+    parser.add_argument("--base", choices=BASES, default="differential", help="the robot's base")
+    parser.add_argument(
+        "--ros", action="store_true", help="through the real vla_node and sim_robot, over topics and in real time"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every episode to this file")
+    parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="record what the robot saw and where it went")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Drive the episodes; return the exit status."""
+    check_output(args.json)
+    check_output(args.video)
+    if args.seed < 0:
+        raise MobileVlaError(
+            f"--seed is {args.seed}, expected 0 or more: worlds before are for training; choose another"
+        )
+    results, facts = _drive_through_node(args) if args.ros else _drive_in_process(args)
+    _print_table(results)
+    if args.json is not None:
+        text = json.dumps(_report(args, facts, results), indent=2, ensure_ascii=False) + "\n"
+        write_text_atomically(args.json, text)
+    return 0
+
+
+class PolicyDriver:
+    """A policy as the robot's node runs it, without the node: one step for each picture."""
+
+    def __init__(self, policy: VlaPolicy, keeps_memory: bool = True) -> None:
+        settings = policy.settings
+        self._policy = policy
+        self._keeps_memory = keeps_memory
+        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+
+    def begin(self, instruction: str) -> None:
+        """Forget the episode before, and follow an instruction."""
+        self._policy.set_instruction(instruction)
+        self._policy.reset()
+
+    def drive(self, frame: np.ndarray) -> VelocityCommand:
+        """Answer a picture."""
+        if not self._keeps_memory:
+            self._policy.reset()
+        return self._mapping.velocity(self._policy.step(frame).values)
+
+
+class RandomDriver:
+    """Commands by lot, each axis over all that the base can do."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._episodes = 0
+
+    def begin(self, instruction: str) -> None:
+        """Begin other random numbers."""
+        self._rng = np.random.default_rng([self._seed, self._episodes])
+        self._episodes += 1
+
+    def drive(self, frame: np.ndarray) -> VelocityCommand:
+        """Answer anything."""
+        x, z = self._rng.uniform((0.0, -MAX_ANGULAR_RADPS), (MAX_LINEAR_MPS, MAX_ANGULAR_RADPS))
+        return VelocityCommand(float(x), 0.0, float(z))
+
+
+def tasks(args: argparse.Namespace) -> list[EpisodeTask]:
+    """Return the episodes that the options ask for."""
+    phrasing = "unseen" if args.unseen_phrasing else "training"
+    chosen = []
+    for index in range(args.episodes):
+        seed = EVALUATION_SEEDS_FROM + args.seed + index
+        scenario = args.scenario or SCENARIOS[index % len(SCENARIOS)]
+        if args.swap_instruction:
+            scenario = other_side(scenario)
+        told = scenario
+        if args.driver == "misled" and np.random.default_rng([seed, 6]).integers(2):
+            told = other_side(scenario)
+        chosen.append(EpisodeTask(scenario, seed, instruction(told, seed, phrasing, args.language)))
+    return chosen
+
+
+def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], dict[str, Any]]:
+    """Drive the episodes through the real node; return what became of them, and facts on the policy."""
+    from mobile_vla_inference.tools.drive_node import node_driver
+
+    drives = args.driver not in ("policy", "misled")
+    given = {
+        "--driver": drives,
+        "--no-memory": args.no_memory,
+        "--camera": args.camera != "on",
+        "--video": args.video is not None,
+    }
+    for option in (name for name, is_given in given.items() if is_given):
+        raise MobileVlaError(f"{option} is given with --ros, expected it in process only; leave out one of the two")
+    chosen = tasks(args)
+    results = []
+    with node_driver(args.checkpoint, args.base, chosen[0]) as driver, _progress(chosen) as bar:
+        for task in bar:
+            results.append(driver.drive(task))
+            bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success")
+        return results, dict(driver.facts)
+
+
+def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], dict[str, Any]]:
+    """Drive the episodes without the node; return what became of them, and facts on the policy."""
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy
+    from mobile_vla_inference.sim.renderer import Renderer
+    from mobile_vla_inference.sim.video import open_video
+
+    policy = VlaPolicy.load(args.checkpoint)
+    for warning in policy.describe()["warnings"]:
+        print(f"mobile_vla: warning: {warning}", file=sys.stderr)
+    drivers = {"expert": None, "random": RandomDriver(args.seed)}
+    driver = drivers[args.driver] if args.driver in drivers else PolicyDriver(policy, not args.no_memory)
+    renderer = Renderer()
+    results = []
+    with (
+        open_video(args.video, policy.settings.step_period_s) as video,
+        _progress(tasks(args)) as bar,
+    ):
+        for task in bar:
+            result = drive_episode(
+                task,
+                driver,
+                renderer,
+                period_s=policy.settings.step_period_s,
+                base=args.base,
+                camera=args.camera,
+                watcher=None if video is None else video.watcher(task.instruction),
+            )
+            results.append(result)
+            bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success")
+    renderer.close()
+    return results, policy.describe()
+
+
+def _progress(chosen: list[EpisodeTask]) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(chosen, unit="episode", delay=1, disable=None)
+
+
+def _report(args: argparse.Namespace, facts: dict[str, Any], results: list[EpisodeResult]) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "checkpoint": str(args.checkpoint),
+        "dtype": facts["dtype"],
+        "quantization": None if facts["quantization"] == "None" else facts["quantization"],  # by ROS, a text
+        "ros": args.ros,
+        "seed": args.seed,
+        "driver": args.driver,
+        "memory": not args.no_memory,
+        "swapped": args.swap_instruction,
+        "phrasing": "unseen" if args.unseen_phrasing else "training",
+        "camera": args.camera,
+        "base": args.base,
+        **summarize(results),
+        "scenarios": summarize_by_scenario(results),
+        "results": [vars(result) for result in results],
+    }
+
+
+def _print_table(results: list[EpisodeResult]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    table.add_column("scenario", no_wrap=True)
+    for name in ("driven", "success", "95 %", "wrong side", "collision", "timeout", "path"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, figures in summarize_by_scenario(results).items():
+        table.add_row(*_row(name, figures))
+    table.add_section()
+    table.add_row(*_row("all", summarize(results)))
+    Console().print(table)
+
+
+def _row(name: str, figures: dict[str, Any]) -> list[str]:
+    low, high = figures["interval_95"]
+    ratio = figures["path_ratio"]
+    return [
+        name,
+        str(figures["episodes"]),
+        f"{figures['success_rate']:.1%}",
+        f"{100 * low:.0f} to {100 * high:.0f}",
+        *(f"{figures[key]:.1%}" for key in ("wrong_side_rate", "collision_rate", "timeout_rate")),
+        "-" if ratio is None else f"{ratio:.2f}",
+    ]

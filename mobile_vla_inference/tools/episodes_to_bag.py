@@ -1,0 +1,111 @@
+"""`mobile_vla episodes-to-bag`: HDF5 episodes as bags with images, instruction and recorded cmd_vel."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
+from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.episodes.files import Episode
+from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
+from mobile_vla_inference.tools.make_bag import (
+    COMMAND_TOPIC,
+    FRAME_ID,
+    IMAGE_TOPIC,
+    INSTRUCTION_TOPIC,
+    START_S,
+    header_message,
+    twist_message,
+)
+
+HELP = "make bags from HDF5 episodes, one for each"
+
+_NS = 1_000_000_000
+_STEP_PERIOD_S = 0.3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("episodes", type=Path, metavar="EPISODES_DIR", help="folder of .h5 files, or one file")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the bags, named after the episodes")
+    add_reading_arguments(parser)
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
+    parser.add_argument("--raw", action="store_true", help="Image instead of CompressedImage (JPEG)")
+    parser.add_argument(
+        "--period",
+        type=positive_number,
+        default=_STEP_PERIOD_S,
+        metavar="S",
+        help="seconds from one step to the next (default: %(default)g)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the bags; return the exit status."""
+    from tqdm import tqdm
+
+    episodes = read_episodes(args)
+    targets = [args.out / _file_name(episode) for episode in episodes]
+    if len(set(targets)) < len(targets):
+        raise MobileVlaError(f"{args.episodes} holds episodes of the same name, expected each once; rename them")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
+    for target in targets:
+        check_new_bag(target)
+    with tqdm(total=sum(len(each.commands) for each in episodes), unit="frame", delay=1, disable=None) as bar:
+        for episode, target in zip(episodes, targets):
+            with BagWriter(target, args.storage) as bag:
+                for _ in _written(bag, episode, args.raw, args.period):
+                    bar.update()
+    print(f"{args.out}: {len(episodes)} bags")
+    return 0
+
+
+def _file_name(episode: Episode) -> str:
+    return episode.name.replace("/", "_")
+
+
+def _written(bag: BagWriter, episode: Episode, raw: bool, period_s: float):
+    """Write an episode and yield after each frame."""
+    image_topic = IMAGE_TOPIC if raw else f"{IMAGE_TOPIC}/compressed"
+    bag.add_topic(INSTRUCTION_TOPIC, STRING)
+    bag.add_topic(COMMAND_TOPIC, TWIST)
+    bag.add_topic(image_topic, IMAGE if raw else COMPRESSED_IMAGE)
+    make_image = _raw if raw else _compressed
+    bag.write_message(INSTRUCTION_TOPIC, START_S * _NS, typestore().types[STRING](data=episode.instruction))
+    for index, (frame, (x_mps, y_mps, z_radps)) in enumerate(zip(episode.frames(), episode.commands.tolist())):
+        time_ns = START_S * _NS + round(index * period_s * _NS)
+        bag.write_message(COMMAND_TOPIC, time_ns, twist_message(x_mps, z_radps, y_mps))
+        bag.write_message(image_topic, time_ns, make_image(frame, time_ns))
+        yield
+
+
+def _raw(rgb: np.ndarray, time_ns: int):
+    height, width = rgb.shape[:2]
+    return typestore().types[IMAGE](
+        header=header_message(time_ns, FRAME_ID),
+        height=height,
+        width=width,
+        encoding="rgb8",
+        is_bigendian=0,
+        step=width * 3,
+        data=np.ascontiguousarray(rgb).reshape(-1),
+    )
+
+
+def _compressed(rgb: np.ndarray, time_ns: int):
+    import cv2
+
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not done:
+        raise MobileVlaError(f"an image of {rgb.shape[1]} x {rgb.shape[0]} px can't be written as JPEG; give --raw")
+    return typestore().types[COMPRESSED_IMAGE](
+        header=header_message(time_ns, FRAME_ID), format="rgb8; jpeg compressed bgr8", data=data.reshape(-1)
+    )

@@ -1,0 +1,63 @@
+"""`mobile_vla make-episodes`: record episodes of the simulated world, with the expert's word for every step."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, training_sentences
+from mobile_vla_inference.tools.arguments import check_output, count
+
+HELP = "record episodes of the simulated world as HDF5, driven by the expert or by a policy"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("out", type=Path, metavar="OUT.h5", help="file to write, a group for each episode")
+    parser.add_argument("--episodes", type=count, default=64, metavar="N", help="how many (default 64)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first world (default 0)")
+    parser.add_argument(
+        "--policy", type=Path, metavar="CK", help="a policy drives, the expert says what is better (default: expert)"
+    )
+    parser.add_argument("--workers", type=count, default=1, metavar="N", help="processes (default 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record the episodes; return the exit status."""
+    from tqdm import tqdm
+
+    from mobile_vla_inference.policy.processors import find_processors, write_processors
+    from mobile_vla_inference.training.dataset import write_lessons
+    from mobile_vla_inference.training.network import loaded_model, starting_member
+    from mobile_vla_inference.training.rollout import RecorderPool, draw_tasks
+
+    check_output(args.out)
+    if not 0 <= args.seed <= EVALUATION_SEEDS_FROM - args.episodes:
+        raise MobileVlaError(
+            f"--seed is {args.seed}, expected 0 to {EVALUATION_SEEDS_FROM - args.episodes}: the worlds from "
+            f"{EVALUATION_SEEDS_FROM} on are for evaluation; choose another"
+        )
+    tasks = draw_tasks(args.episodes, args.seed, expert_drives=args.policy is None)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.policy is None:
+            model, processors = None, Path(folder)
+            config, settings = starting_member("world")
+            write_processors(processors, config, training_sentences())
+        else:
+            model, processors = loaded_model(args.policy), find_processors(args.policy)
+            config, settings = model.config, model.settings
+        with RecorderPool(config, settings, processors, args.workers) as pool:
+            recording = pool.start(tasks, model, memory=True)
+            with tqdm(total=len(tasks), unit="episode", disable=None) as bar:
+                episodes = []
+                for batch in recording:
+                    episodes += batch
+                    bar.update(len(batch))
+    write_lessons(args.out, episodes)
+    steps = sum(len(episode.frames) for episode in episodes)
+    ends = ", ".join(f"{number} {name}" for name, number in Counter(each.outcome for each in episodes).most_common())
+    print(f"{args.out}: {len(episodes)} episodes, {steps} steps ({ends})")
+    return 0

@@ -1,0 +1,219 @@
+"""Episodes of the simulated world: somebody drives, and the expert says at each step what it would do.
+
+With the policy as the driver this is DAgger (Ross et al., 2011): the learner sees the states that its own mistakes lead
+to, with the expert's way out of them. Many worlds are stepped together, so that the network runs on batches. An
+episode depends on its scenario, seed and driver only, and not on what runs beside it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mobile_vla_inference.border import reduce_frame
+from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.policy.architecture import HybridModel
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.preprocess import InstructionEncoder
+from mobile_vla_inference.policy.processors import processor_folders
+from mobile_vla_inference.sim.expert import Expert
+from mobile_vla_inference.sim.renderer import Renderer
+from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction
+from mobile_vla_inference.sim.sight import sight
+from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, World
+from mobile_vla_inference.training.dataset import Lesson
+from mobile_vla_inference.training.network import SequenceModel
+
+#: Steps that are recorded after the cup is reached, so that a policy learns to stand there.
+_PARKING_STEPS = 3
+_MAX_STEPS = 48
+_WORLDS_AT_ONCE = 32
+
+# Disturbances while an episode is recorded: now and then a command of its own for a few steps.
+_PUSH_PROBABILITY = 0.08
+_PUSH_STEPS = 4
+_NOISE_STD = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode to record.
+
+    Attributes:
+        scenario: one of SCENARIOS.
+        seed: of the world, the words and the disturbances.
+        expert_steps: how long the expert drives before the policy takes over; None: to the end.
+        disturbed: whether commands are disturbed on their way to the base.
+    """
+
+    scenario: str
+    seed: int
+    expert_steps: int | None = None
+    disturbed: bool = True
+
+
+def draw_tasks(count: int, first_seed: int, expert_drives: bool) -> list[Task]:
+    """Return tasks over all scenarios; where a policy drives, the expert begins two episodes of five."""
+    tasks = []
+    for index in range(count):
+        seed = first_seed + index
+        scenario = SCENARIOS[index % len(SCENARIOS)]
+        rng = np.random.default_rng([seed, 3])
+        begins = int(rng.integers(1, 20)) if rng.uniform() < 0.4 else 0
+        tasks.append(Task(scenario, seed, None if expert_drives else begins))
+    return tasks
+
+
+class Recorder:
+    """Record episodes with a network of its own, one copy for each process."""
+
+    def __init__(self, config: HybridConfig, settings: PolicySettings, processors: Path) -> None:
+        self._settings = settings
+        self._side_px = config.image_size
+        model = HybridModel(config, settings)
+        encoder = InstructionEncoder(processor_folders(processors, config), config, settings)
+        self._network = SequenceModel(model, encoder)
+        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._renderer = Renderer()
+
+    @torch.inference_mode()
+    def record(self, tasks: Sequence[Task], weights: dict[str, torch.Tensor] | None, memory: bool) -> list[Lesson]:
+        """Run the tasks side by side; `weights` of the driving policy, None where the expert drives."""
+        if weights is not None:
+            self._network.model.load_state_dict(weights)
+        runs = [_Run(task, self._renderer, self._side_px) for task in tasks]
+        texts = self._network.texts([run.instruction for run in runs])
+        state = None
+        while any(run.is_going for run in runs):
+            frames = np.stack([run.see() for run in runs])
+            actions = np.zeros((len(runs), len(self._settings.action_axes)))
+            if weights is not None:
+                features = self._network.features(torch.from_numpy(frames), texts, torch.arange(len(runs)))
+                values, state = self._network.act(features.unsqueeze(1), state if memory else None)
+                actions = values[:, 0].numpy()
+            for run, action in zip(runs, actions):
+                run.drive(self._mapping.velocity(action) if weights is not None else None, self._settings.step_period_s)
+        return [run.episode() for run in runs]
+
+
+class _Run:
+    """One world while it is recorded."""
+
+    def __init__(self, task: Task, renderer: Renderer, side_px: int) -> None:
+        self._task = task
+        self._rng = np.random.default_rng([task.seed, 4])
+        layout = draw_layout(task.scenario, task.seed)
+        self.instruction = instruction(task.scenario, task.seed)
+        self._world = World(layout, timeout_s=float("inf"))
+        self._expert = Expert(self._world)
+        self._scene = renderer.scene(layout)
+        self._side_px = side_px
+        self._frames: list[np.ndarray] = []
+        self._labels: list[tuple[float, float, float]] = []
+        self._sights: list[np.ndarray] = []
+        self._parked = 0
+        self._push = VelocityCommand()
+        self._push_left = 0
+        self.is_going = True
+
+    def see(self) -> np.ndarray:
+        """Return what the policy would get, [side, side, 3]; the last frame again once the episode is over."""
+        if self.is_going:
+            self._frames.append(reduce_frame(self._scene.frame(self._world.pose), self._side_px))
+        return self._frames[-1]
+
+    def drive(self, policy_command: VelocityCommand | None, period_s: float) -> None:
+        """Note what the expert would do, and do what the driver does."""
+        if not self.is_going:
+            return
+        label = self._expert.command()
+        self._labels.append(label.values)
+        self._sights.append(sight(self._world))
+        begins = self._task.expert_steps
+        expert_drives = policy_command is None or begins is None or len(self._labels) <= begins
+        self._world.command(self._disturbed(label if expert_drives else policy_command, expert_drives))
+        self._world.step(period_s)
+        outcome = self._world.outcome
+        self._parked += outcome == "success"
+        lost = outcome in ("collision", "wrong side")
+        if lost or self._parked > _PARKING_STEPS or len(self._labels) >= _MAX_STEPS:
+            self.is_going = False
+            self._scene.close()
+
+    def episode(self) -> Lesson:
+        """Return what was recorded."""
+        return Lesson(
+            np.stack(self._frames),
+            np.array(self._labels, dtype=np.float32),
+            self.instruction,
+            self._task.scenario,
+            self._task.seed,
+            self._world.outcome or "timeout",
+            np.stack(self._sights),
+        )
+
+    def _disturbed(self, command: VelocityCommand, pushed: bool) -> VelocityCommand:
+        rng = self._rng
+        if not self._task.disturbed:
+            return command
+        if self._push_left == 0 and pushed and not self._parked and rng.uniform() < _PUSH_PROBABILITY:
+            self._push_left = int(rng.integers(1, _PUSH_STEPS + 1))
+            turn = rng.uniform(-1.0, 1.0) * MAX_ANGULAR_RADPS
+            self._push = VelocityCommand(rng.uniform(0.0, 0.8) * MAX_LINEAR_MPS, 0.0, turn)
+        if self._push_left:
+            self._push_left -= 1
+            return self._push
+        x, y, z = command.values
+        noise = rng.normal(0.0, _NOISE_STD, 2)
+        return VelocityCommand(x + noise[0] * MAX_LINEAR_MPS, y, z + noise[1] * MAX_ANGULAR_RADPS)
+
+
+# --- several processes ---
+
+_recorder: Recorder | None = None
+
+
+def _start_worker(config: HybridConfig, settings: PolicySettings, processors: Path) -> None:
+    global _recorder
+    torch.set_num_threads(1)
+    _recorder = Recorder(config, settings, processors)
+
+
+def _work(job: tuple[Sequence[Task], dict[str, Any] | None, bool]) -> list[Lesson]:
+    tasks, weights, memory = job
+    if weights is not None:
+        weights = {name: torch.from_numpy(values) for name, values in weights.items()}
+    return _recorder.record(tasks, weights, memory)
+
+
+class RecorderPool:
+    """Record in several processes. Use it as a context."""
+
+    def __init__(self, config: HybridConfig, settings: PolicySettings, processors: Path, workers: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(workers, _start_worker, (config, settings, processors))
+
+    def __enter__(self) -> RecorderPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.terminate()
+        self._pool.join()
+
+    def start(self, tasks: Sequence[Task], model: HybridModel | None, memory: bool) -> Iterator[list[Lesson]]:
+        """Begin to record, and return at once; the iterator waits for what is ready, in the order of the tasks."""
+        weights = None
+        if model is not None:
+            weights = {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+        jobs = [
+            (tasks[first : first + _WORLDS_AT_ONCE], weights, memory) for first in range(0, len(tasks), _WORLDS_AT_ONCE)
+        ]
+        return self._pool.imap(_work, jobs)

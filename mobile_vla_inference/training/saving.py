@@ -1,0 +1,112 @@
+"""What a training leaves: a checkpoint in the published layout with its settings and processors, and where it was.
+
+For `small.pth` these are `small.pth` itself (epoch, model_state_dict, optimizer_state_dict, val_mae, args), its
+`policy.json` with every setting confirmed, `small.processors/` with the tokenizers, `small.loss.svg`, and until it is
+done `small.training`, which holds everything that --resume needs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobile_vla_inference.border import write_text_atomically
+from mobile_vla_inference.policy.config import save_settings
+from mobile_vla_inference.training.dataset import TrainingError
+from mobile_vla_inference.training.trainer import Trainer
+
+_PLOT_PX = (640, 320)
+_MARGIN_PX = 46
+_PLOT_POINTS = 400
+
+
+def save_checkpoint(out: Path, trainer: Trainer, epoch: int, val_mae: float, args: Namespace) -> None:
+    """Write the checkpoint and its settings; its processors must be there already. Each file is whole or not there."""
+    model = trainer.network.model
+    content = {
+        "epoch": epoch,
+        "model_state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "optimizer_state_dict": trainer.optimizer_state(),
+        "val_mae": val_mae,
+        "args": args,
+    }
+    _write_atomically(out, lambda path: torch.save(content, path))
+    save_settings(out, model.settings)
+    write_text_atomically(out.with_suffix(".loss.svg"), loss_plot(trainer.losses))
+
+
+def install_processors(source: Path, out: Path) -> None:
+    """Copy the tokenizers of a training to where the checkpoint's loader looks for them."""
+    target = out.with_suffix(".processors")
+    if source.resolve() == target.resolve():
+        return
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{target.name}."))
+    shutil.copytree(source, part, dirs_exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    part.chmod(0o755)
+    part.rename(target)
+
+
+def training_path(out: Path) -> Path:
+    """Return the file that --resume goes on from."""
+    return out.with_suffix(".training")
+
+
+def save_progress(out: Path, trainer: Trainer, extra: dict[str, Any]) -> None:
+    """Write everything that is needed to go on, in one file."""
+    state = {**trainer.state(), **extra}
+    _write_atomically(training_path(out), lambda path: torch.save(state, path))
+
+
+def load_progress(out: Path) -> dict[str, Any]:
+    """Read what `save_progress` wrote; raise TrainingError where there is nothing to go on from."""
+    path = training_path(out)
+    try:
+        return torch.load(path, weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"{path} doesn't exist, expected what an interrupted training left; leave out --resume"
+        ) from error
+
+
+def loss_plot(losses: Sequence[float]) -> str:
+    """Draw the loss over the updates as SVG, on a logarithmic scale, each point the mean of a few updates."""
+    import numpy as np
+
+    width, height = _PLOT_PX
+    values = np.array(losses or [1.0])
+    groups = np.array_split(values, min(len(values), _PLOT_POINTS))
+    means = np.log10(np.maximum([group.mean() for group in groups], 1e-6))
+    low, high = np.floor(means.min() * 5) / 5, np.ceil(means.max() * 5) / 5 + 1e-9
+    xs = np.linspace(_MARGIN_PX, width - 12, len(means))
+    ys = 12 + (high - means) / (high - low + 1e-9) * (height - 12 - _MARGIN_PX)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
+    style = 'font-family="sans-serif" font-size="12" fill="#444"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">\n'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>\n'
+        f'<polyline points="{line}" fill="none" stroke="#2563b0" stroke-width="1.5"/>\n'
+        f'<text x="4" y="20" {style}>{10**high:.3f}</text>\n'
+        f'<text x="4" y="{height - _MARGIN_PX}" {style}>{10**low:.3f}</text>\n'
+        f'<text x="{width // 2}" y="{height - 14}" text-anchor="middle" {style}>updates (to {len(values)})</text>\n'
+        f'<text x="{width // 2}" y="16" text-anchor="middle" {style}>loss on the actions</text>\n'
+        "</svg>\n"
+    )
+
+
+def _write_atomically(path: Path, write: Callable[[str], None]) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
