@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -243,9 +242,9 @@ def _finish(
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options as plain values."""
+    """Return the options as plain values, paths by their names: they travel in the checkpoint, folders don't."""
     plain = {name: value for name, value in vars(args).items() if name not in ("run", "resume", "workers")}
-    return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in plain.items()}
+    return {name: value.name if isinstance(value, Path) else value for name, value in plain.items()}
 
 
 def _check_same(args: argparse.Namespace, state: dict[str, Any], trainer: Trainer) -> None:
