@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from bag_files import PERIOD_NS, START_NS, picture, raw, stamps, storage_file, write_drive
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
@@ -160,6 +160,8 @@ def test_a_sqlite_file_cut_anywhere_is_read_or_refused_in_a_sentence(tmp_path_fa
 
 @settings(max_examples=40, deadline=None)
 @given(place=st.floats(0.0, 1.0), value=st.binary(min_size=1, max_size=40), storage=st.sampled_from(STORAGES))
+@example(place=0.05452757963475198, value=bytes(14), storage="mcap")  # lengths beyond a machine word
+@example(place=0.05452757963475198, value=bytes(13) + b"d\xd3", storage="mcap")
 def test_a_damaged_file_never_ends_in_a_traceback(tmp_path_factory, place, value, storage):
     path = write_drive(tmp_path_factory.mktemp("damaged") / "drive", storage=storage)
     file = storage_file(path)

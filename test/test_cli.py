@@ -116,3 +116,25 @@ def test_a_reader_that_leaves_is_no_error_to_tell():
     )
     assert result.stderr == ""
     assert result.stdout.strip() in ("0", "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mobile_vla rep", {"replay"}),
+        ("mobile_vla replay --against-e", {"--against-engine"}),
+        ("mobile_vla zzz", set()),
+    ],
+)
+def test_a_shell_gets_completions(tmp_path, line: str, expected: set[str]) -> None:
+    answer = tmp_path / "answer"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    subprocess.run([sys.executable, "-m", "mobile_vla_inference"], env=environment, check=True, timeout=60)
+    assert {word.strip() for word in answer.read_text().splitlines()} - {""} == expected

@@ -74,7 +74,7 @@ def test_every_command_of_the_tools_has_arguments_that_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_other_command_is_one_that_a_robot_has_or_that_is_here(page):
     of_a_robot = {"ros2", "docker", "sudo", "colcon", "rosdep", "rqt", "rviz2", "apt"}
-    of_a_shell = {"cd", "source", "export", "pip", "uv", "python", "kill", "rm", "echo"}
+    of_a_shell = {"cd", "source", "export", "pip", "uv", "python", "kill", "rm", "echo", "eval"}
     for line in commands(page):
         first = shlex.split(line, comments=True)[0]
         is_here = "/" in first and (REPOSITORY / first).exists()
@@ -97,6 +97,8 @@ REASONS = {
     r"CONFIG=|sudo apt |docker |pip install|uv pip|cd requirements": "needs a system, or a network, to install from",
     r"scripts/test|source \.venv": "is how this test is run",
     r"scripts/demo": "test_demo.py",
+    r"eval ": "asks the shell; test_cli.py",
+    r"mobile_vla replay .*--rerun": "needs an extra; test_rerun_recording.py",
     r"scripts/jetson_check": "test_jetson_check.py",
     r"mobile_vla bench (load|step) .*full": "needs the published size; test_bench_load.py, test_bench_step.py",
     r"mobile_vla bench (step|node)": "takes minutes; test_bench_step.py, test_bench_node.py",

@@ -164,8 +164,9 @@ def test_every_import_is_declared():
     declared = {element.text for element in MANIFEST.findall("exec_depend")}
     keys["ruamel"] = "ruamel-yaml"
     keys["prompt_toolkit"] = "prompt-toolkit"
+    keys["rerun"] = "rerun-sdk"
     keys["triton"] = "torch"  # comes along with its CUDA builds, and is optional
-    files = ("runtime.txt", "workbench.txt", "world.txt")
+    files = ("runtime.txt", "workbench.txt", "world.txt", "rerun.txt")
     pins = "".join((REPOSITORY / "requirements" / name).read_text() for name in files)
     pinned = set(re.findall(r"^([\w-]+)==", pins, re.MULTILINE))
     missing = {name for name in third_party_imports() if keys.get(name, name) not in declared | pinned}

@@ -50,7 +50,17 @@ _SUFFIXES = (".mcap", ".db3")
 # What a broken file makes the readers raise; a record may end anywhere, also inside a compressed chunk.
 _BROKEN_MCAP = (McapError, struct.error, zstandard.ZstdError, UnicodeDecodeError, RuntimeError, ValueError, EOFError)
 #: rosbags checks little of its own: wrong bytes surface as any of these.
-_BROKEN = (AssertionError, EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
+_BROKEN = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    MemoryError,  # a length that is beyond all reason, as are those that overflow
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 class BagError(MobileVlaError):

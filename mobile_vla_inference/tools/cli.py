@@ -67,7 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
+def _complete() -> None:
+    """Answer a shell that asks what could follow, and exit; see argcomplete."""
+    import argcomplete
+
+    words = os.environ["COMP_LINE"].split()
+    argcomplete.autocomplete(_parser(next((word for word in words if word in TOOLS), None)))
+
+
 def _run(arguments: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     called = next((word for word in arguments if not word.startswith("-")), None)
     args = _parser(called).parse_args(arguments)
     return args.run(args)

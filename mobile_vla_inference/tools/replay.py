@@ -26,9 +26,10 @@ from mobile_vla_inference.border import (
     check_instruction,
     write_text_atomically,
 )
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, VlaPolicy
+from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
 from mobile_vla_inference.tools.arguments import check_output, count
 from mobile_vla_inference.tools.make_bag import header_message, twist_message
+from mobile_vla_inference.tools.rerun_recording import require_rerun, write_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace.add_argument("--node", action="store_true", help="play the bag in real time through the real vla_node")
     parser.add_argument("--max-frames", type=count, metavar="N", help="stop after so many images")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="write a Rerun recording (needs rerun-sdk)")
     parser.add_argument("--out-bag", type=Path, metavar="BAG", help="write the drive with the predicted commands")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file for machines")
     parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
@@ -63,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
     parser.add_argument(
         "--against-dtype", choices=DTYPES, metavar="DTYPE", help="type of CK2's weights (default: that of CK)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
+    parser.add_argument(
+        "--against-engine", choices=ENGINES, metavar="ENGINE", help="how CK2's steps run (default: as those of CK)"
     )
     parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
 
@@ -77,11 +83,12 @@ def run(args: argparse.Namespace) -> int:
         result, other = replay_node(args.bag, args.checkpoint.resolve(), options, _node_parameters(args)), None
     else:
         with _out_bag(args.out_bag) as sink:
-            result = _replay(args.bag, args.checkpoint, args.dtype, args, options, sink)
+            result = _replay(args, args.checkpoint, args.dtype, args.engine, options, sink)
         other = None
         if args.against is not None:
             gc.collect()  # two policies may not fit beside each other
-            other = _replay(args.bag, args.against, args.against_dtype or args.dtype, args, options, None)
+            dtype, engine = args.against_dtype or args.dtype, args.against_engine or args.engine
+            other = _replay(args, args.against, dtype, engine, options, None)
     for note in result.notes:
         print(f"mobile_vla: warning: {note}", file=sys.stderr)
     _print_summary(result, other)
@@ -91,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         from mobile_vla_inference.tools.report import write_report
 
         write_report(result, args.report, other)
+    if args.rerun is not None:
+        write_recording(result, args.rerun, other)
     return 0
 
 
@@ -110,15 +119,18 @@ def _options(args: argparse.Namespace) -> ReplayOptions:
 
 def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
     """Refuse what can't be used before a policy is loaded."""
-    for path in (args.json, args.report):
+    for path in (args.json, args.report, args.rerun):
         check_output(path)
+    if args.rerun is not None:
+        require_rerun()
     if args.out_bag is not None:
         check_new_bag(args.out_bag)
     for checkpoint in (args.checkpoint, args.against):
         if checkpoint is not None and not checkpoint.exists():
             raise CheckpointError(f"{checkpoint} does not exist, expected a checkpoint file or folder; check the path")
-    if args.against_dtype is not None and args.against is None:
-        raise MobileVlaError("--against-dtype is given without --against, expected both; name the second checkpoint")
+    for option, value in (("--against-dtype", args.against_dtype), ("--against-engine", args.against_engine)):
+        if value is not None and args.against is None:
+            raise MobileVlaError(f"{option} is given without --against, expected both; name the second checkpoint")
     if args.node and (args.against is not None or args.out_bag is not None):
         raise MobileVlaError(
             "--node replays one checkpoint and writes no bag, expected it without --against and --out-bag; "
@@ -131,21 +143,23 @@ def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
 
 
 def _node_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    parameters = {"device": args.device, "dtype": args.dtype, "force_load": args.force}
+    parameters = {"device": args.device, "dtype": args.dtype, "engine": args.engine, "force_load": args.force}
     return parameters if args.processors is None else {**parameters, "processors": str(args.processors.resolve())}
 
 
 def _replay(
-    bag: Path,
+    args: argparse.Namespace,
     checkpoint: Path,
     dtype: str,
-    args: argparse.Namespace,
+    engine: str,
     options: ReplayOptions,
     sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None,
 ) -> ReplayResult:
     from tqdm import tqdm
 
-    policy = VlaPolicy.load(checkpoint, device=args.device, dtype=dtype, processors=args.processors, force=args.force)
+    policy = VlaPolicy.load(
+        checkpoint, device=args.device, dtype=dtype, engine=engine, processors=args.processors, force=args.force
+    )
     policy.warm_up()
     with tqdm(unit="frame", delay=1, disable=None, desc=checkpoint.name) as bar:
 
@@ -153,7 +167,7 @@ def _replay(
             bar.total = total
             bar.update(done - bar.n)
 
-        result = replay(bag, policy, options, progress=progress, sink=sink)
+        result = replay(args.bag, policy, options, progress=progress, sink=sink)
     notes = (*result.policy["warnings"], *result.notes)
     if result.policy["assumed_settings"]:
         notes = (
@@ -217,7 +231,8 @@ def _print_summary(result: ReplayResult, other: ReplayResult | None) -> None:
     table.add_column("")
     results = [result] if other is None else [result, other]
     for each in results:
-        table.add_column(f"{each.policy['checkpoint']} ({each.policy['dtype']})", overflow="fold")
+        name = f"{each.policy['checkpoint']} ({each.policy['dtype']}, {each.policy['engine']})"
+        table.add_column(name, overflow="fold")
     for name, *cells in zip(*(rows.items() for rows in map(_summary_rows, results))):
         table.add_row(name[0], name[1], *(cell[1] for cell in cells))
     console.print(table)
