@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.sim.world import OUTCOMES
 from mobile_vla_inference.tools import demo
 from mobile_vla_inference.tools.child_process import NodeProcess, last_error
 
@@ -35,6 +36,7 @@ FIGURES = {
     "node_rss_mib",
     "worker_rss_mib",
     "final_command",
+    "episodes",
 }
 
 
@@ -130,6 +132,20 @@ def test_it_drives_the_simulated_robot_and_writes_the_figures(start, tmp_path):
     assert any(summary["final_command"].values())
     assert "Traceback" not in run.output
     assert "commands published" in run.output
+
+
+def test_one_instruction_follows_the_other(start, tmp_path):
+    pytest.importorskip("panda3d")
+    figures = tmp_path / "figures.json"
+    run = start("--seconds", "14", "--json", str(figures))
+    assert run.finish() == 0, run.output
+    (first, *_) = json.loads(figures.read_text())["episodes"]
+    assert first["outcome"] in OUTCOMES
+    assert first["scenario"] == "1box_hori_left"
+    assert f"{first['outcome']:<20}{first['path_m']:.1f} m, {first['instruction']}" in run.output
+    # The next world has begun, and the robot moves in it.
+    last_line = [line for line in run.output.splitlines() if "m/s, turn" in line][-2]
+    assert first["instruction"] not in last_line
 
 
 def test_it_drives_on_real_frames(start, tmp_path, track_drive_dir):

@@ -1,8 +1,8 @@
 """`mobile_vla demo`: the real node and a simulated robot as processes on a ROS 2 graph of their own.
 
-The small policy that comes with the package follows an instruction in the simulated world. The robot's camera feeds
-`vla_node`, whose `cmd_vel` drives the robot. A live line shows rate, step time, command and memory; a summary and a
-JSON file keep the figures. Nothing that is started here outlives the demo.
+The small policy that comes with the package follows one instruction after the other in the simulated world. The robot's
+camera feeds `vla_node`, whose `cmd_vel` drives the robot. A live line shows rate, step time, command and memory; a
+summary, with what became of each instruction, and a JSON file keep the figures. Nothing outlives the demo.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from mobile_vla_inference.border import (
     list_frames,
     write_text_atomically,
 )
-from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
+from mobile_vla_inference.sim.closed_loop import EpisodeTask
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
 from mobile_vla_inference.tools import ros_environment
 from mobile_vla_inference.tools.child_process import NodeProcess, run_tool
 from mobile_vla_inference.tools.drive import SMALL_POLICY
@@ -40,10 +41,16 @@ if TYPE_CHECKING:
 
 HELP = "drive a simulated robot, or on frames of yours, with the real node, and show the figures"
 
+#: What is told where there is no world with boxes and a cup.
 DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
-DEFAULT_SECONDS = 20.0
-#: The world that the robot is in.
-_WORLD = {"scenario": "1box_hori_left", "seed": EVALUATION_SEEDS_FROM}
+DEFAULT_SECONDS = 40.0
+#: The worlds that the robot drives in, over and over: each is met with either side, in one language and the other.
+_WORLDS = (
+    ("1box_hori_left", 0, "en"),
+    ("1box_hori_right", 0, "ko"),
+    ("2box_vert_right", 1, "en"),
+    ("2box_vert_left", 1, "ko"),
+)
 #: Where the tiny checkpoint of some tools is kept from one start to the next, below the working directory.
 CACHE_FOLDER = Path(".demo")
 
@@ -74,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"publish the images of a folder at {_FRAME_RATE_HZ:g} Hz, in name order, instead of a simulated camera's",
     )
     parser.add_argument(
-        "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what to do (default: %(default)r)"
+        "--instruction",
+        metavar="TEXT",
+        help=f"what to do, in one world or on the frames (default: a tour of worlds, or {DEFAULT_INSTRUCTION!r})",
     )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="CK", help="a policy of yours (default: the small one that comes along)"
@@ -156,7 +165,7 @@ def _positive_seconds(text: str) -> float:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse, before anything is started, what can't be used."""
-    if not check_instruction(args.instruction):
+    if args.instruction is not None and not check_instruction(args.instruction):
         raise InstructionError("the instruction is empty, expected a sentence: the robot stands still without one")
     if args.frames is not None:
         list_frames(args.frames)
@@ -201,26 +210,34 @@ def _drive(args: argparse.Namespace, checkpoint: Path, stop_requested: list[int]
         cleanup.callback(domain.close)
         print(f"ROS_DOMAIN_ID={domain.domain_id}, on this machine only", flush=True)
         logs = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_demo.")))
-        robot = NodeProcess("sim_robot", "mobile_vla_inference.ros.sim_robot", _camera(args), logs / "sim_robot.log")
+        tour = _tour(args)
+        world = {"scenario": tour[0].scenario, "seed": tour[0].seed} if tour else _camera(args)
+        robot = NodeProcess("sim_robot", "mobile_vla_inference.ros.sim_robot", world, logs / "sim_robot.log")
         cleanup.callback(robot.stop, _STOP_LIMIT_S)
         node = NodeProcess(
             "vla_node", "mobile_vla_inference.ros.node", {"checkpoint": str(checkpoint)}, logs / "vla_node.log"
         )
         cleanup.callback(node.stop, _STOP_LIMIT_S)
-        graph = DemoGraph("vla_node", args.instruction)
+        told = args.instruction or (tour[0].instruction if tour else DEFAULT_INSTRUCTION)
+        graph = DemoGraph("vla_node", told, () if args.instruction else tour)
         cleanup.callback(graph.close)
         fault = _watch(graph, [node, robot], args.seconds, stop_requested)
         return _summary(graph), fault
 
 
-def _camera(args: argparse.Namespace) -> dict[str, Any]:
-    """Return sim_robot's parameters: the frames given, the world, or where nothing can draw it, an endless one."""
+def _tour(args: argparse.Namespace) -> list[EpisodeTask]:
+    """Return the worlds to drive in; none on frames, or where nothing can draw them."""
     if args.frames is not None:
-        return {"frames_dir": str(args.frames.resolve())}
+        return []
     if find_spec("panda3d") is None:
         print("Panda3D is not installed: an endless world in place of the one with boxes and a cup", flush=True)
-        return {}
-    return _WORLD
+        return []
+    seeded = [(name, EVALUATION_SEEDS_FROM + seed, language) for name, seed, language in _WORLDS]
+    return [EpisodeTask(name, seed, instruction(name, seed, "training", language)) for name, seed, language in seeded]
+
+
+def _camera(args: argparse.Namespace) -> dict[str, Any]:
+    return {} if args.frames is None else {"frames_dir": str(args.frames.resolve())}
 
 
 def _watch(graph: DemoGraph, processes: list[NodeProcess], seconds: float, stop_requested: list[int]) -> str | None:
@@ -296,7 +313,7 @@ def _driving_text(graph: DemoGraph) -> str:
         f"step {_shown(summary['step_ms']['p50'], '.0f')} ms  "
         f"x {command['linear_x_mps']:+.2f} m/s, turn {command['angular_z_radps']:+.2f} rad/s  "
         f"node {_shown(summary['node_rss_mib'], '.0f')} MiB, worker {_shown(summary['worker_rss_mib'], '.0f')} MiB  "
-        f"{graph.reason}"
+        f"{graph.reason}  {graph.instruction}"
     )
 
 
@@ -327,6 +344,7 @@ def _summary(graph: DemoGraph) -> dict[str, Any]:
             "linear_y_mps": twist.linear.y,
             "angular_z_radps": twist.angular.z,
         },
+        "episodes": graph.episodes,
     }
 
 
@@ -352,3 +370,5 @@ def _print_summary(summary: dict[str, Any]) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<20}{value}")
+    for episode in summary["episodes"]:
+        print(f"{episode['outcome']:<20}{episode['path_m']:.1f} m, {episode['instruction']}")
