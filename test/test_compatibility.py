@@ -144,7 +144,7 @@ RCLPY_NAMES = {
     "rclpy.time": "Time",
     "rclpy.utilities": "remove_ros_args",
     "diagnostic_msgs.msg": "DiagnosticArray DiagnosticStatus KeyValue",
-    "geometry_msgs.msg": "Twist TwistStamped",
+    "geometry_msgs.msg": "TransformStamped Twist TwistStamped",
     "lifecycle_msgs.msg": "Transition",
     "lifecycle_msgs.srv": "ChangeState GetState",
     "nav_msgs.msg": "Odometry",
@@ -152,7 +152,7 @@ RCLPY_NAMES = {
     "SetParametersResult",
     "rcl_interfaces.srv": "GetParameters SetParameters",
     "rosgraph_msgs.msg": "Clock",
-    "sensor_msgs.msg": "CompressedImage Image",
+    "sensor_msgs.msg": "CameraInfo CompressedImage Image",
     "std_msgs.msg": "Bool String",
     "std_srvs.srv": "SetBool Trigger",
 }
@@ -185,10 +185,12 @@ RCLPY_ATTRIBUTES = """
     Type add_done_callback add_node add_on_set_parameters_callback call call_async callback clock count_publishers
     count_subscribers create_client create_guard_condition create_publisher create_service create_subscription
     create_timer declare_parameter destroy destroy_node destroy_publisher destroy_timer done durability error from_msg
-    get_clock get_fully_qualified_name get_logger get_name get_node_names get_parameters get_parameters_by_prefix
+    get_clock get_fully_qualified_name get_logger get_name get_node_names get_parameter get_parameters
+    get_parameters_by_prefix
     get_publishers_info_by_topic get_subscription_count get_topic_names_and_types handle has_parameter info init label
     log name nanoseconds node_name node_namespace now ok publish qos_profile reliability reset result service_is_ready
-    shutdown spin spin_once timer_period_ns to_msg topic_name topic_type trigger trigger_activate trigger_configure
+    shutdown spin spin_once timer_period_ns
+    to_msg to_parameter_msg topic_name topic_type trigger trigger_activate trigger_configure
     try_shutdown value wait_for_all_acked wait_for_service warning
 """
 

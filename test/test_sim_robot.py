@@ -470,6 +470,26 @@ def test_the_world_of_a_scenario_is_reset_to_another(listener):
         assert (before != after).mean() > 0.5
 
 
+def test_the_clock_that_it_publishes_is_that_of_its_stamps(listener):
+    from rclpy.qos import qos_profile_sensor_data
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import Image
+
+    clocks = []
+    listener.subscribe(Image, "image_raw", listener.images.append)
+    listener.node.create_subscription(
+        Clock, "/clock", lambda message: clocks.append(message.clock), qos_profile_sensor_data
+    )
+    with running_robot(rate_hz=20.0, publish_clock=True) as process:
+        image = listener.next_images(1, process)[0]
+        count = len(clocks)
+        listener.wait(lambda: len(clocks) > count, process, "/clock")
+    times_s = [time.sec + time.nanosec * 1e-9 for time in clocks]
+    assert times_s == sorted(times_s)
+    stamp_s = image.header.stamp.sec + image.header.stamp.nanosec * 1e-9
+    assert 0.0 <= stamp_s <= times_s[-1] < 60.0  # since the start, not since 1970
+
+
 def test_sigterm_ends_it_without_a_traceback(listener):
     from sensor_msgs.msg import Image
 

@@ -1,8 +1,8 @@
 """The executable `sim_robot`: a simulated robot that publishes camera images and follows `cmd_vel`.
 
 It closes the loop round the policy where there is no robot: the world of `mobile_vla drive` (`scenario`), an endless
-drawn one, or the images of a folder in turn. Stamps are on the ROS clock; motion and timers are on the steady one,
-which nobody can pause.
+drawn one, or the images of a folder in turn. Stamps are on the ROS clock, or on the `/clock` that it publishes itself
+(`publish_clock`); motion and timers are on the steady one, which nobody can pause.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import cv2
 import rclpy
-from geometry_msgs.msg import Twist, TwistStamped
+from geometry_msgs.msg import TransformStamped, Twist, TwistStamped
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
@@ -30,7 +31,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
 from rclpy.utilities import remove_ros_args
+from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -39,6 +42,7 @@ from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, MobileVlaError
 from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
 from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
+from mobile_vla_inference.ros.sim_views import BASE_FRAME, ODOM_FRAME, layout_markers, robot_transforms
 from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
 from mobile_vla_inference.sim.live_world import LiveWorld
 from mobile_vla_inference.sim.renderer import FIELD_OF_VIEW_DEG, FRAME_PX
@@ -51,8 +55,12 @@ IMAGE_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=Rel
 COMMAND_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+TRANSFORMS_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+CLOCK_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
 ENCODINGS = ("rgb8", "bgr8")
 
+_CLOCK_PERIOD_S = 0.01
 #: How often the loop looks for a stop request while no message and no timer wakes it.
 _STOP_CHECK_S = 0.1
 
@@ -96,6 +104,7 @@ _PARAMETERS = (
     _Parameter("base", "differential", f"base in the world of a scenario: {' or '.join(BASES)}"),
     _Parameter("cmd_vel_timeout_s", 0.5, "seconds without a command after which the robot stops", 0.05, 60.0),
     _Parameter("stamped", False, "cmd_vel is a TwistStamped instead of a Twist"),
+    _Parameter("publish_clock", False, "publish the time since the start on /clock, for nodes with use_sim_time"),
     _Parameter("frame_id", "camera_optical_frame", "frame of the images: z ahead, x right, y down"),
 )
 
@@ -119,9 +128,9 @@ class _FreeDrive:
 
 
 class SimRobot(Node):
-    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` where nav_msgs is installed.
+    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` and `/tf`, where their messages are installed.
 
-    In the world of a scenario also `camera_info`, what became of the episode on `~/episode`, and `~/reset`.
+    In the world of a scenario also `camera_info`, `~/markers`, what becomes of the episode on `~/episode`, `~/reset`.
     """
 
     def __init__(self) -> None:
@@ -140,12 +149,20 @@ class SimRobot(Node):
             if settings["compressed"]
             else None
         )
-        self._odometry_type = _odometry_type()
+        self._odometry_type = _message_type("nav_msgs", "Odometry")
         if self._odometry_type is not None:
             self._odometry_publisher = self.create_publisher(self._odometry_type, "odom", COMMAND_QOS)
+        self._transforms_type = _message_type("tf2_msgs", "TFMessage")
+        if self._transforms_type is not None:
+            self._transforms_publisher = self.create_publisher(self._transforms_type, "/tf", TRANSFORMS_QOS)
         command_type = TwistStamped if settings["stamped"] else Twist
         self.create_subscription(command_type, "cmd_vel", self._follow, COMMAND_QOS)
         steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._clock_publisher = None
+        if settings["publish_clock"]:
+            self._clock_from_s = time.monotonic()
+            self._clock_publisher = self.create_publisher(ClockMessage, "/clock", CLOCK_QOS)
+            self.create_timer(_CLOCK_PERIOD_S, self._publish_clock, clock=steady_clock)
         self.create_timer(1.0 / settings["rate_hz"], self._publish, clock=steady_clock)
         source = f"images of {frames_dir}" if (frames_dir := settings["frames_dir"]) else "a simulated world"
         self.get_logger().info(f"publishing {source} on {self._image_publisher.topic_name}")
@@ -159,6 +176,11 @@ class SimRobot(Node):
         self._camera_info_publisher = self.create_publisher(CameraInfo, "camera_info", IMAGE_QOS)
         self._episode_publisher = self.create_publisher(String, "~/episode", LATCHED_QOS)
         self._published_episode = ""
+        self._markers_type = _message_type("visualization_msgs", "MarkerArray")
+        if self._markers_type is not None:
+            self._marker_type = _message_type("visualization_msgs", "Marker")
+            self._markers_publisher = self.create_publisher(self._markers_type, "~/markers", LATCHED_QOS)
+            self._shown_layout = None
         self.create_service(Trigger, "~/reset", self._reset)
         return world
 
@@ -194,9 +216,26 @@ class SimRobot(Node):
         except ValueError as error:
             self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
+    def _now(self) -> Any:
+        """Return the time for stamps: that of the /clock published here, or the ROS clock's."""
+        if self._clock_publisher is None:
+            return self.get_clock().now().to_msg()
+        return Time(nanoseconds=round((time.monotonic() - self._clock_from_s) * 1e9)).to_msg()
+
+    def _publish_clock(self) -> None:
+        self._clock_publisher.publish(ClockMessage(clock=self._now()))
+
+    def _show_layout(self, stamp: Any) -> None:
+        """Publish the markers of a world that is new."""
+        layout = self._world.world.layout
+        if layout is not self._shown_layout:
+            self._shown_layout = layout
+            markers = layout_markers(self._marker_type, stamp, layout)
+            self._markers_publisher.publish(self._markers_type(markers=markers))
+
     def _publish(self) -> None:
         pose = self._robot.step(time.monotonic())
-        stamp = self.get_clock().now().to_msg()
+        stamp = self._now()
         rgb = self._robot.frame(pose)
         self._image_publisher.publish(rgb_to_image(rgb, Image, stamp, self._frame_id, self._encoding))
         if self._compressed_publisher is not None:
@@ -206,7 +245,12 @@ class SimRobot(Node):
             odometry.header.stamp = stamp
             _fill_odometry(odometry, pose, self._robot.motion)
             self._odometry_publisher.publish(odometry)
+        if self._transforms_type is not None:
+            transforms = robot_transforms(TransformStamped, stamp, pose, self._frame_id)
+            self._transforms_publisher.publish(self._transforms_type(transforms=transforms))
         if self._world is not None:
+            if self._markers_type is not None:
+                self._show_layout(stamp)
             self._camera_info_publisher.publish(_camera_info(stamp, self._frame_id))
             self._tell_episode()
 
@@ -306,18 +350,17 @@ def _camera_info(stamp: Any, frame_id: str) -> CameraInfo:
     return info
 
 
-def _odometry_type() -> type | None:
-    """Return nav_msgs' Odometry where it is installed: the wheels of ROS 2 don't hold it, a robot's ROS 2 does."""
+def _message_type(package: str, name: str) -> type | None:
+    """Return a message's class where it is installed: a robot's ROS 2 has what the wheels of ROS 2 don't hold."""
     try:
-        from nav_msgs.msg import Odometry
+        return getattr(import_module(f"{package}.msg"), name)
     except ImportError:
         return None
-    return Odometry
 
 
 def _fill_odometry(odometry: Any, pose: Pose, motion: Motion) -> None:
-    odometry.header.frame_id = "odom"
-    odometry.child_frame_id = "base_link"
+    odometry.header.frame_id = ODOM_FRAME
+    odometry.child_frame_id = BASE_FRAME
     odometry.pose.pose.position.x = pose.x_m
     odometry.pose.pose.position.y = pose.y_m
     odometry.pose.pose.orientation.z = math.sin(pose.yaw_rad / 2.0)

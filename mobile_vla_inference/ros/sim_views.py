@@ -1,0 +1,94 @@
+"""What RViz shows of the simulated world: where robot and camera are (TF), and what stands on the floor (markers).
+
+Filling only: the messages are made by the caller, because no wheel of ROS 2 holds tf2_msgs and visualization_msgs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
+from mobile_vla_inference.sim.robot import Pose
+from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, CUP_RADIUS_M, Layout, Rgb
+
+ODOM_FRAME = "odom"
+BASE_FRAME = "base_link"
+
+#: visualization_msgs/Marker's own numbers.
+_CUBE, _CYLINDER, _LINE_STRIP = 1, 3, 4
+_WALL_LINE_M = 0.05
+#: From x ahead, y left, z up to an optical frame's z ahead, x right, y down (REP 103).
+_TO_OPTICAL_XYZW = (-0.5, 0.5, -0.5, 0.5)
+
+
+def robot_transforms(make: Callable[[], Any], stamp: Any, pose: Pose, camera_frame: str) -> list[Any]:
+    """Return `odom` to `base_link` and `base_link` to the camera.
+
+    Args:
+        make: returns an empty geometry_msgs/TransformStamped.
+        stamp: builtin_interfaces/Time.
+        pose: of the base.
+        camera_frame: the images' frame.
+    """
+    base, camera = make(), make()
+    for transform, parent, child in ((base, ODOM_FRAME, BASE_FRAME), (camera, BASE_FRAME, camera_frame)):
+        transform.header.stamp, transform.header.frame_id, transform.child_frame_id = stamp, parent, child
+    base.transform.translation.x, base.transform.translation.y = pose.x_m, pose.y_m
+    _turn(base.transform.rotation, pose.yaw_rad)
+    camera.transform.translation.x, camera.transform.translation.z = CAMERA_AHEAD_M, CAMERA_HEIGHT_M
+    rotation = camera.transform.rotation
+    rotation.x, rotation.y, rotation.z, rotation.w = _TO_OPTICAL_XYZW
+    return [base, camera]
+
+
+def layout_markers(make: Callable[[], Any], stamp: Any, layout: Layout) -> list[Any]:
+    """Return the boxes, the cup and the walls, in `odom`; two box markers always, so that a former one is taken away.
+
+    Args:
+        make: returns an empty visualization_msgs/Marker.
+        stamp: builtin_interfaces/Time.
+        layout: what stands where.
+    """
+    markers = []
+    for box in layout.boxes:
+        marker = _marker(make, stamp, f"box {len(markers) + 1}", _CUBE, box.rgb)
+        _place(marker, box.x_m, box.y_m, box.height_m)
+        _turn(marker.pose.orientation, box.yaw_rad)
+        marker.scale.x, marker.scale.y = 2.0 * box.half_x_m, 2.0 * box.half_y_m
+        markers.append(marker)
+    for number in range(len(layout.boxes), 2):
+        former = _marker(make, stamp, f"box {number + 1}", _CUBE, (0.0, 0.0, 0.0))
+        former.action = 2  # DELETE
+        markers.append(former)
+    cup = _marker(make, stamp, "cup", _CYLINDER, layout.cup_rgb)
+    _place(cup, *layout.cup, CUP_HEIGHT_M)
+    cup.scale.x = cup.scale.y = 2.0 * CUP_RADIUS_M
+    walls = _marker(make, stamp, "walls", _LINE_STRIP, layout.wall_rgb[0])
+    walls.scale.x = _WALL_LINE_M
+    x_from, x_to, y_from, y_to = layout.room
+    make_point = type(walls.pose.position)
+    corners = ((x_from, y_from), (x_to, y_from), (x_to, y_to), (x_from, y_to), (x_from, y_from))
+    walls.points = [make_point(x=float(x), y=float(y), z=0.0) for x, y in corners]
+    return [*markers, cup, walls]
+
+
+def _marker(make: Callable[[], Any], stamp: Any, name: str, shape: int, rgb: Rgb) -> Any:
+    marker = make()
+    marker.header.stamp, marker.header.frame_id = stamp, ODOM_FRAME
+    marker.ns, marker.type = name, shape
+    marker.pose.orientation.w = 1.0
+    marker.color.r, marker.color.g, marker.color.b = (float(part) for part in rgb)
+    marker.color.a = 1.0
+    return marker
+
+
+def _place(marker: Any, x_m: float, y_m: float, height_m: float) -> None:
+    """Stand a marker on the floor."""
+    marker.pose.position.x, marker.pose.position.y = float(x_m), float(y_m)
+    marker.pose.position.z, marker.scale.z = height_m / 2.0, height_m
+
+
+def _turn(quaternion: Any, yaw_rad: float) -> None:
+    quaternion.z, quaternion.w = math.sin(yaw_rad / 2.0), math.cos(yaw_rad / 2.0)
