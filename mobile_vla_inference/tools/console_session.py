@@ -25,7 +25,6 @@ from mobile_vla_inference.sim.camera import WORLD_M, SimulatedCamera
 from mobile_vla_inference.sim.robot import Pose
 
 if TYPE_CHECKING:
-    from mobile_vla_inference.bags.reader import BagReader
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 _BAG_SUFFIXES = (".mcap", ".db3")
@@ -94,7 +93,7 @@ class BagFrames:
         from mobile_vla_inference.bags.reader import BagReader
         from mobile_vla_inference.bags.topics import choose_topics
 
-        self._bag: BagReader = BagReader(path)
+        self._bag = BagReader(path)
         try:
             self._topic = choose_topics(self._bag, None, None, instruction_wanted=False).image
         except MobileVlaError:
