@@ -291,6 +291,8 @@ def _policy_facts(checkpoint: Path, facts: Mapping[str, str]) -> dict[str, Any]:
         "parameters": int(facts["parameters"]),
         "dtype": facts["dtype"],
         "device": facts["device"],
+        "engine": facts["engine"],
+        "engine_fallback": facts["engine_fallback"],
         "quantization": opened.quantization,
         "image_size": opened.config.image_size,
         "cell": opened.config.cell.kind,
