@@ -130,12 +130,12 @@ def test_the_check_notices_newer_syntax(source):
 #: Where each name is imported from.
 RCLPY_NAMES = {
     "rclpy": "Context create_node duration init node ok shutdown spin_once try_shutdown",
-    "rclpy.callback_groups": "MutuallyExclusiveCallbackGroup ReentrantCallbackGroup",
+    "rclpy.callback_groups": "CallbackGroup MutuallyExclusiveCallbackGroup ReentrantCallbackGroup",
     "rclpy.clock": "Clock ClockType",
     "rclpy.context": "Context",
     "rclpy.duration": "Duration",
     "rclpy.exceptions": "ParameterException",
-    "rclpy.executors": "ExternalShutdownException MultiThreadedExecutor SingleThreadedExecutor",
+    "rclpy.executors": "ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
     "rclpy.lifecycle": "LifecycleNodeMixin LifecycleState TransitionCallbackReturn",
     "rclpy.node": "Node",
     "rclpy.parameter": "Parameter parameter_value_to_python",
@@ -162,7 +162,6 @@ RCLPY_KEYWORDS = {
     "Clock": "clock_type",
     "Duration": "seconds",
     "LifecycleNodeMixin.__init__": "callback_group enable_communication_interface",
-    "MultiThreadedExecutor": "context num_threads",
     "QoSProfile": "depth durability history reliability",
     "SingleThreadedExecutor": "context",
     "create_client": "callback_group",
@@ -182,16 +181,18 @@ RCLPY_KEYWORDS = {
 
 #: Methods and properties of rclpy's objects.
 RCLPY_ATTRIBUTES = """
-    Type add_done_callback add_node add_on_set_parameters_callback call call_async callback clock count_publishers
-    count_subscribers create_client create_guard_condition create_publisher create_service create_subscription
-    create_timer declare_parameter destroy destroy_node destroy_publisher destroy_timer done durability error from_msg
+    Type add_done_callback add_node add_on_set_parameters_callback call call_async callback clock context
+    count_publishers count_subscribers create_client create_guard_condition create_publisher create_service
+    create_subscription
+    create_timer declare_parameter destroy destroy_node destroy_publisher destroy_timer done durability error exception
+    executor from_msg
     get_clock get_fully_qualified_name get_logger get_name get_node_names get_parameter get_parameters
     get_parameters_by_prefix
     get_publishers_info_by_topic get_subscription_count get_topic_names_and_types handle has_parameter info init label
     log name nanoseconds node_name node_namespace now ok publish qos_profile reliability reset result service_is_ready
-    shutdown spin spin_once timer_period_ns
+    shutdown spin spin_once
     to_msg to_parameter_msg topic_name topic_type trigger trigger_activate trigger_configure
-    try_shutdown value wait_for_all_acked wait_for_service warning
+    try_shutdown value wait_for_all_acked wait_for_ready_callbacks wait_for_service wake warning
 """
 
 #: Classes whose methods and properties are rclpy's, by module: what else an attribute is called is not our concern.
@@ -200,7 +201,7 @@ RCLPY_CLASSES = {
     "rclpy.clock": ["Clock"],
     "rclpy.context": ["Context"],
     "rclpy.duration": ["Duration"],
-    "rclpy.executors": ["Executor", "MultiThreadedExecutor", "SingleThreadedExecutor"],
+    "rclpy.executors": ["Executor", "SingleThreadedExecutor"],
     "rclpy.guard_condition": ["GuardCondition"],
     "rclpy.impl.rcutils_logger": ["RcutilsLogger"],
     "rclpy.lifecycle": ["LifecycleNodeMixin"],
@@ -324,13 +325,12 @@ def test_the_installed_ros_has_what_is_listed(module, name):
 
 def test_the_installed_rclpy_takes_the_arguments_that_are_listed():
     rclpy = pytest.importorskip("rclpy")
-    from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+    from rclpy.executors import SingleThreadedExecutor
     from rclpy.lifecycle import LifecycleNodeMixin
     from rclpy.node import Node
 
     owners = {
         "LifecycleNodeMixin.__init__": LifecycleNodeMixin.__init__,
-        "MultiThreadedExecutor": MultiThreadedExecutor,
         "SingleThreadedExecutor": SingleThreadedExecutor,
         "create_node": rclpy.create_node,
         "init": rclpy.init,

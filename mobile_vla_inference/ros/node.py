@@ -26,7 +26,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -47,6 +47,7 @@ from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, Veloc
 from mobile_vla_inference.control.gate import ADVICE, CommandGate, Decision, Reason
 from mobile_vla_inference.control.memory import MemoryProbe
 from mobile_vla_inference.control.overlay import draw_command
+from mobile_vla_inference.control.pulse import Pulse
 from mobile_vla_inference.control.worker import (
     WORKER_MODULE,
     Frame,
@@ -63,6 +64,7 @@ from mobile_vla_inference.control.worker import (
 )
 from mobile_vla_inference.ros import conversions
 from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status, explain_mismatch
+from mobile_vla_inference.ros.executor import NodeExecutor
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
 
@@ -111,8 +113,9 @@ class VlaNode(LifecycleNodeMixin, Node):
         """
         Node.__init__(self, NODE_NAME)
         self._worker_module = worker_module
-        # Transitions block their thread while the worker loads; a group of their own keeps the rest responsive.
-        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        # Transitions block their thread while the worker loads: NodeExecutor runs this group apart.
+        self.transitions = ReentrantCallbackGroup()
+        LifecycleNodeMixin.__init__(self, callback_group=self.transitions)
         self._config = declare_parameters(self)
         refuse_unknown_parameters(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -136,6 +139,8 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._reaction_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._memory_probe = MemoryProbe()
         self._create_interface()
+        # No callback of the executor: however many images and calls wait, a command is due.
+        self._pulse = Pulse(self._publish_decision, 1.0 / self._config.publish_rate_hz, self._on_pulse_failure)
 
     def _create_interface(self) -> None:
         """Create topics, services and timers, all in one mutually exclusive group; timers run on the steady clock."""
@@ -165,9 +170,8 @@ class VlaNode(LifecycleNodeMixin, Node):
         self.create_service(SetBool, "~/enable", self._on_enable, callback_group=group)
 
         self._worker_news = self.create_guard_condition(self._on_worker_news, callback_group=group)
-        self._command_timer = self.create_timer(
-            1.0 / parameters.publish_rate_hz, self._publish_decision, callback_group=group, clock=steady
-        )
+        self._pulse_failure: Exception | None = None
+        self._pulse_failed = self.create_guard_condition(self._raise_pulse_failure, callback_group=group)
         self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, callback_group=group, clock=steady)
 
     @property
@@ -258,6 +262,11 @@ class VlaNode(LifecycleNodeMixin, Node):
         """Publish standstill and end the worker process; the node can be configured again."""
         self.close()
         return TransitionCallbackReturn.SUCCESS
+
+    def destroy_node(self) -> None:
+        """End the pulse, then the node."""
+        self._pulse.close()
+        super().destroy_node()
 
     def close(self) -> None:
         """Stop the robot, then end the worker process; safe to call more than once."""
@@ -418,7 +427,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._worker.step_timeout_s = config.step_timeout_s
         with self._motion_lock:
             self._gate.limits = config.gate_limits()
-        self._command_timer.timer_period_ns = round(1e9 / config.publish_rate_hz)
+        self._pulse.period_s = 1.0 / config.publish_rate_hz
         return SetParametersResult(successful=True)
 
     # ---- what the worker says ------------------------------------------------------------------------------------
@@ -434,7 +443,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._take_event(event)
         if events:
             self._publish_decision()
-            self._command_timer.reset()  # the next repetition is a full period after this one
+            self._pulse.restart()  # the next repetition is a full period after this one
             self._publish_debug_image()
             self._publish_steps(events)
 
@@ -472,9 +481,18 @@ class VlaNode(LifecycleNodeMixin, Node):
             if decision.command is not None:
                 self._publish_command(decision.command)
             changed, self._decision = decision.reason is not self._decision.reason, decision
-        if changed:
-            self._report_reason(decision.reason)
+            if changed:  # under the lock: the last reason that is told is the one in force
+                self._report_reason(decision.reason)
         return decision
+
+    def _on_pulse_failure(self, error: Exception) -> None:
+        """Let the executor raise what ended the pulse, so that the node leaves with a standstill."""
+        if self.context.ok():  # else it is the end of the context that ends the pulse
+            self._pulse_failure = error
+            self._pulse_failed.trigger()
+
+    def _raise_pulse_failure(self) -> None:
+        raise self._pulse_failure
 
     def _publish_standstill(self) -> None:
         with self._motion_lock:
@@ -673,7 +691,7 @@ def main(
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    executor = MultiThreadedExecutor(num_threads=3)
+    executor = NodeExecutor(node.transitions)
     executor.add_node(node)
     spinner = threading.Thread(target=_spin, args=(executor, node, failed, leave), name="executor")
     spinner.start()
@@ -689,7 +707,7 @@ def main(
     return 2 if failed.is_set() else 0
 
 
-def _spin(executor: MultiThreadedExecutor, node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
+def _spin(executor: NodeExecutor, node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
     """Run the callbacks until the executor is shut down; whatever else ends that, the node leaves with a zero."""
     while True:
         try:

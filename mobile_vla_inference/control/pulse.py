@@ -1,0 +1,75 @@
+"""A steady pulse: a function called once each period by a thread of its own, however busy everything else is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Pulse:
+    """Call `beat` each period, on the steady clock, until `close`.
+
+    A beat that fails ends the pulse, and `failed` is told why. Thread-safe.
+    """
+
+    def __init__(self, beat: Callable[[], object], period_s: float, failed: Callable[[Exception], None]) -> None:
+        """Start the thread; the first beat comes a period from now.
+
+        Args:
+            beat: what to call.
+            period_s: seconds from one beat to the next.
+            failed: called by the thread with what a beat raised, as the last thing that it does.
+        """
+        self._beat = beat
+        self._failed = failed
+        self._changed = threading.Condition()
+        self._period_s = period_s
+        self._due_s = time.monotonic() + period_s
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread.start()
+
+    @property
+    def period_s(self) -> float:
+        """Seconds from one beat to the next; a new value counts from now on."""
+        return self._period_s
+
+    @period_s.setter
+    def period_s(self, period_s: float) -> None:
+        self._period_s = period_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Let the next beat come a full period from now."""
+        with self._changed:
+            self._due_s = time.monotonic() + self._period_s
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread and wait for it; safe to call more than once, but not from a beat."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._beat()
+            except Exception as error:
+                self._failed(error)
+                return
+
+    def _wait(self) -> bool:
+        """Wait until a beat is due, and plan the next one; False once closed."""
+        with self._changed:
+            while not self._closed:
+                now_s = time.monotonic()
+                if now_s >= self._due_s:
+                    self._due_s += self._period_s
+                    if self._due_s <= now_s:  # beats that were missed are left out, not made up for
+                        self._due_s = now_s + self._period_s
+                    return True
+                self._changed.wait(self._due_s - now_s)
+            return False

@@ -1,0 +1,50 @@
+"""The node's executor: callbacks one after the other, but those of one group, which may block, in threads of their own.
+
+rclpy's MultiThreadedExecutor hands every callback to a pool. With images at 30 Hz and services at 50 Hz its threads and
+the one that waits for work contend for the interpreter's lock until commands are late by 300 ms, on an idle core
+(docs/benchmarks.md). Here a callback costs no change of thread, and a transition that loads for a minute delays nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.context import Context
+from rclpy.executors import ShutdownException, SingleThreadedExecutor, TimeoutException
+
+
+class NodeExecutor(SingleThreadedExecutor):
+    """Run callbacks in the thread that spins, and those of `blocking_group` each in a thread of its own.
+
+    What a callback raises comes out of `spin`, whichever thread it ran in.
+    """
+
+    def __init__(self, blocking_group: CallbackGroup, context: Context | None = None) -> None:
+        """Create an executor for a node; `blocking_group` is a reentrant group of that node."""
+        super().__init__(context=context)
+        self._blocking_group = blocking_group
+        self._failures: deque[BaseException] = deque()
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Wait for a callback to be ready, and run it; None waits for ever."""
+        if self._failures:
+            raise self._failures.popleft()
+        try:
+            handler, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
+        except (ShutdownException, TimeoutException):
+            return
+        if getattr(entity, "callback_group", None) is self._blocking_group:
+            threading.Thread(target=self._run_apart, args=(handler,), name="transition", daemon=True).start()
+            return
+        handler()
+        if handler.exception() is not None:
+            raise handler.exception()
+
+    def _run_apart(self, handler: Any) -> None:
+        handler()
+        if handler.exception() is not None:
+            self._failures.append(handler.exception())
+            self.wake()
