@@ -65,6 +65,8 @@ def test_a_reaction_is_the_sum_of_its_stages_less_the_step() -> None:
     assert reaction == pytest.approx({**expected, "total": 40.0})
     assert reactions_ms(images, commands, arrivals, since_s=1.2) == []
     assert reactions_ms(images, commands, arrivals[:2], since_s=1.0) == []
+    late = [{**arrival, "arrived_s": arrival["arrived_s"] + 300.0} for arrival in arrivals]  # of another command
+    assert reactions_ms(images, commands, late, since_s=1.0) == []
 
 
 def test_accounting_names_what_is_missing() -> None:

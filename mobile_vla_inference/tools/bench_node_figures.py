@@ -13,6 +13,8 @@ STAGES = ("transport", "wait", "conversion", "hand_over", "gate", "delivery")
 
 #: Parts of a series that are compared to tell whether it is flat.
 _PARTS = 5
+#: A command whose like has not arrived by then never did: the subscription keeps the newest only.
+_LOST_AFTER_S = 1.0
 
 
 def summarize(values: Iterable[float]) -> dict[str, float] | None:
@@ -55,10 +57,11 @@ def reactions_ms(
         if image_s is None or image_s < since_s:
             continue
         first = bisect_left(arrival_times, command["published_s"])
-        later = (arrival for arrival in arrivals[first:] if arrival["linear_x_mps"] == command["linear_x_mps"])
-        arrived_s = next((arrival["arrived_s"] for arrival in later), None)
+        last = bisect_left(arrival_times, command["published_s"] + _LOST_AFTER_S)
+        same = (arrival for arrival in arrivals[first:last] if arrival["linear_x_mps"] == command["linear_x_mps"])
+        arrived_s = next((arrival["arrived_s"] for arrival in same), None)
         if arrived_s is None:
-            continue  # it was on its way when the benchmark ended
+            continue  # on its way when the benchmark ended, or a newer one took its place; the gaps tell of late ones
         stages_s = {
             "transport": command["received_s"] - image_s,
             "wait": command["started_s"] - command["received_s"],
