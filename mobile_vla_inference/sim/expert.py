@@ -17,6 +17,8 @@ from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, RO
 
 _MARGIN_M = 0.22
 _CORNER_POINTS = 8
+#: Where the way goes straight through a doorway: from so far before it to so far behind.
+_BEFORE_DOOR_M, _BEHIND_DOOR_M = 0.4, 0.25
 _LOOK_AHEAD_M = 0.35
 #: Motion goes on this long before a command has its effect: the expert steers from where it will be.
 _PREDICTED_S = 0.1
@@ -44,6 +46,11 @@ class Expert:
         """Return the way from the robot to the cup as points, both included."""
         world = self._world
         robot, cup = (world.pose.x_m, world.pose.y_m), world.layout.cup
+        door = world.layout.doorway
+        if door is not None and robot[0] < door.x_m + _BEHIND_DOOR_M / 2.0:
+            before, behind = (door.x_m - _BEFORE_DOOR_M, door.y_m), (door.x_m + _BEHIND_DOOR_M, door.y_m)
+            through = [robot, before] if robot[0] < before[0] else [robot]
+            return through + _chain(self._hull, behind, cup, world.layout.side)
         side = world.layout.side
         if world.passed_side == side and not _crosses(self._hull, robot, cup):
             return [robot, cup]

@@ -15,7 +15,15 @@ import numpy as np
 
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, CUP_RADIUS_M, BoxOnFloor, Layout, Rgb
+from mobile_vla_inference.sim.scenarios import (
+    CONE_HEIGHT_M,
+    CONE_RADIUS_M,
+    CUP_HEIGHT_M,
+    CUP_RADIUS_M,
+    BoxOnFloor,
+    Layout,
+    Rgb,
+)
 
 if TYPE_CHECKING:
     from panda3d.core import NodePath
@@ -39,7 +47,7 @@ textures-power-2 none
 _NEAR_M, _FAR_M = 0.03, 30.0
 _TILE_M = 0.5
 _WALL_HEIGHT_M = 1.2
-_CUP_SIDES = 10
+_ROUND_SIDES = 10
 _NOISE_BANK_PX = 512
 
 
@@ -115,9 +123,12 @@ class Scene:
         light = layout.light
         self._sky = _seen((0.92, 0.93, 0.95), light.gain)
         quads = [*_floor(layout), *_walls(layout)]
-        for box in layout.boxes:
+        for box in (*layout.boxes, *layout.door_walls):
             quads += _box(box, layout)
-        quads += _cup(layout)
+        quads += _round(layout, layout.cup, CUP_RADIUS_M, CUP_RADIUS_M, CUP_HEIGHT_M, layout.cup_rgb)
+        if layout.doorway is not None:
+            door = layout.doorway
+            quads += _round(layout, door.cone, CONE_RADIUS_M, 0.01, CONE_HEIGHT_M, door.cone_rgb)
         self._root.attach_new_node(_geometry(renderer._core, quads))
 
     def frame(self, pose: Pose) -> np.ndarray:
@@ -224,14 +235,21 @@ def _box(box: BoxOnFloor, layout: Layout) -> list[_Quad]:
     return [*quads, (top, _seen(box.rgb, layout.light.gain))]
 
 
-def _cup(layout: Layout) -> list[_Quad]:
-    x, y = layout.cup
-    turns = [math.tau * index / _CUP_SIDES for index in range(_CUP_SIDES + 1)]
-    ring = [(x + CUP_RADIUS_M * math.cos(t), y + CUP_RADIUS_M * math.sin(t)) for t in turns]
+def _round(
+    layout: Layout, centre: tuple[float, float], foot_m: float, top_m: float, height_m: float, rgb: Rgb
+) -> list[_Quad]:
+    """Build what is round: a cup or a cone, by its radius at the foot and at the top."""
+    turns = [math.tau * index / _ROUND_SIDES for index in range(_ROUND_SIDES + 1)]
+    x, y = centre
+    rings = [
+        [(x + radius * math.cos(turn), y + radius * math.sin(turn), z) for turn in turns]
+        for radius, z in ((foot_m, 0.0), (top_m, height_m))
+    ]
+    feet, tops = rings
     return [
         (
-            _upright(a, b, CUP_HEIGHT_M),
-            _seen(layout.cup_rgb, layout.light.gain, _brightness(layout, (turn + next_turn) / 2.0)),
+            np.array([feet[index], feet[index + 1], tops[index + 1], tops[index]]),
+            _seen(rgb, layout.light.gain, _brightness(layout, (turns[index] + turns[index + 1]) / 2.0)),
         )
-        for a, b, turn, next_turn in zip(ring, ring[1:], turns, turns[1:])
+        for index in range(_ROUND_SIDES)
     ]

@@ -1,14 +1,16 @@
 """What stands where, and what the robot is told: layouts and instructions, each drawn from a seed.
 
 A scenario is one or two boxes between the robot and a cup, and the side on which to pass them: the eight of the
-original data, `{1box,2box}_{vert,hori}_{left,right}`. Metres and radians by REP-103: the robot starts at the origin and
-looks along x, y is left.
+original data, `{1box,2box}_{vert,hori}_{left,right}`, and eight that need a memory, `..._cone_{left,right}`: there the
+boxes stand behind a doorway, a cone beside it shows the side, and behind the doorway the cone is out of sight. Metres
+and radians by REP-103: the robot starts at the origin and looks along x, y is left.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -16,13 +18,23 @@ from mobile_vla_inference.sim.robot import Pose
 
 SIDES = ("left", "right")
 SCENARIOS = tuple(
-    f"{boxes}_{shape}_{side}" for boxes in ("1box", "2box") for shape in ("vert", "hori") for side in SIDES
+    f"{boxes}_{shape}_{cue}{side}"
+    for cue in ("", "cone_")
+    for boxes in ("1box", "2box")
+    for shape in ("vert", "hori")
+    for side in SIDES
 )
 
 Rgb = tuple[float, float, float]
 
 CUP_RADIUS_M = 0.08
 CUP_HEIGHT_M = 0.2
+CONE_RADIUS_M = 0.1
+CONE_HEIGHT_M = 0.35
+DOOR_HEIGHT_M = 1.2
+_DOOR_HALF_THICKNESS_M = 0.05
+#: Boxes and cup stand as far behind a doorway as else behind a start that lies so far before it.
+_DOORWAY_BEFORE_M = 0.1
 #: Seeds of the worlds that training may draw lie below; those of evaluation from here on.
 EVALUATION_SEEDS_FROM = 1_000_000
 
@@ -71,6 +83,42 @@ _PHRASES = {
         "{side} 방향으로 {box}를 돌아 {cup}에 도착하세요",
     ),
 }
+# The same where a cone shows the side: {where} is on its side, or on the other.
+_WHERE_WORDS = {
+    "en": {
+        True: ("on the side of the cone", "on the cone's side", "on the same side as the cone", "where the cone was"),
+        False: (
+            "on the side without the cone",
+            "on the side opposite the cone",
+            "on the other side than the cone",
+            "where no cone was",
+        ),
+    },
+    "ko": {
+        True: ("콘이 있는 쪽으로", "콘 쪽으로", "콘이 있던 쪽으로", "콘과 같은 쪽으로"),
+        False: ("콘이 없는 쪽으로", "콘 반대쪽으로", "콘이 없던 쪽으로", "콘과 다른 쪽으로"),
+    },
+}
+_CONE_PHRASES = {
+    "en": (
+        "Go around the {box} {where} to the {cup}",
+        "Pass the {box} {where} and go to the {cup}",
+        "Drive to the {cup}, passing the {box} {where}",
+        "Go through the door, then round the {box} {where}",
+        "Avoid the {box} {where}, then go to the {cup}",
+        "Behind the door, drive {where} to the {cup}",
+        "Go {where}",
+    ),
+    "ko": (
+        "{box}를 {where} 돌아서 {cup}까지 가세요",
+        "{where} {box}를 피해서 {cup}까지 이동하세요",
+        "{cup}까지 가세요, {box}는 {where} 피하세요",
+        "문을 지나 {where} {box}를 돌아서 가세요",
+        "{box}를 {where} 지나서 {cup} 앞까지 가세요",
+        "문을 지나서 {where} {cup}까지 가",
+        "{where} 가세요",
+    ),
+}
 #: Never used in training: what `mobile_vla drive --unseen-phrasing` says.
 UNSEEN_PHRASES = (
     "Navigate to the {cup} while keeping to the {side} side of the {box}",
@@ -84,10 +132,22 @@ UNSEEN_PHRASES = (
     "{box} 뒤에 있는 {cup}까지 {side}으로 돌아서 가 줘",
     "저기 {cup}까지 {side} 방향으로 돌아가 주세요",
 )
+UNSEEN_CONE_PHRASES = (
+    "Navigate to the {cup} and pass the {box} {where}",
+    "Circle the {box} {where} until you are at the {cup}",
+    "I want you to drive {where} round the {box}, over to the {cup}",
+    "{box}를 {where} 우회하여 {cup} 쪽으로 이동해 주세요",
+    "{where} {box}를 지나쳐 {cup} 앞에 서세요",
+    "{box} 뒤에 있는 {cup}까지 {where} 돌아서 가 줘",
+)
 #: The sentence of the original data; what the demo and the figures without a phrasing use.
 CANONICAL_PHRASES = {
     "en": "Go around the {box} on the {side} to the {cup}",
     "ko": "{box}를 {side}으로 돌아서 {cup}까지 가세요",
+}
+_CANONICAL_CONE_PHRASES = {
+    "en": "Go around the {box} {where} to the {cup}",
+    "ko": "{box}를 {where} 돌아서 {cup}까지 가세요",
 }
 
 
@@ -109,6 +169,32 @@ class BoxOnFloor:
         cos, sin = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
         local = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (self.half_x_m, self.half_y_m)
         return local @ np.array([[cos, sin], [-sin, cos]]) + (self.x_m, self.y_m)
+
+
+@dataclass(frozen=True)
+class Doorway:
+    """An opening in a wall across the room, and a cone on the near side of the wall, beside the opening.
+
+    Attributes:
+        x_m, y_m: the opening's middle.
+        half_width_m: from there to either end of the wall.
+        cone_side: where the cone stands, one of SIDES.
+        wall_rgb, cone_rgb: colours.
+    """
+
+    x_m: float
+    y_m: float
+    half_width_m: float
+    cone_side: str
+    wall_rgb: Rgb
+    cone_rgb: Rgb
+
+    @property
+    def cone(self) -> tuple[float, float]:
+        """The cone's place on the floor, x and y."""
+        aside_m = self.half_width_m + 1.2 * CONE_RADIUS_M
+        x_m = self.x_m - _DOOR_HALF_THICKNESS_M - CONE_RADIUS_M
+        return x_m, self.y_m + (aside_m if self.cone_side == "left" else -aside_m)
 
 
 @dataclass(frozen=True)
@@ -145,6 +231,7 @@ class Layout:
         wall_rgb, floor_rgb: colours of the four walls (ahead, left, behind, right), and of the two kinds of tiles.
         light: the light and the camera.
         delay_s: seconds from a command to its effect.
+        doorway: what the robot has to pass first; None for nothing.
     """
 
     scenario: str
@@ -158,11 +245,32 @@ class Layout:
     floor_rgb: tuple[Rgb, Rgb]
     light: Light
     delay_s: float
+    doorway: Doorway | None = None
 
     @property
     def side(self) -> str:
         """The side on which to pass the boxes, `left` or `right`."""
         return self.scenario.rpartition("_")[2]
+
+    @property
+    def door_walls(self) -> tuple[BoxOnFloor, ...]:
+        """The walls on the right and on the left of the doorway, as boxes."""
+        if self.doorway is None:
+            return ()
+        door = self.doorway
+        ends = (self.room[2], door.y_m - door.half_width_m), (door.y_m + door.half_width_m, self.room[3])
+        return tuple(
+            BoxOnFloor(
+                door.x_m,
+                (low + high) / 2.0,
+                _DOOR_HALF_THICKNESS_M,
+                (high - low) / 2.0,
+                0.0,
+                DOOR_HEIGHT_M,
+                door.wall_rgb,
+            )
+            for low, high in ends
+        )
 
 
 def other_side(scenario: str) -> str:
@@ -175,11 +283,17 @@ def draw_layout(scenario: str, seed: int) -> Layout:
     """Draw a world of a scenario. The same seed gives the same world; the side to pass on changes nothing in it."""
     if scenario not in SCENARIOS:
         raise ValueError(f"scenario is {scenario!r}, expected one of {', '.join(SCENARIOS)}")
-    count, shape, _ = scenario.split("_")
+    count, shape, *_ = scenario.split("_")
     rng = np.random.default_rng([seed, SCENARIOS.index(scenario) // 2])
     boxes = _draw_boxes(rng, count, shape)
     corners = np.concatenate([box.corners for box in boxes])
     cup = _draw_cup(rng, corners)
+    doorway = _draw_doorway(scenario, seed)
+    if doorway is not None:
+        ahead_m, aside_m = doorway.x_m - _DOORWAY_BEFORE_M, doorway.y_m
+        boxes = tuple(replace(box, x_m=box.x_m + ahead_m, y_m=box.y_m + aside_m) for box in boxes)
+        corners += (ahead_m, aside_m)
+        cup = (cup[0] + ahead_m, cup[1] + aside_m)
     low, high = corners.min(axis=0), corners.max(axis=0)
     room = (
         -rng.uniform(0.8, 2.5),
@@ -208,6 +322,7 @@ def draw_layout(scenario: str, seed: int) -> Layout:
         floor_rgb=(floor, tuple(np.clip(np.array(floor) + tint, 0.0, 1.0))),
         light=light,
         delay_s=rng.uniform(0.0, 0.15),
+        doorway=doorway,
     )
 
 
@@ -221,19 +336,24 @@ def instruction(scenario: str, seed: int, phrasing: str = "training", language: 
         language: `en` or `ko`; None: drawn.
     """
     rng = np.random.default_rng([seed, 1])
+    by_cone = _is_by_cone(scenario)
     if phrasing == "unseen":
-        phrase = str(rng.choice(UNSEEN_PHRASES))
+        phrase = str(rng.choice(UNSEEN_CONE_PHRASES if by_cone else UNSEEN_PHRASES))
         language = "en" if phrase.isascii() else "ko"
     else:
         language = language or str(rng.choice(["en", "ko"]))
-        phrase = CANONICAL_PHRASES[language] if phrasing == "canonical" else str(rng.choice(_PHRASES[language]))
+        phrases = (_CONE_PHRASES if by_cone else _PHRASES)[language]
+        canonical = (_CANONICAL_CONE_PHRASES if by_cone else CANONICAL_PHRASES)[language]
+        phrase = canonical if phrasing == "canonical" else str(rng.choice(phrases))
     plain = phrasing == "canonical"
     box = _BOX_WORDS[language][0] if plain else str(rng.choice(_BOX_WORDS[language]))
     cup = _CUP_WORDS[language][0] if plain else str(rng.choice(_CUP_WORDS[language]))
     if language == "en" and scenario.startswith("2box"):
         box = {"box": "boxes"}.get(box, f"{box}s")
-    side = _SIDE_WORDS[language][scenario.rpartition("_")[2]]
-    text = phrase.format(box=box, cup=cup, side=side)
+    side = scenario.rpartition("_")[2]
+    wheres = _WHERE_WORDS[language][_cone_side(seed) == side]
+    where = wheres[0] if plain else str(rng.choice(wheres))
+    text = phrase.format(box=box, cup=cup, side=_SIDE_WORDS[language][side], where=where)
     if language == "ko":
         return _with_particles(text)
     text = text[0].upper() + text[1:]
@@ -245,13 +365,52 @@ def instruction(scenario: str, seed: int, phrasing: str = "training", language: 
 def training_sentences() -> list[str]:
     """Return every sentence of the training phrases, for the tokenizers."""
     return [
-        _with_particles(phrase.format(box=box, cup=cup, side=side))
-        for language, phrases in _PHRASES.items()
-        for phrase in phrases
+        _with_particles(phrase.format(box=box, cup=cup, side=side, where=where))
+        for language in _PHRASES
         for box in _BOX_WORDS[language]
         for cup in _CUP_WORDS[language]
-        for side in _SIDE_WORDS[language].values()
+        for phrases, sides, wheres in (
+            (_PHRASES, _SIDE_WORDS[language].values(), [""]),
+            (_CONE_PHRASES, [""], chain.from_iterable(_WHERE_WORDS[language].values())),
+        )
+        for where in wheres
+        for side in sides
+        for phrase in phrases[language]
     ]
+
+
+def with_unknown_word(text: str, rng: np.random.Generator) -> str:
+    """Return a sentence with a made-up word in it, from which a learner learns to hear past what it doesn't know."""
+    if text.isascii():
+        word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(3, 9)))
+    else:
+        word = "".join(chr(code) for code in rng.integers(0xAC00, 0xD7A4, rng.integers(1, 4)))  # syllables of Hangul
+    words = text.split(" ")
+    words.insert(int(rng.integers(0, len(words) + 1)), word)
+    return " ".join(words)
+
+
+def _is_by_cone(scenario: str) -> bool:
+    """Tell whether a cone shows the side in a scenario, and not the instruction."""
+    return "_cone_" in scenario
+
+
+def _cone_side(seed: int) -> str:
+    return SIDES[np.random.default_rng([seed, 5]).integers(2)]
+
+
+def _draw_doorway(scenario: str, seed: int) -> Doorway | None:
+    if not _is_by_cone(scenario):
+        return None
+    rng = np.random.default_rng([seed, SCENARIOS.index(scenario) // 2, 7])
+    return Doorway(
+        x_m=rng.uniform(2.0, 2.4),
+        y_m=rng.uniform(-0.1, 0.1),
+        half_width_m=rng.uniform(0.42, 0.5),
+        cone_side=_cone_side(seed),
+        wall_rgb=_muted(rng),
+        cone_rgb=_vivid(rng, hue=rng.uniform(0.03, 0.07)),
+    )
 
 
 def _with_particles(text: str) -> str:

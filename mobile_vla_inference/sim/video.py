@@ -14,7 +14,7 @@ import numpy as np
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.sim.closed_loop import Watcher
-from mobile_vla_inference.sim.scenarios import CUP_RADIUS_M, Layout
+from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
 from mobile_vla_inference.sim.world import ROBOT_RADIUS_M, World
 
 _SIDE_PX = 336
@@ -84,10 +84,13 @@ def _map(world: World, way: list[tuple[float, float]]) -> np.ndarray:
     to_px, scale = _projection(layout)
     x_from, x_to, y_from, y_to = layout.room
     cv2.rectangle(picture, to_px((x_from, y_to)), to_px((x_to, y_from)), (120, 120, 120), 2)
-    for box in layout.boxes:
+    for box in (*layout.boxes, *layout.door_walls):
         outline = np.array([to_px(tuple(corner)) for corner in box.corners])
         cv2.fillConvexPoly(picture, outline, _rgb(box.rgb), cv2.LINE_AA)
     cv2.circle(picture, to_px(layout.cup), max(3, round(CUP_RADIUS_M * scale)), _rgb(layout.cup_rgb), -1, cv2.LINE_AA)
+    if layout.doorway is not None:
+        cone, radius = to_px(layout.doorway.cone), max(3, round(CONE_RADIUS_M * scale))
+        cv2.circle(picture, cone, radius, _rgb(layout.doorway.cone_rgb), -1, cv2.LINE_AA)
     if len(way) > 1:
         cv2.polylines(picture, [np.array([to_px(point) for point in way])], False, (60, 90, 200), 2, cv2.LINE_AA)
     pose = world.pose

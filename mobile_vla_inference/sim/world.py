@@ -13,7 +13,7 @@ import numpy as np
 
 from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import CUP_RADIUS_M, Layout
+from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
 
 ROBOT_RADIUS_M = 0.18
 #: The robot's middle this near to the cup's has reached it.
@@ -83,7 +83,7 @@ class World:
         self._command = STANDSTILL
         self._boxes = [
             (box.x_m, box.y_m, math.cos(box.yaw_rad), math.sin(box.yaw_rad), box.half_x_m, box.half_y_m)
-            for box in layout.boxes
+            for box in (*layout.boxes, *layout.door_walls)
         ]
         self._was_before = self._along(self.pose) < 0.0
 
@@ -142,6 +142,9 @@ class World:
         if min(x - x_from, x_to - x, y - y_from, y_to - y) < ROBOT_RADIUS_M:
             return True
         if self.cup_distance_m < ROBOT_RADIUS_M + CUP_RADIUS_M:
+            return True
+        door = self.layout.doorway
+        if door is not None and math.dist((x, y), door.cone) < ROBOT_RADIUS_M + CONE_RADIUS_M:
             return True
         return any(_box_distance_m(box, x, y) < ROBOT_RADIUS_M for box in self._boxes)
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init", default="world", metavar="SIZE|CK", help=f"{', '.join(_SIZES)}, or a checkpoint (default: world)"
     )
     parser.add_argument("--updates", type=count, metavar="N", help="optimizer steps (default 2000; the course's own)")
-    parser.add_argument("--rounds", type=count, metavar="N", help="rounds of the course (default 32)")
+    parser.add_argument("--rounds", type=count, metavar="N", help="rounds of the course (default 40)")
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="episodes in a batch (default 8)")
     parser.add_argument("--window", type=count, default=64, metavar="N", help="steps gradients go back (default 64)")
     parser.add_argument("--learning-rate", type=positive_number, default=2e-3, metavar="R", help="default 0.002")

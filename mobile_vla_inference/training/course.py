@@ -31,7 +31,7 @@ class Course:
         kept_episodes: the newest so many are trained on.
     """
 
-    rounds: int = 32
+    rounds: int = 40
     shown_episodes: int = 384
     round_episodes: int = 96
     shown_rounds: int = 3

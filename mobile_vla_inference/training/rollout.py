@@ -25,7 +25,7 @@ from mobile_vla_inference.policy.preprocess import InstructionEncoder
 from mobile_vla_inference.policy.processors import processor_folders
 from mobile_vla_inference.sim.expert import Expert
 from mobile_vla_inference.sim.renderer import Renderer
-from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction
+from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, with_unknown_word
 from mobile_vla_inference.sim.sight import sight
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, World
 from mobile_vla_inference.training.dataset import Lesson
@@ -33,13 +33,15 @@ from mobile_vla_inference.training.network import SequenceModel
 
 #: Steps that are recorded after the cup is reached, so that a policy learns to stand there.
 _PARKING_STEPS = 3
-_MAX_STEPS = 48
+_MAX_STEPS = 64
 _WORLDS_AT_ONCE = 32
 
 # Disturbances while an episode is recorded: now and then a command of its own for a few steps.
 _PUSH_PROBABILITY = 0.08
 _PUSH_STEPS = 4
 _NOISE_STD = 0.1
+#: How often there is a word in the instruction that nobody knows.
+_UNKNOWN_WORD_PROBABILITY = 0.3
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class _Run:
         self._rng = np.random.default_rng([task.seed, 4])
         layout = draw_layout(task.scenario, task.seed)
         self.instruction = instruction(task.scenario, task.seed)
+        if self._rng.uniform() < _UNKNOWN_WORD_PROBABILITY:
+            self.instruction = with_unknown_word(self.instruction, self._rng)
         self._world = World(layout, timeout_s=float("inf"))
         self._expert = Expert(self._world)
         self._scene = renderer.scene(layout)
