@@ -47,15 +47,21 @@ def test_the_markers_stand_where_the_physics_has_them(scenario):
         STORE.serialize_cdr(marker, "visualization_msgs/msg/Marker")
         assert (marker.header.frame_id, marker.header.stamp) == ("odom", stamp)
     named = {marker.ns: marker for marker in markers}
-    assert set(named) == {"box 1", "box 2", "cup", "walls"}
-    for number, box in enumerate(layout.boxes):
-        marker = named[f"box {number + 1}"]
+    assert set(named) == {"box 1", "box 2", "door wall 1", "door wall 2", "cone", "cup", "walls"}
+    upright = [(f"box {number + 1}", box) for number, box in enumerate(layout.boxes)]
+    upright += [(f"door wall {number + 1}", wall) for number, wall in enumerate(layout.door_walls)]
+    for name, box in upright:
+        marker = named[name]
         position, scale, turn = marker.pose.position, marker.scale, marker.pose.orientation
         assert (position.x, position.y, scale.z) == (box.x_m, box.y_m, box.height_m)
         assert (scale.x / 2.0, scale.y / 2.0) == pytest.approx((box.half_x_m, box.half_y_m))
         assert 2.0 * math.atan2(turn.z, turn.w) == pytest.approx(box.yaw_rad)
         assert marker.action == 0
     assert named["box 2"].action == (0 if len(layout.boxes) == 2 else 2)
+    door = layout.doorway
+    assert [named[name].action for name in ("door wall 1", "door wall 2", "cone")] == [0 if door else 2] * 3
+    if door is not None:
+        assert (named["cone"].pose.position.x, named["cone"].pose.position.y) == door.cone
     assert (named["cup"].pose.position.x, named["cup"].pose.position.y) == layout.cup
     assert named["cup"].scale.z == CUP_HEIGHT_M
     assert len(named["walls"].points) == 5

@@ -59,9 +59,42 @@ def test_a_layout_follows_from_its_seed_and_hides_the_cup(scenario, seed):
     assert x_from < layout.start.x_m < layout.cup[0] < x_to
     assert y_from < layout.cup[1] < y_to
     assert World(layout).outcome is None
-    values = dict(zip(SIGHT, sight(World(layout))))
+    assert (layout.doorway is not None) == ("_cone_" in scenario)
+    values = dict(zip(SIGHT, sight(World(replace(layout, start=Pose())))))
     assert values["boxes_seen"] == 1.0
+    assert values["cup_seen"] == -1.0 or len(layout.boxes) == 2  # to be seen between two boxes only
     assert layout.side == scenario.rpartition("_")[2]
+
+
+@given(st.sampled_from([name for name in SCENARIOS if "_cone_" in name]), SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_the_cone_is_seen_before_the_doorway_and_never_behind_it(scenario, seed):
+    world = World(draw_layout(scenario, seed))
+    expert, door = Expert(world), world.layout.doorway
+    seen, last_m = 0, -math.inf
+    while world.outcome is None:
+        values = dict(zip(SIGHT, sight(world)))
+        if values["cone_seen"] > 0:
+            seen, last_m = seen + 1, world.pose.x_m
+            assert abs(values["cone_bearing"]) < 1.0
+        world.command(expert.command())
+        world.step(STEP_S)
+    assert world.outcome == "success"
+    assert seen >= 3
+    assert last_m < door.x_m - 0.5
+    beside = door.cone[1] - door.y_m
+    assert (beside > 0.0) == (door.cone_side == "left")
+
+
+def test_the_doorway_lets_the_robot_through_and_its_walls_and_cone_stop_it():
+    layout = draw_layout("1box_vert_cone_left", 4)
+    door = layout.doorway
+    for y_m, outcome in ((door.y_m, None), (door.cone[1], "collision"), (door.y_m - door.half_width_m, "collision")):
+        world = World(replace(layout, start=Pose(door.x_m - 0.6, y_m, 0.0)))
+        world.command(VelocityCommand(0.5))
+        while world.outcome is None and world.pose.x_m < door.x_m + 0.3:
+            world.step(0.1)
+        assert world.outcome == outcome
 
 
 @given(st.sampled_from(SCENARIOS), SEEDS)
@@ -83,12 +116,17 @@ def test_an_unknown_scenario_is_refused():
 def test_an_instruction_names_its_side_and_no_other(scenario, seed, phrasing):
     text = instruction(scenario, seed, phrasing)
     assert text == instruction(scenario, seed, phrasing)
+    assert "{" not in text
+    if "_cone_" in scenario:  # names the cone, and another place where the other side is meant
+        assert "cone" in text or "콘" in text
+        assert not any(word in text.lower() for word in ("left", "right", "왼쪽", "오른쪽"))
+        assert text != instruction(other_side(scenario), seed, phrasing)
+        return
     words = {"left": ("left", "왼쪽"), "right": ("right", "오른쪽")}
     side = scenario.rpartition("_")[2]
     other = "right" if side == "left" else "left"
     assert any(word in text.lower() for word in words[side])
     assert not any(word in text.lower() for word in words[other])
-    assert "{" not in text
 
 
 def test_unseen_phrases_are_not_among_those_of_training():
@@ -101,6 +139,19 @@ def test_unseen_phrases_are_not_among_those_of_training():
 def test_the_sentence_of_the_original_data():
     assert instruction("1box_vert_left", 0, "canonical", "ko") == "박스를 왼쪽으로 돌아서 컵까지 가세요"
     assert instruction("1box_vert_right", 0, "canonical", "en") == "Go around the box on the right to the cup"
+    by_cone = {instruction(f"1box_vert_cone_{side}", 0, "canonical", "en") for side in ("left", "right")}
+    assert by_cone == {
+        "Go around the box on the side of the cone to the cup",
+        "Go around the box on the side without the cone to the cup",
+    }
+
+
+@given(st.sampled_from(SCENARIOS), SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_an_unknown_word_is_added_and_nothing_else_changes(scenario, seed):
+    text = instruction(scenario, seed)
+    words = scenarios.with_unknown_word(text, np.random.default_rng(seed)).split(" ")
+    assert any(" ".join(words[:index] + words[index + 1 :]) == text for index in range(len(words)))
 
 
 # --- motion ---

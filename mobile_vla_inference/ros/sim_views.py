@@ -11,13 +11,22 @@ from typing import Any
 
 from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, CUP_RADIUS_M, Layout, Rgb
+from mobile_vla_inference.sim.scenarios import (
+    CONE_HEIGHT_M,
+    CONE_RADIUS_M,
+    CUP_HEIGHT_M,
+    CUP_RADIUS_M,
+    BoxOnFloor,
+    Layout,
+    Rgb,
+)
 
 ODOM_FRAME = "odom"
 BASE_FRAME = "base_link"
 
 #: visualization_msgs/Marker's own numbers.
 _CUBE, _CYLINDER, _LINE_STRIP = 1, 3, 4
+_DELETE = 2
 _WALL_LINE_M = 0.05
 #: From x ahead, y left, z up to an optical frame's z ahead, x right, y down (REP 103).
 _TO_OPTICAL_XYZW = (-0.5, 0.5, -0.5, 0.5)
@@ -44,7 +53,7 @@ def robot_transforms(make: Callable[[], Any], stamp: Any, pose: Pose, camera_fra
 
 
 def layout_markers(make: Callable[[], Any], stamp: Any, layout: Layout) -> list[Any]:
-    """Return the boxes, the cup and the walls, in `odom`; two box markers always, so that a former one is taken away.
+    """Return boxes, cup, walls, doorway and cone, in `odom`: always as many, so that those of a former world go away.
 
     Args:
         make: returns an empty visualization_msgs/Marker.
@@ -52,26 +61,55 @@ def layout_markers(make: Callable[[], Any], stamp: Any, layout: Layout) -> list[
         layout: what stands where.
     """
     markers = []
-    for box in layout.boxes:
-        marker = _marker(make, stamp, f"box {len(markers) + 1}", _CUBE, box.rgb)
-        _place(marker, box.x_m, box.y_m, box.height_m)
-        _turn(marker.pose.orientation, box.yaw_rad)
-        marker.scale.x, marker.scale.y = 2.0 * box.half_x_m, 2.0 * box.half_y_m
-        markers.append(marker)
-    for number in range(len(layout.boxes), 2):
-        former = _marker(make, stamp, f"box {number + 1}", _CUBE, (0.0, 0.0, 0.0))
-        former.action = 2  # DELETE
-        markers.append(former)
-    cup = _marker(make, stamp, "cup", _CYLINDER, layout.cup_rgb)
-    _place(cup, *layout.cup, CUP_HEIGHT_M)
-    cup.scale.x = cup.scale.y = 2.0 * CUP_RADIUS_M
+    for kind, boxes in (("box", layout.boxes), ("door wall", layout.door_walls)):
+        for index in range(2):
+            box = boxes[index] if index < len(boxes) else None
+            markers.append(_box(make, stamp, f"{kind} {index + 1}", box))
+    markers.append(_round(make, stamp, "cup", layout.cup, CUP_RADIUS_M, CUP_HEIGHT_M, layout.cup_rgb))
+    door = layout.doorway
+    if door is None:
+        markers.append(_nothing(make, stamp, "cone"))
+    else:
+        markers.append(_round(make, stamp, "cone", door.cone, CONE_RADIUS_M, CONE_HEIGHT_M, door.cone_rgb))
     walls = _marker(make, stamp, "walls", _LINE_STRIP, layout.wall_rgb[0])
     walls.scale.x = _WALL_LINE_M
     x_from, x_to, y_from, y_to = layout.room
     make_point = type(walls.pose.position)
     corners = ((x_from, y_from), (x_to, y_from), (x_to, y_to), (x_from, y_to), (x_from, y_from))
     walls.points = [make_point(x=float(x), y=float(y), z=0.0) for x, y in corners]
-    return [*markers, cup, walls]
+    return [*markers, walls]
+
+
+def _box(make: Callable[[], Any], stamp: Any, name: str, box: BoxOnFloor | None) -> Any:
+    if box is None:
+        return _nothing(make, stamp, name)
+    marker = _marker(make, stamp, name, _CUBE, box.rgb)
+    _place(marker, box.x_m, box.y_m, box.height_m)
+    _turn(marker.pose.orientation, box.yaw_rad)
+    marker.scale.x, marker.scale.y = 2.0 * box.half_x_m, 2.0 * box.half_y_m
+    return marker
+
+
+def _round(
+    make: Callable[[], Any],
+    stamp: Any,
+    name: str,
+    centre: tuple[float, float],
+    radius_m: float,
+    height_m: float,
+    rgb: Rgb,
+) -> Any:
+    marker = _marker(make, stamp, name, _CYLINDER, rgb)
+    _place(marker, *centre, height_m)
+    marker.scale.x = marker.scale.y = 2.0 * radius_m
+    return marker
+
+
+def _nothing(make: Callable[[], Any], stamp: Any, name: str) -> Any:
+    """Take a marker of a former world away."""
+    marker = _marker(make, stamp, name, _CUBE, (0.0, 0.0, 0.0))
+    marker.action = _DELETE
+    return marker
 
 
 def _marker(make: Callable[[], Any], stamp: Any, name: str, shape: int, rgb: Rgb) -> Any:

@@ -44,12 +44,12 @@ HELP = "drive a simulated robot, or on frames of yours, with the real node, and 
 #: What is told where there is no world with boxes and a cup.
 DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
 DEFAULT_SECONDS = 40.0
-#: The worlds that the robot drives in, over and over: each is met with either side, in one language and the other.
+#: The worlds that the robot drives in, over and over: both kinds of instruction, both sides, both languages.
 _WORLDS = (
     ("1box_hori_left", 0, "en"),
-    ("1box_hori_right", 0, "ko"),
-    ("2box_vert_right", 1, "en"),
-    ("2box_vert_left", 1, "ko"),
+    ("1box_vert_cone_right", 2, "ko"),
+    ("2box_vert_right", 1, "ko"),
+    ("2box_hori_cone_left", 3, "en"),
 )
 #: Where the tiny checkpoint of some tools is kept from one start to the next, below the working directory.
 CACHE_FOLDER = Path(".demo")
