@@ -111,6 +111,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         Args:
             worker_module: what runs as the policy worker; `mobile_vla drill` gives one that fails on demand.
         """
+        self._pulse: Pulse | None = None  # rclpy destroys what failed to be made, too
         Node.__init__(self, NODE_NAME)
         self._worker_module = worker_module
         # Transitions block their thread while the worker loads: NodeExecutor runs this group apart.
@@ -265,7 +266,8 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def destroy_node(self) -> None:
         """End the pulse, then the node."""
-        self._pulse.close()
+        if self._pulse is not None:
+            self._pulse.close()
         super().destroy_node()
 
     def close(self) -> None:
