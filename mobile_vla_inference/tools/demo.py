@@ -43,7 +43,7 @@ HELP = "drive a simulated robot, or on frames of yours, with the real node, and 
 
 #: What is told where there is no world with boxes and a cup.
 DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
-DEFAULT_SECONDS = 40.0
+DEFAULT_SECONDS = 45.0
 #: The worlds that the robot drives in, over and over: both kinds of instruction, both sides, both languages.
 _WORLDS = (
     ("1box_hori_left", 0, "en"),
