@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from mobile_vla_inference.bags.reader import BagError, typestore
+from mobile_vla_inference.border import remove_folder
 
 STORAGES = ("mcap", "sqlite3")
 
@@ -73,7 +73,7 @@ class BagWriter:
 
     def _remove_work(self) -> None:
         if self._work is not None:
-            shutil.rmtree(self._work, ignore_errors=True)
+            remove_folder(self._work)
 
     def add_topic(self, topic: str, type_name: str) -> None:
         """Declare a topic of one of ROS 2's own types; raise BagError for any other type."""

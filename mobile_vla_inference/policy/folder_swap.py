@@ -16,11 +16,10 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.border import CheckpointError, remove_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -61,7 +60,7 @@ class StagedFolder:
 
     def __exit__(self, *_: object) -> None:
         try:
-            _remove(self._new)  # half-written, or the folder that was replaced
+            remove_folder(self._new)  # half-written, or the folder that was replaced
         finally:
             if self._lock >= 0:
                 os.close(self._lock)
@@ -89,7 +88,7 @@ class StagedFolder:
             self._new.rename(self._target)
         finally:
             if self._target.exists():
-                _remove(old)
+                remove_folder(old)
             else:
                 old.rename(self._target)
 
@@ -101,25 +100,16 @@ class StagedFolder:
                     raise CheckpointError(
                         f"{self._target} is being written by another run, expected one at a time; wait until it ends"
                     )
-                _remove(leftover)
+                remove_folder(leftover)
         for old in self._siblings("old"):
             if self._target.exists():
-                _remove(old)
+                remove_folder(old)
             else:
                 old.rename(self._target)
 
     def _siblings(self, kind: str) -> list[Path]:
         beginning = f".{self._target.name}.{kind}-"
         return [path for path in self._parent.iterdir() if path.name.startswith(beginning) and path.is_dir()]
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, in spite of a first Ctrl-C."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _sync(path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.border import CheckpointError, remove_folder
 from mobile_vla_inference.policy.config import STOCK_HEAD_DIM, HybridConfig, PolicySettings, save_settings
 from mobile_vla_inference.policy.family import solve_fusion_features, tensor_shapes
 from mobile_vla_inference.policy.processors import write_processors
@@ -98,7 +98,7 @@ def make_checkpoint(
         (work / "checkpoint").replace(out)
         save_settings(out, settings)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_folder(work)
     return settings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from pathlib import Path
 
 from mobile_vla_inference.border import MobileVlaError
@@ -32,10 +33,29 @@ def count(text: str) -> int:
     return int(text)
 
 
-def check_output(path: Path | None) -> None:
-    """Raise MobileVlaError where a file that is asked for has no folder to be written to."""
-    if path is not None and not path.absolute().parent.is_dir():
+def check_output(path: Path | None, *inputs: Path | None) -> None:
+    """Raise MobileVlaError where a file that is asked for can't be written, or would overwrite one of the inputs.
+
+    An input that is a folder counts with the files in it. Asked before the work, so that no long run ends in vain.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
         raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; make it")
+    if path.is_dir():
+        raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
+    for each in inputs:
+        if each is not None and path.exists() and (_same(path, each) or _same(path.absolute().parent, each)):
+            raise MobileVlaError(f"{path} would overwrite what is read from {each}, expected another file; choose one")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise MobileVlaError(f"{path} can't be written ({error.strerror}); choose another place") from error
+
+
+def _same(path: Path, other: Path) -> bool:
+    return other.exists() and path.samefile(other)
 
 
 def _number(text: str) -> float:

@@ -26,6 +26,7 @@ from mobile_vla_inference.border import MobileVlaError, write_text_atomically
 from mobile_vla_inference.policy.checkpoint import Checkpoint, open_checkpoint
 from mobile_vla_inference.policy.vla_policy import ENGINES
 from mobile_vla_inference.tools import bench_load_child
+from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.bench_machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.child_process import die_with, last_error
 from mobile_vla_inference.tools.memory_cgroup import MemoryCgroup, memory_cgroup
@@ -119,8 +120,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MobileVlaError: the checkpoint or an option can't be used.
     """
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
+    check_output(args.json)
     checkpoint = open_checkpoint(args.checkpoint)
     if args.naive and checkpoint.index.format != "zip":
         raise MobileVlaError(

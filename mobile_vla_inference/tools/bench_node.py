@@ -25,6 +25,7 @@ import psutil
 
 from mobile_vla_inference.border import MobileVlaError, write_text_atomically
 from mobile_vla_inference.tools import bench_node_worker, ros_environment
+from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.bench_machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.bench_node_figures import (
     STAGES,
@@ -108,8 +109,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MobileVlaError: an option can't be used, or the node could not be brought to motion.
     """
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
+    check_output(args.json)
     require_rclpy()
     options = {name: value for name, value in vars(args).items() if name not in ("json", "run", "run_bench")}
     report = {"options": options, "machine": describe_machine(), **_measure(args)}

@@ -33,6 +33,7 @@ from mobile_vla_inference.border import (
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
 from mobile_vla_inference.tools import ros_environment
+from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.child_process import NodeProcess, run_tool
 from mobile_vla_inference.tools.drive import SMALL_POLICY
 
@@ -173,8 +174,7 @@ def _check(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{args.checkpoint} does not exist, expected a checkpoint file or folder; check the path")
     if args.checkpoint is not None and args.checkpoint.is_file() and args.checkpoint.stat().st_size == 0:
         raise CheckpointError(f"{args.checkpoint} is empty, expected a checkpoint; copy it again")
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
+    check_output(args.json)
 
 
 def require_rclpy() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_vla_inference.border import MobileVlaError, write_text_atomically
 from mobile_vla_inference.tools import ros_environment
+from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.child_process import NodeProcess
 from mobile_vla_inference.tools.demo import CACHE_FOLDER, default_checkpoint, require_rclpy
 from mobile_vla_inference.tools.drill_faults import (
@@ -120,8 +121,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         console.print(_catalogue_table(args.only))
         return 0
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
+    check_output(args.json)
     require_rclpy()
     checkpoint = default_checkpoint(CACHE_FOLDER).resolve()
     outcomes = _run_rounds(args, checkpoint, console)

@@ -12,7 +12,6 @@ from typing import Any
 from mobile_vla_inference import __version__
 from mobile_vla_inference.border import (
     InstructionError,
-    MobileVlaError,
     check_instruction,
     list_frames,
     read_image,
@@ -20,6 +19,7 @@ from mobile_vla_inference.border import (
 )
 from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "run a checkpoint over a folder of images"
 
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the policy over the frames; return the exit status."""
     if not check_instruction(args.instruction):
         raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise MobileVlaError(f"{args.json.parent} is not a folder, expected one to write {args.json.name} to; make it")
+    check_output(args.json)
     paths = list_frames(args.frames)
     policy = VlaPolicy.load(
         args.checkpoint,

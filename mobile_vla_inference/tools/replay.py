@@ -120,7 +120,7 @@ def _options(args: argparse.Namespace) -> ReplayOptions:
 def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
     """Refuse what can't be used before a policy is loaded."""
     for path in (args.json, args.report, args.rerun):
-        check_output(path)
+        check_output(path, args.bag, args.checkpoint, args.against, args.steps)
     if args.rerun is not None:
         require_rerun()
     if args.out_bag is not None:

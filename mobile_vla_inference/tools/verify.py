@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
 from mobile_vla_inference.policy.checksums import verify_folder
+from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "check every file of a converted folder by its hash"
 
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: a file is bad, missing or extra; every one of them has been printed.
     """
+    check_output(args.json, args.folder)
     with tqdm(unit="B", unit_scale=True, desc=args.folder.name, delay=1, disable=None) as bar:
 
         def show(done: int, total: int) -> None:
