@@ -135,7 +135,7 @@ RCLPY_NAMES = {
     "rclpy.context": "Context",
     "rclpy.duration": "Duration",
     "rclpy.exceptions": "ParameterException",
-    "rclpy.executors": "ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
+    "rclpy.executors": "Executor ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
     "rclpy.lifecycle": "LifecycleNodeMixin LifecycleState TransitionCallbackReturn",
     "rclpy.node": "Node",
     "rclpy.parameter": "Parameter parameter_value_to_python",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
@@ -23,6 +24,8 @@ from mobile_vla_inference.bags.writer import BagWriter
 _NS = 1_000_000_000
 _CLOCK_PERIOD_S = 0.01
 _COMMIT_PERIOD_S = 1.0
+#: How long the last messages of a topic are waited for.
+_DELIVERY_LIMIT_S = 1.0
 #: Reliable publishers reach both kinds of subscription.
 _PLAY_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 #: Messages that arrive in a burst must not push each other out.
@@ -108,6 +111,8 @@ class BagPlayer:
             publisher = self._publishers[message.topic]
             publisher.publish(message.data)
             self.published[publisher.topic_name] += 1
+        for publisher in self._publishers.values():  # a process that leaves takes what is on its way with it
+            publisher.wait_for_all_acked(Duration(seconds=_DELIVERY_LIMIT_S))
 
     def _wait_until(self, due_s: float, started_s: float, first_ns: int, stop: threading.Event) -> bool:
         """Keep the clock going until `due_s`; return False where playing is to stop."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
@@ -18,6 +19,11 @@ from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.tools.arguments import positive_number
 from mobile_vla_inference.tools.demo import require_rclpy
 from mobile_vla_inference.tools.play import stop_event
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
+
+    from mobile_vla_inference.tools.bag_graph import BagRecorder
 
 HELP = "record images, instruction, cmd_vel and diagnostics to a bag"
 
@@ -32,6 +38,8 @@ WANTED = {
 }
 _LOOK_PERIOD_S = 0.5
 _SPIN_S = 0.1
+#: Where messages keep coming, the recording goes on for so long at most after the stop.
+_DRAIN_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +89,20 @@ def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) 
                 _look(node.get_topic_names_and_types(), recorder, args.topics, seen)
             executor.spin_once(timeout_sec=_SPIN_S)
             recorder.commit()
+        _drain(executor, recorder)
         executor.shutdown()
         node.destroy_node()
         return dict(recorder.recorded)
     finally:
         rclpy.try_shutdown()
+
+
+def _drain(executor: Executor, recorder: BagRecorder) -> None:
+    """Write what has arrived and was not yet taken when the stop came."""
+    end_s = time.monotonic() + _DRAIN_S
+    recorded = -1
+    while time.monotonic() < end_s and recorded != (recorded := sum(recorder.recorded.values())):
+        executor.spin_once(timeout_sec=_SPIN_S)
 
 
 def _look(graph: list[tuple[str, list[str]]], recorder, topics: list[str] | None, seen: set[str]) -> None:
