@@ -105,11 +105,12 @@ def run(args: argparse.Namespace) -> int:
     with _stop_requests() as stop_requested:
         summary, fault = _drive(args, checkpoint.resolve(), stop_requested)
     _print_summary(summary)
-    if args.json is not None:
+    drove = summary["final_command"] is not None and bool(summary["commands_published"])
+    if args.json is not None and (drove or fault is not None):  # after an early Ctrl-C, a former file tells more
         write_text_atomically(args.json, json.dumps(summary, indent=2) + "\n")
     if fault is not None:
         raise MobileVlaError(fault)
-    if summary["final_command"] is None or not summary["commands_published"]:
+    if not drove:
         raise KeyboardInterrupt
     return 0
 
