@@ -31,6 +31,8 @@ SIGHT = (
 )
 
 _HALF_VIEW_RAD = math.radians(FIELD_OF_VIEW_DEG / 2.0)
+#: What is less far ahead of the camera is beside it.
+_AHEAD_M = 0.02
 
 
 def sight(world: World) -> np.ndarray:
@@ -66,28 +68,33 @@ def sight(world: World) -> np.ndarray:
 
 def _bearing(point: np.ndarray) -> float | None:
     """Return where a point is in the picture, 1 at its left edge and -1 at its right; None where it is not in it."""
-    if point[0] <= 0.02:
+    if point[0] <= _AHEAD_M:
         return None
-    slope = float(point[1] / point[0] / math.tan(_HALF_VIEW_RAD))
-    return slope if abs(slope) < 1.0 else None
+    bearing = float(_across(point))
+    return bearing if abs(bearing) < 1.0 else None
+
+
+def _across(points: np.ndarray) -> np.ndarray:
+    """Return where points [..., 2] ahead of the camera are in the picture, 1 at its left edge and -1 at its right."""
+    return points[..., 1] / points[..., 0] / math.tan(_HALF_VIEW_RAD)
 
 
 def _opening(walls: list[np.ndarray]) -> tuple[float, float]:
     """Return the left and right end of what a doorway's walls leave to be seen; the whole picture without them."""
-    if not walls or any(wall[:, 0].min() <= 0.02 for wall in walls):
+    if not walls or any(wall[:, 0].min() <= _AHEAD_M for wall in walls):
         return 1.0, -1.0
-    right, left = (wall[:, 1] / wall[:, 0] / math.tan(_HALF_VIEW_RAD) for wall in walls)
+    right, left = map(_across, walls)
     return min(1.0, float(left.min())), max(-1.0, float(right.max()))
 
 
 def _edges(outlines: list[np.ndarray], opening: tuple[float, float]) -> tuple[float, float] | None:
     """Return where the boxes' left and right edges are in the picture; None where they are not in it."""
     corners = np.concatenate(outlines)
-    ahead = corners[corners[:, 0] > 0.02]
+    ahead = corners[corners[:, 0] > _AHEAD_M]
     if not len(ahead):
         return None
-    slopes = ahead[:, 1] / ahead[:, 0] / math.tan(_HALF_VIEW_RAD)
-    left, right = min(float(slopes.max()), opening[0]), max(float(slopes.min()), opening[1])
+    across = _across(ahead)
+    left, right = min(float(across.max()), opening[0]), max(float(across.min()), opening[1])
     return (left, right) if left > right else None
 
 

@@ -1,4 +1,4 @@
-"""Types of command-line arguments that several subcommands share."""
+"""Command-line arguments, their types and their checks, that several subcommands share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 from mobile_vla_inference.border import MobileVlaError
+
+_STEP_PERIOD_S = 0.3
 
 
 def positive_number(text: str) -> float:
@@ -31,6 +33,17 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
     return int(text)
+
+
+def add_period_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--period`, the time of an episode's step."""
+    parser.add_argument(
+        "--period",
+        type=positive_number,
+        default=_STEP_PERIOD_S,
+        metavar="S",
+        help="seconds from one step to the next (default: %(default)g)",
+    )
 
 
 def check_output(path: Path | None, *inputs: Path | None) -> None:

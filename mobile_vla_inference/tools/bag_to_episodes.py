@@ -19,11 +19,10 @@ from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagError, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.border import FrameError, InstructionError, MobileVlaError, check_instruction
 from mobile_vla_inference.episodes.files import SCENARIO_INSTRUCTIONS, EpisodeWriter
-from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.arguments import add_period_argument
 
 HELP = "make HDF5 episodes from a bag with images, instruction and cmd_vel"
 
-_STEP_PERIOD_S = 0.3
 #: A longer silence between frames ends an episode, as it ends the policy's memory on the node.
 _GAP_S = 2.0
 _COMMAND_VALID_S = 0.5
@@ -39,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenario", choices=tuple(SCENARIO_INSTRUCTIONS), help="scenario of the drive")
     parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
     parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
-    parser.add_argument(
-        "--period",
-        type=positive_number,
-        default=_STEP_PERIOD_S,
-        metavar="S",
-        help="seconds from one step to the next (default: %(default)g)",
-    )
+    add_period_argument(parser)
 
 
 @dataclass(frozen=True)

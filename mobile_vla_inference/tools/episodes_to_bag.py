@@ -11,7 +11,7 @@ from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TW
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.episodes.files import Episode
-from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.arguments import add_period_argument
 from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
 from mobile_vla_inference.tools.make_bag import (
     COMMAND_TOPIC,
@@ -20,13 +20,13 @@ from mobile_vla_inference.tools.make_bag import (
     INSTRUCTION_TOPIC,
     START_S,
     header_message,
+    image_message,
     twist_message,
 )
 
 HELP = "make bags from HDF5 episodes, one for each"
 
 _NS = 1_000_000_000
-_STEP_PERIOD_S = 0.3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(parser)
     parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
     parser.add_argument("--raw", action="store_true", help="Image instead of CompressedImage (JPEG)")
-    parser.add_argument(
-        "--period",
-        type=positive_number,
-        default=_STEP_PERIOD_S,
-        metavar="S",
-        help="seconds from one step to the next (default: %(default)g)",
-    )
+    add_period_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,26 +72,13 @@ def _written(bag: BagWriter, episode: Episode, raw: bool, period_s: float):
     bag.add_topic(INSTRUCTION_TOPIC, STRING)
     bag.add_topic(COMMAND_TOPIC, TWIST)
     bag.add_topic(image_topic, IMAGE if raw else COMPRESSED_IMAGE)
-    make_image = _raw if raw else _compressed
+    make_image = image_message if raw else _compressed
     bag.write_message(INSTRUCTION_TOPIC, START_S * _NS, typestore().types[STRING](data=episode.instruction))
     for index, (frame, (x_mps, y_mps, z_radps)) in enumerate(zip(episode.frames(), episode.commands.tolist())):
         time_ns = START_S * _NS + round(index * period_s * _NS)
         bag.write_message(COMMAND_TOPIC, time_ns, twist_message(x_mps, z_radps, y_mps))
         bag.write_message(image_topic, time_ns, make_image(frame, time_ns))
         yield
-
-
-def _raw(rgb: np.ndarray, time_ns: int):
-    height, width = rgb.shape[:2]
-    return typestore().types[IMAGE](
-        header=header_message(time_ns, FRAME_ID),
-        height=height,
-        width=width,
-        encoding="rgb8",
-        is_bigendian=0,
-        step=width * 3,
-        data=np.ascontiguousarray(rgb).reshape(-1),
-    )
 
 
 def _compressed(rgb: np.ndarray, time_ns: int):

@@ -111,7 +111,11 @@ def header_message(time_ns: int, frame_id: str) -> Any:
 
 def raw_message(path: Path, time_ns: int) -> Any:
     """Return an image file as sensor_msgs/Image, rgb8."""
-    rgb = read_image(path)
+    return image_message(read_image(path), time_ns)
+
+
+def image_message(rgb: np.ndarray, time_ns: int) -> Any:
+    """Return uint8 RGB [height, width, 3] as sensor_msgs/Image of rosbags' types, rgb8."""
     height, width = rgb.shape[:2]
     return typestore().types[IMAGE](
         header=header_message(time_ns, FRAME_ID),
@@ -120,7 +124,7 @@ def raw_message(path: Path, time_ns: int) -> Any:
         encoding="rgb8",
         is_bigendian=0,
         step=width * 3,
-        data=rgb.reshape(-1),
+        data=np.ascontiguousarray(rgb).reshape(-1),
     )
 
 
