@@ -62,6 +62,11 @@ def test_a_layout_follows_from_its_seed_and_hides_the_cup(scenario, seed):
     assert (layout.doorway is not None) == ("_cone_" in scenario)
     values = dict(zip(SIGHT, sight(World(replace(layout, start=Pose())))))
     assert values["boxes_seen"] == 1.0
+    # The shadow is the one from where the boxes are met: the start, or the doorway where there is one.
+    door = layout.doorway
+    met = Pose() if door is None else Pose(door.x_m - 0.1, door.y_m)
+    values = dict(zip(SIGHT, sight(World(replace(layout, start=met)))))
+    assert values["boxes_seen"] == 1.0
     assert values["cup_seen"] == -1.0 or len(layout.boxes) == 2  # to be seen between two boxes only
     assert layout.side == scenario.rpartition("_")[2]
 
