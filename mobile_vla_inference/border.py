@@ -24,6 +24,9 @@ MAX_FRAME_SIDE_PX = 4608
 #: Longer instructions are refused before they reach the tokenizer (bytes of UTF-8).
 MAX_INSTRUCTION_BYTES = 4096
 
+#: Longest message between the node and its worker; a larger one is refused with a sentence by whoever would send it.
+MAX_MESSAGE_BYTES = 1 << 17
+
 
 class MobileVlaError(Exception):
     """A fault that a user can act on: one sentence with what was found, expected and what to do next."""

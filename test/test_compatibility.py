@@ -140,7 +140,9 @@ RCLPY_NAMES = {
     "rclpy.node": "Node",
     "rclpy.parameter": "Parameter parameter_value_to_python",
     "rclpy.qos": "DurabilityPolicy HistoryPolicy QoSProfile ReliabilityPolicy qos_profile_sensor_data",
+    "rclpy.service": "Service",
     "rclpy.signals": "SignalHandlerOptions",
+    "rclpy.subscription": "Subscription",
     "rclpy.time": "Time",
     "rclpy.utilities": "remove_ros_args",
     "diagnostic_msgs.msg": "DiagnosticArray DiagnosticStatus KeyValue",
@@ -186,11 +188,13 @@ RCLPY_ATTRIBUTES = """
     create_subscription
     create_timer declare_parameter destroy destroy_node destroy_publisher destroy_timer done durability error exception
     executor from_msg
-    get_clock get_fully_qualified_name get_logger get_name get_node_names get_parameter get_parameters
+    get_clock get_fully_qualified_name get_logger get_name get_node_names get_node_names_and_namespaces
+    get_parameter get_parameters
     get_parameters_by_prefix
-    get_publishers_info_by_topic get_subscription_count get_topic_names_and_types handle has_parameter info init label
-    log name nanoseconds node_name node_namespace now ok publish qos_profile reliability reset result service_is_ready
-    shutdown spin spin_once
+    get_publishers_info_by_topic get_subscription_count get_subscriptions_info_by_topic get_topic_names_and_types handle
+    has_parameter info init label
+    log msg_type name nanoseconds node_name node_namespace now ok publish qos_profile raw reliability reset result service_is_ready
+    shutdown spin spin_once srv_name
     to_msg to_parameter_msg topic_name topic_type trigger trigger_activate trigger_configure
     try_shutdown value wait_for_all_acked wait_for_ready_callbacks wait_for_service wake warning
 """

@@ -19,11 +19,15 @@ class Reason(Enum):
     MOVING = "moving"
     INACTIVE = "inactive"
     STOP_REQUESTED = "stop_requested"
+    STOP_UNHEARD = "stop_unheard"
+    NODE_STALLED = "node_stalled"
     DISABLED = "disabled"
     SETTINGS_ASSUMED = "settings_assumed"
+    WORKER_CHANGED = "worker_changed"
     WORKER_FAULT = "worker_fault"
     WORKER_NOT_READY = "worker_not_ready"
     NO_INSTRUCTION = "no_instruction"
+    CMD_VEL_SHARED = "cmd_vel_shared"
     IMAGE_AMBIGUOUS = "image_ambiguous"
     NO_IMAGE = "no_image"
     IMAGE_REFUSED = "image_refused"
@@ -38,11 +42,15 @@ ADVICE = {
     Reason.MOVING: "driving",
     Reason.INACTIVE: "activate the node",
     Reason.STOP_REQUESTED: "release the stop topic, then call ~/enable with true",
+    Reason.STOP_UNHEARD: "a publisher on the stop topic can't be heard, see the warnings; correct its message type",
+    Reason.NODE_STALLED: "the node itself stood still (stopped, starved or suspended); after a while call ~/enable",
     Reason.DISABLED: "call ~/enable with true",
     Reason.SETTINGS_ASSUMED: "confirm policy.json with `mobile_vla inspect CHECKPOINT --confirm`",
+    Reason.WORKER_CHANGED: "another policy was loaded than at configure, see its diagnostics; configure the node again",
     Reason.WORKER_FAULT: "see the worker's diagnostics, then call ~/enable with true",
     Reason.WORKER_NOT_READY: "wait until the policy is loaded",
     Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
+    Reason.CMD_VEL_SHARED: "let only this node publish on cmd_vel, or set exclusive_cmd_vel to false",
     Reason.IMAGE_AMBIGUOUS: "let only one publisher send on the image topic",
     Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_REFUSED: "see the image diagnostics",
@@ -56,8 +64,12 @@ ADVICE = {
 #: A changed instruction is followed once no other has come for so long: under a flood of them the robot stands.
 INSTRUCTION_SETTLE_S = 0.1
 
-#: Stops that a person asks for without haste; with `soft_stop` the robot slows down instead of halting at once.
-_GENTLE = (Reason.NO_INSTRUCTION, Reason.DISABLED)
+#: With `soft_stop` the robot slows down instead of halting at once, but only while nothing else holds: these are the
+#: stops that a person asks for without haste, and what follows from them (there is no action any more).
+_GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED, Reason.NO_STEP})
+
+#: Decisions further apart than this mean that the node itself stood still; nobody else is judged by that time.
+STALL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,9 @@ class GateLimits:
 
     Attributes:
         image_timeout_s: an image older than this, by its stamp or its arrival, stops the robot.
-        step_timeout_s: an action older than this stops the robot.
-        resume_within_s: a stale image stream that comes back later than this stays stopped until enabled again.
+        step_timeout_s: an action stops the robot once the frame that it was made from was captured so long ago.
+        resume_within_s: a stale image stream that comes back later than this, or a node that stood still for longer,
+            stays stopped until enabled again.
         stop_hold_s: how long standstill is published before the gate falls silent.
         soft_stop: slow down by the acceleration limits where a person, not a fault, stops the robot.
     """
@@ -78,7 +91,7 @@ class GateLimits:
     max_linear_acceleration_mps2: float = 1.0
     max_angular_acceleration_radps2: float = 3.0
     image_timeout_s: float = 0.5
-    step_timeout_s: float = 1.0
+    step_timeout_s: float = 2.0
     resume_within_s: float = 2.0
     stop_hold_s: float = 1.0
     soft_stop: bool = False
@@ -109,7 +122,20 @@ class Decision:
 
 
 class CommandGate:
-    """Decide what reaches the base. Every method takes the steady time; none reads a clock."""
+    """Decide what reaches the base. Every method takes the steady time; none reads a clock.
+
+    Attributes:
+        limits: what is enforced; may be replaced at any time.
+        active: the node's lifecycle allows motion.
+        enabled: the operator allows motion (`enable`).
+        settings_confirmed: no setting of the policy is a guess.
+        worker_ready: the policy is loaded.
+        worker_changed: a policy was loaded that is not the one that was configured; nothing but configuring ends this.
+        has_instruction: there is something to follow.
+        stop_unheard: somebody says stop in a way that this node can't hear.
+        executor_stalled: nobody would hear a stop now, because what handles messages does not come to it.
+        cmd_vel_shared: another publisher sends on `cmd_vel` although it must not.
+    """
 
     def __init__(self, limits: GateLimits) -> None:
         self.limits = limits
@@ -117,14 +143,18 @@ class CommandGate:
         self.enabled = True
         self.settings_confirmed = False
         self.worker_ready = False
+        self.worker_changed = False
         self.has_instruction = False
+        self.stop_unheard = False
+        self.executor_stalled = False
+        self.cmd_vel_shared = False
         self._stop_requested = False
         self._latch: Reason | None = None
         self._image_time_s: float | None = None
         self._image_refused = False
         self._image_sources = 1
         self._action: VelocityCommand | None = None
-        self._action_time_s = -math.inf
+        self._captured_s = -math.inf
         self._instruction_changed_s = -math.inf
         self._last_command = STANDSTILL
         self._last_decision_s: float | None = None
@@ -138,10 +168,10 @@ class CommandGate:
     def enable(self, enabled: bool) -> None:
         """Allow or forbid motion; allowing also releases a latched fault (its cause may refuse anew)."""
         self.enabled = enabled
+        self.forget_action()
         if enabled:
             self._latch = Reason.STOP_REQUESTED if self._stop_requested else None
             self._image_time_s = None
-            self.forget_action()
 
     def request_stop(self, stop: bool) -> None:
         """Stop while `stop` is true, and stay stopped afterwards until enabled again."""
@@ -160,9 +190,9 @@ class CommandGate:
         self._instruction_changed_s = now_s
         self.forget_action()
 
-    def image_accepted(self, capture_time_s: float) -> None:
-        """Take note of an image captured at `capture_time_s` (steady clock; its age is already subtracted)."""
-        self._image_time_s = max(capture_time_s, self._image_time_s if self._image_time_s is not None else -math.inf)
+    def image_accepted(self, captured_s: float) -> None:
+        """Take note of an image captured at `captured_s` (steady clock; its age is already subtracted)."""
+        self._image_time_s = max(captured_s, self._image_time_s if self._image_time_s is not None else -math.inf)
 
     def image_refused(self) -> None:
         """Take note of an image that can't be used: standstill until a step uses a good one."""
@@ -175,27 +205,33 @@ class CommandGate:
             self.forget_action()
         self._image_sources = count
 
-    def action_ready(self, action: VelocityCommand, now_s: float) -> None:
-        """Take the newest action of the policy; NaN and infinity stop the robot until enabled again."""
+    def action_ready(self, action: VelocityCommand, captured_s: float) -> None:
+        """Take the newest action of the policy; NaN and infinity stop the robot until enabled again.
+
+        Args:
+            action: what the policy wants.
+            captured_s: when the frame that it was made from was captured, steady clock.
+        """
         if not action.is_finite:
             self.latch(Reason.ACTION_NOT_FINITE)
             return
         self._image_refused = False
         self._action = action
-        self._action_time_s = now_s
+        self._captured_s = captured_s
 
     def forget_action(self) -> None:
         """Drop the action in force (a reset, a new instruction, a fault)."""
         self._action = None
-        self._action_time_s = -math.inf
+        self._captured_s = -math.inf
 
     def decide(self, now_s: float) -> Decision:
         """Return what to publish at `now_s` (steady clock, seconds)."""
-        reason = self._reason(now_s)
-        if reason is Reason.MOVING:
+        self._notice_stall(now_s)
+        reasons = self._reasons(now_s)
+        if not reasons:
             self._standing_since_s = None
             command = self._limited(self._action, now_s)
-        elif self.limits.soft_stop and reason in _GENTLE and not self._last_command.is_zero:
+        elif self.limits.soft_stop and _GENTLE.issuperset(reasons) and not self._last_command.is_zero:
             command = self._limited(STANDSTILL, now_s)
         else:
             if self._standing_since_s is None:
@@ -204,20 +240,34 @@ class CommandGate:
             command = None if held else STANDSTILL
         self._last_command = command or STANDSTILL
         self._last_decision_s = now_s
-        return Decision(command, reason)
+        return Decision(command, reasons[0] if reasons else Reason.MOVING)
 
-    def _reason(self, now_s: float) -> Reason:
-        """Return the first reason to stand still, or MOVING."""
+    def _notice_stall(self, now_s: float) -> None:
+        """Begin afresh after a time in which this node saw nothing: what is old now is not the camera's fault."""
+        if self._last_decision_s is None or now_s - self._last_decision_s <= STALL_S:
+            return
+        stalled_s = now_s - self._last_decision_s
+        if self.active and stalled_s > self.limits.resume_within_s:
+            self.latch(Reason.NODE_STALLED)
+        self.forget_action()
+        self._image_time_s = None
+
+    def _reasons(self, now_s: float) -> list[Reason]:
+        """Return every reason to stand still, the one to tell first; empty: the robot may move."""
         image_age_s = math.inf if self._image_time_s is None else now_s - self._image_time_s
         if self._image_time_s is not None and image_age_s > self.limits.resume_within_s and self._latch is None:
             self.latch(Reason.IMAGE_STALE)
         checks = (
             (not self.active, Reason.INACTIVE),
             (self._stop_requested, Reason.STOP_REQUESTED),
+            (self.stop_unheard, Reason.STOP_UNHEARD),
+            (self.executor_stalled, Reason.NODE_STALLED),
             (not self.enabled, Reason.DISABLED),
+            (self.worker_changed, Reason.WORKER_CHANGED),
             (self._latch is not None, self._latch),
             (not self.worker_ready, Reason.WORKER_NOT_READY),
             (not self.settings_confirmed, Reason.SETTINGS_ASSUMED),
+            (self.cmd_vel_shared, Reason.CMD_VEL_SHARED),
             (not self.has_instruction, Reason.NO_INSTRUCTION),
             (self._image_sources > 1, Reason.IMAGE_AMBIGUOUS),
             (self._image_refused, Reason.IMAGE_REFUSED),
@@ -225,9 +275,9 @@ class CommandGate:
             (image_age_s > self.limits.image_timeout_s, Reason.IMAGE_STALE),
             (self._action is None, Reason.NO_STEP),
             (now_s - self._instruction_changed_s < INSTRUCTION_SETTLE_S, Reason.NO_STEP),
-            (now_s - self._action_time_s > self.limits.step_timeout_s, Reason.STEP_STALE),
+            (self._action is not None and now_s - self._captured_s > self.limits.step_timeout_s, Reason.STEP_STALE),
         )
-        return next((reason for refused, reason in checks if refused), Reason.MOVING)
+        return [reason for refused, reason in checks if refused]
 
     def _limited(self, goal: VelocityCommand, now_s: float) -> VelocityCommand:
         """Return the goal within the speed limits, approached along a straight line in velocity space."""

@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+
+from mobile_vla_inference.control.clock import steady_s
 
 
 class Pulse:
-    """Call `beat` each period, on the steady clock, until `close`.
+    """Call `beat` each period, on the steady clock, until `close`; nothing that happens puts a beat off.
 
     A beat that fails ends the pulse, and `failed` is told why. Thread-safe.
     """
 
-    def __init__(self, beat: Callable[[], object], period_s: float, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, beat: Callable[[], object], period_s: float, failed: Callable[[BaseException], None], name: str = "pulse"
+    ) -> None:
         """Start the thread; the first beat comes a period from now.
 
         Args:
             beat: what to call.
             period_s: seconds from one beat to the next.
             failed: called by the thread with what a beat raised, as the last thing that it does.
+            name: of the thread.
         """
         self._beat = beat
         self._failed = failed
         self._changed = threading.Condition()
         self._period_s = period_s
-        self._due_s = time.monotonic() + period_s
+        self._last_beat_s = steady_s()
+        self._due_s = self._last_beat_s + period_s
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
+    def last_beat_s(self) -> float:
+        """When the last beat was over (at first: when the pulse was made), steady clock; for whoever watches over it."""
+        return self._last_beat_s
+
+    @property
     def period_s(self) -> float:
-        """Seconds from one beat to the next; a new value counts from now on."""
+        """Seconds from one beat to the next; a new value counts from the last beat on, the same one changes nothing."""
         return self._period_s
 
     @period_s.setter
     def period_s(self, period_s: float) -> None:
-        self._period_s = period_s
-        self.restart()
-
-    def restart(self) -> None:
-        """Let the next beat come a full period from now."""
         with self._changed:
-            self._due_s = time.monotonic() + self._period_s
+            self._due_s += period_s - self._period_s
+            self._period_s = period_s
             self._changed.notify()
 
     def close(self) -> None:
@@ -54,18 +60,18 @@ class Pulse:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._wait():
-            try:
+        try:
+            while self._wait():
                 self._beat()
-            except Exception as error:
-                self._failed(error)
-                return
+                self._last_beat_s = steady_s()
+        except BaseException as error:  # whatever it is: without its beats nothing stops the robot in time
+            self._failed(error)
 
     def _wait(self) -> bool:
         """Wait until a beat is due, and plan the next one; False once closed."""
         with self._changed:
             while not self._closed:
-                now_s = time.monotonic()
+                now_s = steady_s()
                 if now_s >= self._due_s:
                     self._due_s += self._period_s
                     if self._due_s <= now_s:  # beats that were missed are left out, not made up for

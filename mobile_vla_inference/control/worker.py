@@ -32,15 +32,24 @@ from typing import Any
 
 import numpy as np
 
-from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.border import MAX_MESSAGE_BYTES, FrameError
+from mobile_vla_inference.control.clock import steady_s
 
 #: The entry point that imports torch; a module name, so that this side never does.
 WORKER_MODULE = "mobile_vla_inference.policy.worker_process"
 
-_MAX_MESSAGE_BYTES = 1 << 16
 #: Contexts are sent no more often: under a flood of instructions the worker would only encode them.
 _CONTEXT_PERIOD_S = 0.1
 _RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+#: A deadline that is noticed later than this was missed by this process itself, which says nothing of the worker.
+_OWN_STALL_S = 0.25
+#: How long the end of a process is waited for once it is certain; memory of a driver may take longer to be freed.
+_EXIT_LIMIT_S = 5.0
+#: What has to be the same each time that a worker says it is ready: which policy it is, and what its actions mean.
+_IDENTITY = (
+    *("checkpoint_id", "variant", "parameters", "image_size", "image_keep_aspect", "step_period_s"),
+    *("action_axes", "action_scale", "action_offset", "assumed_settings"),
+)
 
 
 class WorkerState(Enum):
@@ -83,11 +92,13 @@ class Frame:
     Attributes:
         stamp_s: capture time by the message's stamp, seconds.
         received_s: arrival time, steady clock, seconds.
+        captured_s: capture time by the stamp's age at arrival, steady clock, seconds.
         load: converts and reduces the image: (size_px, keep_aspect) -> uint8 RGB [size, size, 3]; raises FrameError.
     """
 
     stamp_s: float
     received_s: float
+    captured_s: float
     load: Callable[[int, bool], np.ndarray]
 
 
@@ -99,6 +110,7 @@ class StepResult:
         values: normalised action, one float per axis.
         stamp_s: stamp of the frame, seconds.
         received_s: arrival of the frame, steady clock.
+        captured_s: capture of the frame, steady clock.
         started_s: when the frame's step was due and its conversion began, steady clock.
         loaded_s: when it was converted and lay in shared memory, steady clock.
         finished_s: when the action came back, steady clock.
@@ -109,6 +121,7 @@ class StepResult:
     values: tuple[float, ...]
     stamp_s: float
     received_s: float
+    captured_s: float
     started_s: float
     loaded_s: float
     finished_s: float
@@ -122,6 +135,13 @@ class WorkerFault:
 
     message: str
     final: bool
+
+
+@dataclass(frozen=True)
+class WorkerChanged:
+    """A restarted worker loaded something else than the first one; `message` names it. It is not started again."""
+
+    message: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ class StepFailed:
     message: str
 
 
-WorkerEvent = StepResult | StepFailed | WorkerFault | FrameRefused | InstructionRefused
+WorkerEvent = StepResult | StepFailed | WorkerFault | WorkerChanged | FrameRefused | InstructionRefused
 
 
 @dataclass
@@ -163,12 +183,22 @@ class WorkerCounters:
 class PolicyWorker:
     """Run the policy in a child process and keep it alive.
 
-    Thread-safe. `notify` is called from the supervising thread whenever `take_events` or the state has news.
+    Thread-safe, and harmless after `close`: what it is told then is forgotten.
     """
 
-    def __init__(self, options: WorkerOptions, notify: Callable[[], None]) -> None:
+    def __init__(
+        self, options: WorkerOptions, notify: Callable[[], None], died: Callable[[BaseException], None] = lambda _: None
+    ) -> None:
+        """Prepare the worker; `start` starts it.
+
+        Args:
+            options: how to start and to watch it.
+            notify: called from the supervising thread whenever `take_events` or the state has news.
+            died: called by the supervising thread with what ended it, should it ever fail itself.
+        """
         self._options = options
         self._notify = notify
+        self._died = died
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._events: deque[WorkerEvent] = deque()
@@ -188,6 +218,9 @@ class PolicyWorker:
         self._thread: threading.Thread | None = None
         self._child: subprocess.Popen | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Guards the descriptor: after `close` its number may belong to somebody else.
+        self._wake_lock = threading.Lock()
+        self._closed = False
 
     # ---- what the node calls -------------------------------------------------------------------------------------
 
@@ -196,7 +229,7 @@ class PolicyWorker:
         with self._lock:
             self._stop = False
             self._state = WorkerState.LOADING
-        self._thread = threading.Thread(target=self._supervise, name="policy_worker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="policy_worker", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -212,9 +245,12 @@ class PolicyWorker:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop, and release the file descriptor; the object can't be used afterwards."""
+        """Stop, and release the file descriptor; safe to call more than once."""
         self.stop()
-        os.close(self._wake_fd)
+        with self._wake_lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._wake_fd)
 
     def wait_until_loaded(self) -> None:
         """Block until the worker is ready, has failed for good or was stopped."""
@@ -319,8 +355,9 @@ class PolicyWorker:
     # ---- shared helpers ------------------------------------------------------------------------------------------
 
     def _wake_up(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is awake already
-            os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock, contextlib.suppress(BlockingIOError):  # it is awake already
+            if not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
 
     def _bump_generation(self, cause: str) -> None:
         """Raise the generation; the caller holds the lock."""
@@ -359,23 +396,34 @@ class PolicyWorker:
 
     # ---- the supervising thread ----------------------------------------------------------------------------------
 
+    def _run(self) -> None:
+        """Supervise, and tell whatever ends that: a worker that nobody watches must not move a robot."""
+        try:
+            self._supervise()
+        except BaseException as error:
+            self._last_error = f"the worker's supervision failed: {_describe_error(error)}"
+            with self._lock:
+                self._events.append(WorkerFault(self._last_error, True))
+                self._state = WorkerState.FAILED
+                self._changed.notify_all()
+            self._died(error)
+
     def _supervise(self) -> None:
         """Start the worker, again after faults, until stopped or given up."""
         attempt = 0
         while not self._stop:
             self._set_state(WorkerState.LOADING)
-            session = _WorkerSession(self)
-            try:
-                fault = session.run()
+            with _WorkerSession(self) as session:
+                try:
+                    fault = session.run()
+                except Exception as error:  # no descriptor left, a message that makes no sense, whatever else
+                    fault = WorkerFault(f"worker could not be run: {_describe_error(error)}", False)
                 if self._stop or fault is None:
                     return
                 if session.ready_for_s >= self._options.healthy_after_s:
                     attempt = 0
                 # Told before the process is ended: the kernel takes its time to free gigabytes, the robot drives on.
                 final = self._tell_fault(fault, attempt)
-            finally:
-                session.close()
-                self._child = None
             if final:
                 return
             delay_s = _RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)]
@@ -384,8 +432,14 @@ class PolicyWorker:
                 self._counters.restarts += 1
             self._sleep(delay_s)
 
-    def _tell_fault(self, fault: WorkerFault, attempt: int) -> bool:
+    def _tell_fault(self, fault: WorkerFault | WorkerChanged, attempt: int) -> bool:
         """Publish a fault of the worker; return whether it is final."""
+        if isinstance(fault, WorkerChanged):
+            self._last_error = fault.message
+            with self._lock:
+                self._events.append(fault)
+            self._set_state(WorkerState.FAILED)
+            return True
         # What never ran once will not run the next time either.
         final = fault.final or not self._info or attempt >= self._options.max_restarts
         message = fault.message
@@ -399,8 +453,8 @@ class PolicyWorker:
 
     def _sleep(self, duration_s: float) -> None:
         """Wait, but wake at once when stopped."""
-        deadline_s = time.monotonic() + duration_s
-        while not self._stop and (remaining_s := deadline_s - time.monotonic()) > 0:
+        deadline_s = steady_s() + duration_s
+        while not self._stop and (remaining_s := deadline_s - steady_s()) > 0:
             time.sleep(min(remaining_s, 0.05))
 
 
@@ -421,17 +475,34 @@ class _WorkerSession:
         self._last_stamp_s: float | None = None
         self._ready_s = math.inf
         self._shared: mmap.mmap | None = None
+        self._child: subprocess.Popen | None = None
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> _WorkerSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Kill the process if it still runs, reap it and release what the session holds."""
+        if self._child is not None:
+            if self._child.poll() is None:
+                self._child.kill()
+            self._await_exit(_EXIT_LIMIT_S)
+        self._worker._child = None
+        self._resources.close()
+
+    def _open(self) -> None:
+        """Make what both processes share, and start the other one."""
         self._memory_fd = os.memfd_create("mobile_vla_frame", os.MFD_CLOEXEC)
+        self._resources.callback(os.close, self._memory_fd)
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._selector = selectors.DefaultSelector()
-        self._oom_kills = _count_oom_kills()
-        try:
+        self._resources.enter_context(self._socket)
+        with remote:
+            self._selector = self._resources.enter_context(selectors.DefaultSelector())
+            self._oom_kills = _count_oom_kills()
             self._spawn(remote)
-        finally:
-            remote.close()
         self._selector.register(self._socket, selectors.EVENT_READ)
-        self._selector.register(worker._wake_fd, selectors.EVENT_READ)
-        self._deadline_s = time.monotonic() + self._options.load_timeout_s
+        self._selector.register(self._worker._wake_fd, selectors.EVENT_READ)
+        self._deadline_s = steady_s() + self._options.load_timeout_s
 
     def _spawn(self, remote: socket.socket) -> None:
         command = [
@@ -447,27 +518,24 @@ class _WorkerSession:
         )
         self._send({"op": "load", "policy": self._options.policy})
 
-    def close(self) -> None:
-        """Kill the process if it still runs, reap it and release what the session holds."""
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-        self._selector.close()
-        self._socket.close()
-        if self._shared is not None:
-            self._shared.close()
-        os.close(self._memory_fd)
+    def _await_exit(self, limit_s: float) -> int | None:
+        """Return the exit status, or None where the process has not ended after `limit_s`."""
+        try:
+            return self._child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
 
     @property
     def ready_for_s(self) -> float:
         """How long ago the policy was loaded; negative where it never was."""
-        return time.monotonic() - self._ready_s
+        return steady_s() - self._ready_s
 
-    def run(self) -> WorkerFault | None:
+    def run(self) -> WorkerFault | WorkerChanged | None:
         """Serve until the worker faults (returned) or is asked to stop (None)."""
+        self._open()
         while not self._worker._stop:
             self._start_due_step()
-            timeout_s = self._next_wake_s() - time.monotonic()
+            timeout_s = self._next_wake_s() - steady_s()
             ready = self._selector.select(None if timeout_s == math.inf else max(0.0, timeout_s))
             for key, _ in ready:
                 if key.fileobj is not self._socket:
@@ -476,12 +544,21 @@ class _WorkerSession:
                 fault = self._receive()
                 if fault is not None:
                     return fault
-            if time.monotonic() > self._deadline_s:
-                doing = "a policy step" if self._pending is not None else "loading"
-                limit_s = self._worker.step_timeout_s if self._pending is not None else self._options.load_timeout_s
+            if (late_s := steady_s() - self._deadline_s) > 0.0:
+                doing, limit_s = self._task()
+                if late_s > _OWN_STALL_S:
+                    # We meant to wake up at the deadline: what was late is this process, the worker gets its time anew.
+                    self._deadline_s = steady_s() + limit_s
+                    continue
                 self._count_pending_as("worker_fault")
                 return WorkerFault(f"worker hung: {doing} took longer than {limit_s:g} s; it was killed", False)
         return None
+
+    def _task(self) -> tuple[str, float]:
+        """Return what the worker was asked for and how long it may take, seconds."""
+        if self._worker._state is not WorkerState.READY:
+            return "loading", self._options.load_timeout_s
+        return "a policy step" if self._pending is not None else "a change of instruction", self._worker.step_timeout_s
 
     def _next_wake_s(self) -> float:
         """Return the steady time at which there is something to do without any message."""
@@ -504,7 +581,7 @@ class _WorkerSession:
         if not self._idle:
             return
         worker = self._worker
-        now_s = time.monotonic()
+        now_s = steady_s()
         with worker._lock:
             if self._sent_generation != worker._generation:
                 if now_s >= self._next_context_s:
@@ -528,8 +605,8 @@ class _WorkerSession:
         self._send({"op": "context", "generation": worker._generation, "instruction": worker._instruction})
         self._sent_generation = worker._generation
         self._last_stamp_s = None
-        self._next_context_s = time.monotonic() + _CONTEXT_PERIOD_S
-        self._deadline_s = time.monotonic() + self._worker.step_timeout_s
+        self._next_context_s = steady_s() + _CONTEXT_PERIOD_S
+        self._deadline_s = steady_s() + self._worker.step_timeout_s
 
     def _broken_sequence(self, frame: Frame) -> str | None:
         """Return why the hidden state can't be carried over to `frame`, or None."""
@@ -551,28 +628,32 @@ class _WorkerSession:
             return
         self._shared.seek(0)
         self._shared.write(pixels.data)
-        self._loaded_s = time.monotonic()
+        self._loaded_s = steady_s()
         self._pending, self._pending_generation = frame, generation
         self._started_s = now_s
         # A late step starts the period anew: a backlog of steps would run the LSTM's time too fast.
         self._next_step_s = now_s + self._worker._info["step_period_s"]
-        self._deadline_s = now_s + self._worker.step_timeout_s
+        self._deadline_s = self._loaded_s + self._worker.step_timeout_s
         self._last_stamp_s = frame.stamp_s
         self._send({"op": "step", "generation": generation})
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended; the next receive says so
-            self._socket.send(json.dumps(message).encode())
+            self._socket.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
 
-    def _receive(self) -> WorkerFault | None:
+    def _receive(self) -> WorkerFault | WorkerChanged | None:
         """Read one message of the worker; return a fault where it ended or failed."""
         try:
-            data = self._socket.recv(_MAX_MESSAGE_BYTES)
+            data = self._socket.recv(MAX_MESSAGE_BYTES + 1)
         except ConnectionResetError:
             data = b""
         if not data:
+            # The robot stops now; how the process ended is found out afterwards.
             self._count_pending_as("worker_fault")
-            return WorkerFault(_describe_exit(self._child.wait(), self._oom_kills), False)
+            self._worker._set_state(WorkerState.RESTARTING)
+            return WorkerFault(_describe_exit(self._await_exit(_EXIT_LIMIT_S), self._oom_kills), False)
+        if len(data) > MAX_MESSAGE_BYTES:
+            return WorkerFault(f"worker sent a message of more than {MAX_MESSAGE_BYTES} bytes; it was killed", False)
         message = json.loads(data)
         return getattr(self, f"_on_{message['op']}")(message)
 
@@ -580,17 +661,22 @@ class _WorkerSession:
         self._worker._progress = message["text"]
         self._worker._notify()
 
-    def _on_ready(self, message: dict[str, Any]) -> None:
-        worker = self._worker
-        worker._info = message["info"]
+    def _on_ready(self, message: dict[str, Any]) -> WorkerChanged | None:
+        worker, info = self._worker, message["info"]
+        if worker._info and (difference := _difference(worker._info, info)):
+            return WorkerChanged(
+                f"the worker loaded another policy than at configure: {difference}; restore it or configure the node again"
+            )
+        worker._info = info
         worker._memory = message["memory"]
         size_px = worker._info["image_size"]
         os.ftruncate(self._memory_fd, size_px * size_px * 3)
         self._shared = mmap.mmap(self._memory_fd, size_px * size_px * 3)
         worker._progress = ""
-        self._ready_s = time.monotonic()
+        self._ready_s = steady_s()
         self._deadline_s = math.inf
         worker._set_state(WorkerState.READY)
+        return None
 
     def _on_context(self, message: dict[str, Any]) -> None:
         self._deadline_s = math.inf
@@ -598,8 +684,14 @@ class _WorkerSession:
         if message["error"]:
             self._worker._publish_event(InstructionRefused(message["error"]))
 
-    def _on_result(self, message: dict[str, Any]) -> None:
+    def _on_result(self, message: dict[str, Any]) -> WorkerFault | None:
         worker, frame = self._worker, self._pending
+        if len(message["values"]) != len(worker._info["action_axes"]):
+            self._count_pending_as("worker_fault")
+            return WorkerFault(
+                f"worker gave {len(message['values'])} action values, expected {len(worker._info['action_axes'])}",
+                False,
+            )
         self._pending = None
         self._deadline_s = math.inf
         worker._memory = message["memory"]
@@ -608,9 +700,10 @@ class _WorkerSession:
             values=tuple(float(value) for value in message["values"]),
             stamp_s=frame.stamp_s,
             received_s=frame.received_s,
+            captured_s=frame.captured_s,
             started_s=self._started_s,
             loaded_s=self._loaded_s,
-            finished_s=time.monotonic(),
+            finished_s=steady_s(),
             step_s=message["step_s"],
             first_of_state=self._fresh_state,
         )
@@ -624,6 +717,7 @@ class _WorkerSession:
                 worker._counters.discarded_results += 1
         if current:
             worker._notify()
+        return None
 
     def _on_step_failed(self, message: dict[str, Any]) -> None:
         self._pending = None
@@ -648,6 +742,21 @@ class _WorkerSession:
         self._pending = None
 
 
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Name the first thing in which two policies differ; empty where they are the same one."""
+    for name in _IDENTITY:
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            return f"{name} is {new!r}, expected {old!r}"
+    return ""
+
+
+def _describe_error(error: BaseException) -> str:
+    """Return an exception as part of a sentence, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _count_oom_kills() -> int:
     """Return how many processes the kernel has killed for lack of memory since it booted; -1 where it doesn't say."""
     with contextlib.suppress(OSError):
@@ -657,8 +766,10 @@ def _count_oom_kills() -> int:
     return -1
 
 
-def _describe_exit(status: int, oom_kills_before: int) -> str:
-    """Say in one sentence how a process ended (`Popen.returncode`) and what to do."""
+def _describe_exit(status: int | None, oom_kills_before: int) -> str:
+    """Say in one sentence how a process ended (`Popen.returncode`; None: it has not) and what to do."""
+    if status is None:
+        return "worker left its connection but did not end; it was killed"
     if status == -signal.SIGKILL:
         if _count_oom_kills() > oom_kills_before:
             return (

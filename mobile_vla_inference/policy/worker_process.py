@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.border import MAX_MESSAGE_BYTES, MobileVlaError
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Above the node's 0: when memory runs out, the kernel takes the worker, and the node stops the robot.
 _OOM_SCORE_ADJ = "800"
 _PR_SET_PDEATHSIG = 1
+#: Characters of an error that reach the node; a library may put a whole file into one.
+_MAX_SENTENCE = 4000
 
 
 class PolicyServer:
@@ -44,21 +46,21 @@ class PolicyServer:
     def serve(self) -> int:
         """Run until the node goes away (exit status 0) or the policy fails (1)."""
         while True:
-            data = self._connection.recv(1 << 16)
+            data = self._connection.recv(MAX_MESSAGE_BYTES)
             if not data:
                 return 0
             message = json.loads(data)
             try:
                 getattr(self, f"on_{message.pop('op')}")(**message)
             except MobileVlaError as error:
-                self._send({"op": "failed", "message": str(error), "final": self._policy is None})
+                self._fail(str(error), final=self._policy is None)
                 return 1
             except Exception as error:  # the process border: whatever it is, the node must hear of it
                 traceback.print_exc()
                 sentence = (
                     f"worker failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
-                self._send({"op": "failed", "message": sentence, "final": False})
+                self._fail(sentence, final=False)
                 return 1
 
     def on_load(self, policy: dict[str, Any]) -> None:
@@ -67,8 +69,8 @@ class PolicyServer:
         loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
-        self._policy = loaded
         self._send({"op": "ready", "info": loaded.describe(), "memory": self._memory()})
+        self._policy = loaded
 
     def on_context(self, generation: int, instruction: str) -> None:
         """Clear the hidden state and put an instruction in force; an empty one leaves the policy without."""
@@ -102,12 +104,21 @@ class PolicyServer:
             }
         )
 
+    def _fail(self, sentence: str, final: bool) -> None:
+        self._send({"op": "failed", "message": sentence[:_MAX_SENTENCE], "final": final})
+
     def _report(self, text: str) -> None:
         self._send({"op": "progress", "text": text})
 
     def _send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode()
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise MobileVlaError(
+                f"what the policy says of itself ({message['op']}) has {len(data)} bytes, expected at most "
+                f"{MAX_MESSAGE_BYTES}; shorten its settings"
+            )
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node is gone; recv will say so
-            self._connection.send(json.dumps(message).encode())
+            self._connection.send(data)
 
     @staticmethod
     def _memory() -> dict[str, float]:

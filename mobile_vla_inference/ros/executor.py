@@ -14,12 +14,18 @@ from typing import Any
 from rclpy.callback_groups import CallbackGroup
 from rclpy.context import Context
 from rclpy.executors import ShutdownException, SingleThreadedExecutor, TimeoutException
+from rclpy.service import Service
+
+
+class RequestError(Exception):
+    """A service could not answer: the caller is gone, or (up to Jazzy) a lifecycle transition is not allowed now."""
 
 
 class NodeExecutor(SingleThreadedExecutor):
     """Run callbacks in the thread that spins, and those of `blocking_group` each in a thread of its own.
 
-    What a callback raises comes out of `spin`, whichever thread it ran in.
+    What a callback raises comes out of `spin`, whichever thread it ran in; as RequestError, where it is the
+    RuntimeError (rclpy's RCLError is one) of a service.
     """
 
     def __init__(self, blocking_group: CallbackGroup, context: Context | None = None) -> None:
@@ -37,14 +43,22 @@ class NodeExecutor(SingleThreadedExecutor):
         except (ShutdownException, TimeoutException):
             return
         if getattr(entity, "callback_group", None) is self._blocking_group:
-            threading.Thread(target=self._run_apart, args=(handler,), name="transition", daemon=True).start()
+            threading.Thread(target=self._run_apart, args=(handler, entity), name="transition", daemon=True).start()
             return
         handler()
         if handler.exception() is not None:
-            raise handler.exception()
+            raise _failure(handler.exception(), entity)
 
-    def _run_apart(self, handler: Any) -> None:
+    def _run_apart(self, handler: Any, entity: Any) -> None:
         handler()
         if handler.exception() is not None:
-            self._failures.append(handler.exception())
+            self._failures.append(_failure(handler.exception(), entity))
             self.wake()
+
+
+def _failure(error: BaseException, entity: Any) -> BaseException:
+    if not (isinstance(entity, Service) and isinstance(error, RuntimeError)):
+        return error
+    failure = RequestError(f"request of {entity.srv_name} failed: {error}")
+    failure.__cause__ = error
+    return failure

@@ -2,18 +2,25 @@
 
 Wiring only. Callbacks store; the policy runs in the worker process (control/worker.py); what reaches the base is
 decided by the gate (control/gate.py) alone, and published from exactly one place, `_publish_decision`.
+
+Nothing that may block stands between a stop and its zero. The executor's thread and the pulse's only decide and publish
+velocities; logs and reports go through a reporter (control/reporter.py), questions to the graph through a thread of
+their own, and the process's output through a pump (control/output_pump.py). The main thread watches the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,10 +51,13 @@ from mobile_vla_inference.border import (
     reduce_frame,
 )
 from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
-from mobile_vla_inference.control.gate import ADVICE, CommandGate, Decision, Reason
+from mobile_vla_inference.control.clock import steady_s
+from mobile_vla_inference.control.gate import ADVICE, STALL_S, CommandGate, Decision, Reason
 from mobile_vla_inference.control.memory import MemoryProbe
+from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.control.overlay import draw_command
 from mobile_vla_inference.control.pulse import Pulse
+from mobile_vla_inference.control.reporter import Reporter
 from mobile_vla_inference.control.worker import (
     WORKER_MODULE,
     Frame,
@@ -56,6 +66,7 @@ from mobile_vla_inference.control.worker import (
     PolicyWorker,
     StepFailed,
     StepResult,
+    WorkerChanged,
     WorkerCounters,
     WorkerEvent,
     WorkerFault,
@@ -63,8 +74,10 @@ from mobile_vla_inference.control.worker import (
     WorkerState,
 )
 from mobile_vla_inference.ros import conversions
-from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status, explain_mismatch
-from mobile_vla_inference.ros.executor import NodeExecutor
+from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status
+from mobile_vla_inference.ros.executor import NodeExecutor, RequestError
+from mobile_vla_inference.ros.graph import GraphWatch
+from mobile_vla_inference.ros.inputs import EveryPublisher
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
 
@@ -79,6 +92,20 @@ _POLICY_FACTS = ("checkpoint", "variant", "parameters", "dtype", "quantization",
 _LATENCY_WINDOW = 200
 #: The last zero is repeated this long before the node goes, so that it arrives whatever the transport does.
 _FAREWELL_S = 0.1
+#: The gate is asked this often at least, whatever the publish rate.
+_SAFETY_PERIOD_S = 0.05
+#: While standstill is held it is published this often at least.
+_ZERO_PERIOD_S = 0.1
+#: How often the executor shows that it runs callbacks, and the main thread looks at the others.
+_WATCH_PERIOD_S = 0.1
+#: A thread that the main thread has not seen at work for so long will not come back: the node leaves.
+_THREAD_LIMIT_S = 5.0
+#: How long a leaving node waits for the motion lock, which a thread that hangs may hold.
+_LOCK_LIMIT_S = 0.05
+#: How long a leaving node may take in all once its last zero is out.
+_LEAVE_LIMIT_S = 15.0
+#: How long a leaving process waits for whoever reads its output.
+_OUTPUT_LIMIT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -111,12 +138,17 @@ class VlaNode(LifecycleNodeMixin, Node):
         Args:
             worker_module: what runs as the policy worker; `mobile_vla drill` gives one that fails on demand.
         """
-        self._pulse: Pulse | None = None  # rclpy destroys what failed to be made, too
+        self._threads: list[Pulse] = []  # rclpy destroys what failed to be made, too
+        self.leave = threading.Event()
+        self.failure: BaseException | None = None
+        self.output = OutputPump()
         Node.__init__(self, NODE_NAME)
         self._worker_module = worker_module
         # Transitions block their thread while the worker loads: NodeExecutor runs this group apart.
         self.transitions = ReentrantCallbackGroup()
         LifecycleNodeMixin.__init__(self, callback_group=self.transitions)
+        self._reporter = Reporter()
+        self._said_s: dict[str, float] = {}
         self._config = declare_parameters(self)
         refuse_unknown_parameters(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -136,12 +168,17 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._newest_image: tuple[Callable, Any] | None = None
         self._decision = Decision(None, Reason.INACTIVE)
         self._commands_published = 0
+        self._published_s = -math.inf
+        self._executor_seen_s = steady_s()
         self._step_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._reaction_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._memory_probe = MemoryProbe()
+        self._debug_image_waits = False
         self._create_interface()
         # No callback of the executor: however many images and calls wait, a command is due.
-        self._pulse = Pulse(self._publish_decision, 1.0 / self._config.publish_rate_hz, self._on_pulse_failure)
+        self._pulse = Pulse(self._beat, _beat_period_s(self._config.publish_rate_hz), self.fail)
+        self._graph_pulse = Pulse(self._graph.look, GraphWatch.PERIOD_S, self.fail, name="graph")
+        self._threads = [self._pulse, self._graph_pulse]
 
     def _create_interface(self) -> None:
         """Create topics, services and timers, all in one mutually exclusive group; timers run on the steady clock."""
@@ -163,17 +200,24 @@ class VlaNode(LifecycleNodeMixin, Node):
 
         self._debug_publisher = self.create_publisher(Image, "~/debug_image", image_qos)
         self._format = _COMPRESSED if parameters.image_transport == "compressed" else _RAW
-        subscribe = partial(self.create_subscription, callback_group=group)
-        self._image_subscription = subscribe(self._format.type, self._format.topic, self._on_image, image_qos)
-        subscribe(String, "instruction", self._on_instruction, reliable)
-        subscribe(Bool, "stop", self._on_stop, reliable)
+        self._image_subscription = self.create_subscription(
+            self._format.type, self._format.topic, self._on_image, image_qos, callback_group=group
+        )
+        self._instructions = EveryPublisher(self, String, "instruction", self._on_instruction, group)
+        self._stops = EveryPublisher(self, Bool, "stop", self._on_stop, group, self._on_replayed_stop)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
         self.create_service(SetBool, "~/enable", self._on_enable, callback_group=group)
 
         self._worker_news = self.create_guard_condition(self._on_worker_news, callback_group=group)
-        self._pulse_failure: Exception | None = None
-        self._pulse_failed = self.create_guard_condition(self._raise_pulse_failure, callback_group=group)
-        self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, callback_group=group, clock=steady)
+        diagnose = partial(self._reporter.post, self._publish_diagnostics)
+        self.create_timer(_DIAGNOSTICS_PERIOD_S, diagnose, callback_group=group, clock=steady)
+        self.create_timer(_WATCH_PERIOD_S, self._show_executor, callback_group=group, clock=steady)
+        self._graph = GraphWatch(
+            self,
+            image=(self._image_subscription.topic_name, self._format.type_name, parameters.image_reliability),
+            inputs=(self._stops, self._instructions),
+            cmd_vel=(self._command_publisher.topic_name, "TwistStamped" if parameters.stamped else "Twist"),
+        )
 
     @property
     def autostart(self) -> bool:
@@ -186,7 +230,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         """Load and warm up the policy in the worker process; FAILURE with the loader's sentence where it can't."""
         parameters = self._config
         if not parameters.checkpoint:
-            self.get_logger().error("parameter checkpoint is empty, expected a file or folder; set checkpoint:=PATH")
+            self._say("error", "parameter checkpoint is empty, expected a file or folder; set checkpoint:=PATH")
             return TransitionCallbackReturn.FAILURE
         options = WorkerOptions(
             policy={
@@ -203,7 +247,9 @@ class VlaNode(LifecycleNodeMixin, Node):
             max_restarts=parameters.max_restarts,
             module=self._worker_module,
         )
-        worker = self._worker = PolicyWorker(options, self._worker_news.trigger)
+        with self._motion_lock:
+            self._gate.worker_changed = False
+        worker = self._worker = PolicyWorker(options, self._worker_news.trigger, self.fail)
         worker.set_instruction(self._instruction)
         worker.start()
         worker.wait_until_loaded()
@@ -218,14 +264,15 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._gate.settings_confirmed = not info["assumed_settings"]
             self._gate.worker_ready = True
         for warning in (*info.get("warnings", ()), *filter(None, [info.get("engine_fallback")])):
-            self.get_logger().warning(warning)
-        self.get_logger().info(
-            f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}"
+            self._say("warning", warning)
+        self._say(
+            "info",
+            f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}",
         )
         return TransitionCallbackReturn.SUCCESS
 
     def _fail_configure(self, sentence: str) -> TransitionCallbackReturn:
-        self.get_logger().error(f"configure failed: {sentence}")
+        self._say("error", f"configure failed: {sentence}")
         self._release_worker()
         return TransitionCallbackReturn.FAILURE
 
@@ -233,9 +280,10 @@ class VlaNode(LifecycleNodeMixin, Node):
         """Allow motion; FAILURE while a setting is only assumed, because a guess must not reach a wheel."""
         assumed = self._worker.info["assumed_settings"]
         if assumed:
-            self.get_logger().error(
+            self._say(
+                "error",
                 f"activation refused: settings {', '.join(assumed)} are assumed, expected confirmed ones; "
-                f"{ADVICE[Reason.SETTINGS_ASSUMED]}"
+                f"{ADVICE[Reason.SETTINGS_ASSUMED]}",
             )
             return TransitionCallbackReturn.FAILURE
         with self._motion_lock:
@@ -265,9 +313,10 @@ class VlaNode(LifecycleNodeMixin, Node):
         return TransitionCallbackReturn.SUCCESS
 
     def destroy_node(self) -> None:
-        """End the pulse, then the node."""
-        if self._pulse is not None:
-            self._pulse.close()
+        """End the node's threads, then the node."""
+        for thread in self._threads:
+            thread.close()
+        self._reporter.close(_FAREWELL_S)
         super().destroy_node()
 
     def close(self) -> None:
@@ -276,27 +325,103 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._release_worker()
 
     def farewell(self) -> None:
-        """Publish standstill until it has surely arrived: the last thing that a leaving node does."""
+        """Forbid motion and publish standstill until it has surely arrived: the first thing that a leaving node does.
+
+        Not even a thread that hangs with the motion lock prevents it.
+        """
         deadline_s = time.monotonic() + _FAREWELL_S
         while True:
-            self._publish_standstill()
+            with self._motion_lock_in_time(), contextlib.suppress(Exception):  # what fails now may work the next time
+                self._gate.active = False
+                self._gate.forget_action()
+                self._publish_command(STANDSTILL)
             if time.monotonic() >= deadline_s:
                 break
             time.sleep(_FAREWELL_S / 5)
-        self._command_publisher.wait_for_all_acked(Duration(seconds=_FAREWELL_S))
+        with contextlib.suppress(Exception):
+            self._command_publisher.wait_for_all_acked(Duration(seconds=_FAREWELL_S))
+
+    @contextlib.contextmanager
+    def _motion_lock_in_time(self) -> Iterator[None]:
+        acquired = self._motion_lock.acquire(timeout=_LOCK_LIMIT_S)
+        try:
+            yield
+        finally:
+            if acquired:
+                self._motion_lock.release()
 
     def _stop_motion(self) -> None:
         with self._motion_lock:
             was_active, self._gate.active = self._gate.active, False
             self._gate.forget_action()
-        if was_active:
-            self._publish_standstill()
+            if was_active:
+                self._publish_command(STANDSTILL)
         if self._worker is not None:
             self._worker.allow_steps(False)
+
+    # ---- the node's own threads ------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Have the node leave, with a standstill, because a part of it has failed; any thread may call this."""
+        if not self.context.ok():
+            return  # it is the end of the context that ends the threads
+        if self.failure is None:
+            self.failure = error
+            sentence = f"a part of the node failed, it leaves: {type(error).__name__}: {error}"
+            details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self._reporter.post(lambda: print(f"{details}{NODE_NAME}: error: {sentence}", file=sys.stderr))
+        self.leave.set()
+
+    def watch(self) -> None:
+        """Look after the other threads until the node has to leave; runs in the main thread."""
+        looked_s = steady_s()
+        while not self.leave.wait(_WATCH_PERIOD_S):
+            now_s, before_s = steady_s(), looked_s
+            looked_s = now_s
+            if now_s - before_s > STALL_S:  # the whole process stood still: they have not had their chance
+                time.sleep(_WATCH_PERIOD_S)
+                continue
+            for name, seen_s in (
+                ("pulse", self._pulse.last_beat_s),
+                ("graph", self._graph_pulse.last_beat_s),
+                ("executor", self._executor_seen_s),
+            ):
+                if now_s - seen_s > _THREAD_LIMIT_S:
+                    self.fail(RuntimeError(f"thread {name} has done nothing for {now_s - seen_s:.1f} s"))
+
+    def _show_executor(self) -> None:
+        """Show that the executor runs callbacks; and stop the robot should the pulse, which looks at that, be late."""
+        self._executor_seen_s = now_s = steady_s()
+        if now_s - self._pulse.last_beat_s > STALL_S:
+            self._publish_decision()
+
+    def _beat(self) -> None:
+        """Ask the gate, and publish what it says as often as is due."""
+        now_s = steady_s()
+        with self._motion_lock:
+            # Whoever can't hear a stop must not drive.
+            self._gate.executor_stalled = now_s - self._executor_seen_s > STALL_S
+        self._publish_decision(repeated=True)
+
+    def report_error(self, text: str) -> None:
+        """Log an error, in its turn; any thread may call this."""
+        self._say("error", text)
+
+    def _say(self, severity: str, text: str) -> None:
+        """Log a sentence, in its turn."""
+        self._reporter.post(lambda: _LOG[severity](self.get_logger(), text))
+
+    def _say_once(self, every_s: float, kind: str, severity: str, text: str) -> None:
+        """Log a sentence unless one of its kind was logged in the last `every_s` seconds."""
+        now_s = steady_s()
+        if now_s - self._said_s.get(kind, -math.inf) >= every_s:
+            self._said_s[kind] = now_s
+            self._say(severity, text)
 
     def _release_worker(self) -> None:
         with self._motion_lock:
             self._gate.worker_ready = False
+            self._mapping = None
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
@@ -304,7 +429,7 @@ class VlaNode(LifecycleNodeMixin, Node):
     # ---- what comes in: store only ---------------------------------------------------------------------------------
 
     def _on_image(self, message: Any) -> None:
-        now_s = time.monotonic()
+        now_s = steady_s()
         self._image_received_s = now_s
         self._images_received += 1
         stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
@@ -314,8 +439,9 @@ class VlaNode(LifecycleNodeMixin, Node):
         if refusal is not None:
             self._refuse_image(*refusal)
             return
+        captured_s = now_s - max(0.0, age_s)
         with self._motion_lock:
-            self._gate.image_accepted(now_s - max(0.0, age_s))
+            self._gate.image_accepted(captured_s)
             if backwards:
                 self._gate.forget_action()
         if backwards:  # a bag that loops: what the policy remembers, or computes just now, has not happened yet
@@ -324,7 +450,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._publish_decision()
         self._newest_image = (self._format.convert, message)
         if self._worker is not None:
-            self._worker.submit(Frame(stamp_s, now_s, partial(_load_frame, self._format.convert, message)))
+            self._worker.submit(Frame(stamp_s, now_s, captured_s, partial(_load_frame, self._format.convert, message)))
 
     def _refuse_image(self, cause: str, sentence: str) -> None:
         """Count an image that can't be used, and stand still unless it only repeats the one before."""
@@ -333,7 +459,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._worker.count_refused(cause)
         if cause != "repeated_stamp":
             with self._motion_lock:
-                self._image_refused_s = time.monotonic()
+                self._image_refused_s = steady_s()
                 self._gate.image_refused()
             self._publish_decision()
 
@@ -377,22 +503,27 @@ class VlaNode(LifecycleNodeMixin, Node):
             text, self._instruction_error = check_instruction(message.data), ""
         except InstructionError as error:
             text, self._instruction_error = "", str(error)
-            self.get_logger().warning(f"instruction refused: {error}")
+            self._say_once(0.2, "refusal", "warning", f"instruction refused: {error}")
         if text == self._instruction:
             return
         self._instruction = text
         with self._motion_lock:
-            self._gate.instruction_changed(bool(text), time.monotonic())
+            self._gate.instruction_changed(bool(text), steady_s())
         if self._worker is not None:
             self._worker.set_instruction(text)
         if self._decision.reason is Reason.MOVING:
             self._publish_decision()
-        self.get_logger().info(f"instruction: {text!r}", throttle_duration_sec=0.2)
+        self._say_once(0.2, "instruction", "info", f"instruction: {text!r}")
 
     def _on_stop(self, message: Bool) -> None:
         with self._motion_lock:
             self._gate.request_stop(message.data)
         self._publish_decision()
+
+    def _on_replayed_stop(self, message: Bool) -> None:
+        """Heed a stop that was said before the node came; a release from then says nothing of now."""
+        if message.data:
+            self._on_stop(message)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._motion_lock:
@@ -407,6 +538,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._stops.take_pending()  # a release that arrived before this request counts before it
         with self._motion_lock:
             self._gate.enable(request.data)
         if self._worker is not None:
@@ -429,7 +561,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._worker.step_timeout_s = config.step_timeout_s
         with self._motion_lock:
             self._gate.limits = config.gate_limits()
-        self._pulse.period_s = 1.0 / config.publish_rate_hz
+        self._pulse.period_s = _beat_period_s(config.publish_rate_hz)
         return SetParametersResult(successful=True)
 
     # ---- what the worker says ------------------------------------------------------------------------------------
@@ -439,28 +571,29 @@ class VlaNode(LifecycleNodeMixin, Node):
         if worker is None:
             return
         with self._motion_lock:
-            self._gate.worker_ready = worker.state is WorkerState.READY and self._mapping is not None
+            ready = worker.state is WorkerState.READY and self._mapping is not None
+            was_ready, self._gate.worker_ready = self._gate.worker_ready, ready
         events = worker.take_events()
         for event in events:
             self._take_event(event)
-        if events:
+        if events or (was_ready and not ready):
             self._publish_decision()
-            self._pulse.restart()  # the next repetition is a full period after this one
-            self._publish_debug_image()
+        if events:
+            self._post_debug_image()
             self._publish_steps(events)
 
     def _take_event(self, event: WorkerEvent) -> None:
         with self._motion_lock:
             if isinstance(event, StepResult):
-                if event.received_s <= self._image_refused_s:
+                if event.received_s <= self._image_refused_s or self._mapping is None:
                     return  # a good frame from before the bad one says nothing about what the camera sees now
-                self._gate.action_ready(self._mapping.velocity(event.values), time.monotonic())
+                self._gate.action_ready(self._mapping.velocity(event.values), event.captured_s)
                 self._step_s.append(event.step_s)
-                self._reaction_s.append(time.monotonic() - event.received_s)
+                self._reaction_s.append(steady_s() - event.received_s)
                 self._image_error = ""
                 return
             if isinstance(event, FrameRefused):
-                self._image_refused_s = time.monotonic()
+                self._image_refused_s = steady_s()
                 self._gate.image_refused()
                 self._image_error = event.message
             elif isinstance(event, InstructionRefused):
@@ -470,35 +603,41 @@ class VlaNode(LifecycleNodeMixin, Node):
                 self._gate.latch(Reason.ACTION_NOT_FINITE)
             elif isinstance(event, WorkerFault):
                 self._gate.latch(Reason.WORKER_FAULT)
-        self.get_logger().error(event.message, throttle_duration_sec=1.0)
+            elif isinstance(event, WorkerChanged):
+                self._gate.worker_changed = True
+                self._gate.forget_action()
+        self._say_once(1.0, type(event).__name__, "error", event.message)
 
     # ---- what goes out -------------------------------------------------------------------------------------------
 
-    def _publish_decision(self) -> Decision:
-        """Ask the gate and publish what it says: the only path to the base besides a final standstill."""
-        sources = self.count_publishers(self._image_subscription.topic_name)
+    def _publish_decision(self, repeated: bool = False) -> Decision:
+        """Ask the gate and publish what it says: the only path to the base besides a final standstill.
+
+        Args:
+            repeated: nothing has happened, it is only time: unless the decision changes what the base does, it is
+                published as often as `publish_rate_hz` says, standstill at 10 Hz or more.
+        """
+        graph = self._graph.seen
         with self._motion_lock:
-            self._gate.image_sources(sources)
-            decision = self._gate.decide(time.monotonic())
-            if decision.command is not None:
-                self._publish_command(decision.command)
+            self._gate.image_sources(graph.image_publishers)
+            self._gate.stop_unheard = bool(graph.stop_unheard)
+            self._gate.cmd_vel_shared = self._config.exclusive_cmd_vel and bool(graph.cmd_vel_others)
+            now_s = steady_s()
+            decision = self._gate.decide(now_s)
             changed, self._decision = decision.reason is not self._decision.reason, decision
+            if decision.command is not None and (changed or not repeated or self._is_due(decision, now_s)):
+                self._publish_command(decision.command)
+                self._published_s = now_s
             if changed:  # under the lock: the last reason that is told is the one in force
-                self._report_reason(decision.reason)
+                self._reporter.post(partial(self._report_reason, decision.reason, self._gate_status()))
         return decision
 
-    def _on_pulse_failure(self, error: Exception) -> None:
-        """Let the executor raise what ended the pulse, so that the node leaves with a standstill."""
-        if self.context.ok():  # else it is the end of the context that ends the pulse
-            self._pulse_failure = error
-            self._pulse_failed.trigger()
-
-    def _raise_pulse_failure(self) -> None:
-        raise self._pulse_failure
-
-    def _publish_standstill(self) -> None:
-        with self._motion_lock:
-            self._publish_command(STANDSTILL)
+    def _is_due(self, decision: Decision, now_s: float) -> bool:
+        """Whether a command is due again; half a beat early, because beats come when they can."""
+        period_s = 1.0 / self._config.publish_rate_hz
+        if decision.reason is not Reason.MOVING:
+            period_s = min(period_s, _ZERO_PERIOD_S)
+        return now_s - self._published_s > period_s - 0.5 * self._pulse.period_s
 
     def _publish_command(self, command: VelocityCommand) -> None:
         """Publish one velocity; the caller holds the motion lock."""
@@ -513,27 +652,29 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._command_publisher.publish(message)
         self._commands_published += 1
 
-    def _report_reason(self, reason: Reason) -> None:
-        """Say on change, and only then, why the robot moves or stands."""
-        self._status_publisher.publish(self._gate_status())
-        text = f"{reason.value}: {ADVICE[reason]}"
-        if reason is Reason.MOVING:
-            self.get_logger().info(text)
-        else:
-            self.get_logger().warning(text)
+    def _report_reason(self, reason: Reason, status: DiagnosticStatus) -> None:
+        """Say on change, and only then, why the robot moves or stands; runs in the reporter."""
+        self._status_publisher.publish(status)
+        severity = "info" if reason is Reason.MOVING else "warning"
+        _LOG[severity](self.get_logger(), f"{reason.value}: {ADVICE[reason]}")
 
-    def _publish_debug_image(self) -> None:
-        """Draw the decision on the newest image; costs nothing while nobody subscribes."""
-        if self._newest_image is None or self._debug_publisher.get_subscription_count() == 0:
+    def _post_debug_image(self) -> None:
+        """Have the decision drawn on the newest image; costs nothing while nobody subscribes."""
+        if self._newest_image is None or self._debug_image_waits:
             return
-        convert, message = self._newest_image
+        if self._debug_publisher.get_subscription_count() > 0:
+            self._debug_image_waits = True
+            self._reporter.post(partial(self._publish_debug_image, *self._newest_image, self._decision))
+
+    def _publish_debug_image(self, convert: Callable, message: Any, decision: Decision) -> None:
+        self._debug_image_waits = False
         try:
             frame = convert(message)
         except FrameError:
             return  # the diagnostics say why
-        command = self._decision.command or STANDSTILL
+        command = decision.command or STANDSTILL
         lines = (
-            f"{self._decision.reason.value}  x {command.linear_x_mps:+.2f} m/s  y {command.linear_y_mps:+.2f} m/s  "
+            f"{decision.reason.value}  x {command.linear_x_mps:+.2f} m/s  y {command.linear_y_mps:+.2f} m/s  "
             f"turn {command.angular_z_radps:+.2f} rad/s",
             self._instruction or "(no instruction)",
         )
@@ -554,14 +695,18 @@ class VlaNode(LifecycleNodeMixin, Node):
                     "step_s": repr(event.step_s),
                     "command": json.dumps(decision.command.values if decision.command is not None else None),
                 }
-                self._step_publisher.publish(self._status("step", OK, decision.reason.value, values))
+                status = self._status("step", OK, decision.reason.value, values)
+                self._reporter.post(partial(self._step_publisher.publish, status))
 
     def _gate_status(self) -> DiagnosticStatus:
         decision = self._decision
         command = decision.command or STANDSTILL
         level = OK if decision.reason in (Reason.MOVING, Reason.INACTIVE, Reason.NO_INSTRUCTION) else WARN
-        if self._gate.latched is not None:
+        if self._gate.latched is not None or self._gate.worker_changed:
             level = ERROR
+        warnings = self._graph.seen.warnings
+        if warnings and level == OK:
+            level = WARN
         values = {
             "reason": decision.reason.value,
             "latched": self._gate.latched is not None,
@@ -572,8 +717,12 @@ class VlaNode(LifecycleNodeMixin, Node):
             "commands_published": self._commands_published,
             "instruction": self._instruction,
             "instruction_error": self._instruction_error,
+            "warnings": "; ".join(warnings),
+            "dropped_reports": self._reporter.dropped,
+            "dropped_log_lines": self.output.dropped_lines,
         }
-        return self._status("gate", level, f"{decision.reason.value}: {ADVICE[decision.reason]}", values)
+        message = "; ".join((f"{decision.reason.value}: {ADVICE[decision.reason]}", *warnings))
+        return self._status("gate", level, message, values)
 
     def _status(self, subject: str, level: bytes, message: str, values: dict) -> DiagnosticStatus:
         return diagnostic_status(self.get_fully_qualified_name().lstrip("/"), subject, level, message, values)
@@ -612,17 +761,16 @@ class VlaNode(LifecycleNodeMixin, Node):
         return self._status("policy", level, message, values)
 
     def _image_status(self, counters: WorkerCounters) -> DiagnosticStatus:
-        age_s = time.monotonic() - self._image_received_s
+        age_s = steady_s() - self._image_received_s
         rate_hz = (self._images_received - self._images_reported) / _DIAGNOSTICS_PERIOD_S
         self._images_reported = self._images_received
-        topic = self._image_subscription.topic_name
-        reliable = self._config.image_reliability == "reliable"
-        mismatch = explain_mismatch(self.get_publishers_info_by_topic(topic), self._format.type_name, reliable)
+        graph = self._graph.seen
+        mismatch = graph.image_mismatch
         arriving = age_s < self._config.image_timeout_s
         problem = mismatch or self._image_error or ("" if arriving else ADVICE[Reason.NO_IMAGE])
         values = {
-            "topic": topic,
-            "publishers": self.count_publishers(topic),
+            "topic": self._image_subscription.topic_name,
+            "publishers": graph.image_publishers,
             "rate_hz": rate_hz,
             "since_last_image_s": age_s,
             "frames_received": counters.received,
@@ -642,19 +790,34 @@ class VlaNode(LifecycleNodeMixin, Node):
         return self._status("memory", level, f"{available_mib:.0f} MiB available", vars(reading))
 
 
+#: One line for each severity: rclpy ties a severity to the line that logs.
+_LOG: dict[str, Callable[[Any, str], object]] = {
+    "info": lambda logger, text: logger.info(text),
+    "warning": lambda logger, text: logger.warning(text),
+    "error": lambda logger, text: logger.error(text),
+}
+
+
+def _beat_period_s(publish_rate_hz: float) -> float:
+    """Return how often the gate is asked: the publish period, divided until it is short enough for safety."""
+    period_s = 1.0 / publish_rate_hz
+    return period_s / math.ceil(period_s / _SAFETY_PERIOD_S)
+
+
 def _load_frame(convert: Callable, message: Any, size_px: int, keep_aspect: bool) -> np.ndarray:
     """Convert an image message and reduce it to the policy's size, when its step is due."""
     return reduce_frame(convert(message), size_px, keep_aspect)
 
 
 def _percentiles_ms(samples_s: deque[float]) -> dict[str, float]:
-    if not samples_s:
+    samples = np.array(list(samples_s)) * 1000.0  # a copy: steps are added meanwhile
+    if not samples.size:
         return {"p50": 0.0, "p95": 0.0}
-    p50, p95 = np.percentile(np.array(samples_s) * 1000.0, (50, 95))
+    p50, p95 = np.percentile(samples, (50, 95))
     return {"p50": float(p50), "p95": float(p95)}
 
 
-def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
+def _autostart(node: VlaNode, failed: threading.Event) -> None:
     """Configure and activate; raise `failed` where that is refused, so that `ros2 run` ends with the sentence."""
     try:
         succeeded = all(
@@ -662,12 +825,12 @@ def _autostart(node: VlaNode, failed: threading.Event, leave: threading.Event) -
             for transition in (node.trigger_configure, node.trigger_activate)
         )
     except RuntimeError as error:  # somebody else has asked for a transition meanwhile
-        node.get_logger().error(f"autostart failed: {error}")
+        node.report_error(f"autostart failed: {error}")
         succeeded = False
     if not succeeded:
-        if not leave.is_set():
+        if not node.leave.is_set():
             failed.set()
-        leave.set()
+        node.leave.set()
 
 
 def main(
@@ -675,56 +838,89 @@ def main(
     worker_module: str = WORKER_MODULE,
     node_type: Callable[[str], VlaNode] = VlaNode,
 ) -> int:
-    """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start.
+    """Run the node until SIGINT or SIGTERM; exit status 0, 2 where it could not start, 1 where a part of it failed.
 
     Args:
         args: ROS arguments; None: the command line's.
         worker_module: what runs as the policy worker.
         node_type: makes the node from the worker module; `mobile_vla bench` gives one that keeps times.
     """
+    output = OutputPump()
+    output.start()
+    try:
+        return _run(args, output, partial(node_type, worker_module))
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        output.close(_OUTPUT_LIMIT_S)
+
+
+def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], VlaNode]) -> int:
     # The default handlers invalidate the context before a last standstill could be published.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    leave, failed = threading.Event(), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: leave.set())
+    interrupted = threading.Event()
+    _on_signals(interrupted)
     try:
-        node = node_type(worker_module)
+        node = make_node()
     except MobileVlaError as error:
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
+    node.output = output
+    _on_signals(node.leave)
+    if interrupted.is_set():
+        node.leave.set()
     executor = NodeExecutor(node.transitions)
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor, node, failed, leave), name="executor")
+    failed = threading.Event()
+    spinner = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
     spinner.start()
     if node.autostart:
-        threading.Thread(target=_autostart, args=(node, failed, leave), name="autostart", daemon=True).start()
-    leave.wait()
-    node.close()
+        threading.Thread(target=_autostart, args=(node, failed), name="autostart", daemon=True).start()
+    node.watch()
     node.farewell()
+    status = 1 if node.failure is not None else 2 if failed.is_set() else 0
+    _leave_in_time(status, output)
+    node.close()
     executor.shutdown(timeout_sec=1.0)
     spinner.join()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 2 if failed.is_set() else 0
+    return status
 
 
-def _spin(executor: NodeExecutor, node: VlaNode, failed: threading.Event, leave: threading.Event) -> None:
+def _on_signals(event: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: event.set())
+
+
+def _leave_in_time(status: int, output: OutputPump) -> None:
+    """See to it that the process ends although a thread of it, or its worker, hangs; its last zero is out."""
+
+    def leave() -> None:
+        output.close(_OUTPUT_LIMIT_S)
+        os._exit(status or 1)
+
+    timer = threading.Timer(_LEAVE_LIMIT_S, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def _spin(executor: NodeExecutor, node: VlaNode) -> None:
     """Run the callbacks until the executor is shut down; whatever else ends that, the node leaves with a zero."""
     while True:
         try:
             executor.spin()
             return
         except ExternalShutdownException:  # the context was shut down from outside
-            leave.set()
+            node.leave.set()
             return
-        except RuntimeError as error:
-            # Up to Jazzy, a lifecycle transition that is not allowed now comes out here as RCLError: it is refused.
-            node.get_logger().error(f"a request failed: {error}")
-        except Exception:
-            failed.set()
-            leave.set()
-            raise
+        except RequestError as error:
+            node.report_error(str(error))
+        except BaseException as error:
+            node.fail(error)
+            return
 
 
 if __name__ == "__main__":

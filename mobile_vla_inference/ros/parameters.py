@@ -82,7 +82,9 @@ class NodeParameters:
     )
     stamped: bool = _parameter(False, "Publish TwistStamped instead of Twist on cmd_vel.", read_only=True)
     base_frame_id: str = _parameter("base_link", "frame_id of the TwistStamped commands.", read_only=True)
-    publish_rate_hz: float = _parameter(20.0, "Rate at which cmd_vel repeats between steps.", low=1.0, high=200.0)
+    publish_rate_hz: float = _parameter(
+        20.0, "Rate at which cmd_vel repeats between steps; zero comes at 10 Hz at least.", low=1.0, high=200.0
+    )
     action_axes: tuple[str, ...] = _parameter(
         (), f"Twist axis that each action drives, of {', '.join(AXES)}; not set: as policy.json says."
     )
@@ -104,7 +106,8 @@ class NodeParameters:
     )
     step_timeout_s: float = _parameter(
         2.0,
-        "A longer policy step is a hang: the robot stops and the worker restarts; so old an action stops it too.",
+        "A longer policy step is a hang: the robot stops and the worker restarts. An action stops the robot once its "
+        "image is so old.",
         low=0.1,
         high=120.0,
     )
@@ -115,6 +118,9 @@ class NodeParameters:
         2.0, "A longer gap between stepped images clears the hidden state.", low=0.1, high=600.0, read_only=True
     )
     stop_hold_s: float = _parameter(1.0, "How long zero is published before the node falls silent.", low=1.0, high=60.0)
+    exclusive_cmd_vel: bool = _parameter(
+        False, "Stand still while anybody else publishes on cmd_vel; otherwise the diagnostics warn of it."
+    )
     soft_stop: bool = _parameter(
         False,
         "Slow down by the acceleration limits on an empty instruction or ~/enable false; faults always halt at once.",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.worker import StepResult, WorkerEvent
 from mobile_vla_inference.ros import node
 from mobile_vla_inference.tools import bench_node_worker
@@ -34,7 +34,7 @@ class TimedNode(node.VlaNode):
             self._step = event
 
     def _publish_command(self, command: VelocityCommand) -> None:
-        entry = {"published_s": time.monotonic(), "linear_x_mps": command.linear_x_mps}
+        entry = {"published_s": steady_s(), "linear_x_mps": command.linear_x_mps}
         super()._publish_command(command)
         step, self._step = self._step, None
         if step is not None:

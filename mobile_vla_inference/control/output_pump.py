@@ -1,0 +1,163 @@
+"""OutputPump: a process whose standard output and error can't be blocked by whoever reads them, or doesn't.
+
+Whoever writes to a full pipe or to a terminal that was stopped with Ctrl-S waits, and rclpy's logging holds the
+interpreter's lock meanwhile: every thread waits along, and a stop is not heard. Here both descriptors become pipes of
+our own that never block. One thread empties them into bounded queues, one more for each sink (the former output and
+error, a log file) writes from there; what a sink does not take in time is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import os
+import selectors
+import sys
+import termios
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+#: How much a sink may lag behind before output is dropped.
+_QUEUE_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
+#: The largest pipe that Linux gives an unprivileged process.
+_PIPE_BYTES = 1 << 20
+_STANDARD_DESCRIPTORS = (1, 2)
+
+
+class _Sink:
+    """One place that output goes to, with a thread that may block there."""
+
+    def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._changed = threading.Condition()
+        self._chunks: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._busy = False
+        self._unannounced_lines = 0
+        self.dropped_lines = 0
+        threading.Thread(target=self._run, name=f"output_{name}", daemon=True).start()
+
+    def put(self, chunk: bytes) -> None:
+        """Queue a chunk, or drop it where too much waits already; never blocks."""
+        with self._changed:
+            if self._queued_bytes + len(chunk) > _QUEUE_BYTES:
+                self._count_dropped(chunk)
+                return
+            if self._unannounced_lines:
+                notice = b"[%d lines of output were dropped: nobody read them in time]\n" % self._unannounced_lines
+                self._unannounced_lines, chunk = 0, notice + chunk
+            self._chunks.append(chunk)
+            self._queued_bytes += len(chunk)
+            self._changed.notify_all()
+
+    def _count_dropped(self, chunk: bytes) -> None:
+        lines = max(1, chunk.count(b"\n"))
+        self.dropped_lines += lines
+        self._unannounced_lines += lines
+
+    def drain(self, deadline_s: float) -> None:
+        """Wait until everything is written, or until `deadline_s` (time.monotonic)."""
+        with self._changed:
+            while self._chunks or self._busy:
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0.0:
+                    return
+                self._changed.wait(remaining_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._chunks:
+                    self._changed.wait()
+                chunk, self._busy = self._chunks.popleft(), True
+            try:
+                self._write(chunk)
+            except OSError:  # a closed pipe, a full disk: counted, because there is nobody to tell
+                self._count_dropped(chunk)
+            with self._changed:
+                self._queued_bytes -= len(chunk)
+                self._busy = False
+                self._changed.notify_all()
+
+
+class OutputPump:
+    """Stand between this process's standard output and error and their readers, from `start` to the process's end."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._sinks: list[_Sink] = []
+        self._file_sinks: list[_Sink] = []
+
+    @property
+    def dropped_lines(self) -> int:
+        """How many lines of output were dropped so far, over all sinks."""
+        return sum(sink.dropped_lines for sink in (*self._sinks, *self._file_sinks))
+
+    def start(self) -> None:
+        """Redirect descriptors 1 and 2; children that are started later inherit them."""
+        _flush_streams()
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            self._redirect(name, descriptor)
+        threading.Thread(target=self._run, name="output_pump", daemon=True).start()
+
+    def _redirect(self, name: str, descriptor: int) -> None:
+        original_fd = os.dup(descriptor)
+        read_fd, write_fd = os.pipe()
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        # Never blocking, although a thread empties it: that thread waits while somebody writes with the interpreter's
+        # lock held.
+        os.set_blocking(write_fd, False)
+        os.dup2(write_fd, descriptor)
+        os.close(write_fd)
+        if descriptor == 2:  # while a process crashes, no thread carries what is said of it
+            faulthandler.enable(file=original_fd)
+        sink = _Sink(name, lambda chunk: _write_all(original_fd, chunk))
+        self._sinks.append(sink)
+        self._selector.register(read_fd, selectors.EVENT_READ, sink)
+
+    def add_file(self, path: Path) -> None:
+        """Write both to a file, too, from now on; raise OSError where it can't be opened."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file_sinks.append(_Sink("file", lambda chunk: _write_all(descriptor, chunk)))
+
+    def close(self, timeout_s: float) -> None:
+        """Give the sinks so long to take what waits. The descriptors stay redirected: the former ones may block."""
+        deadline_s = time.monotonic() + timeout_s
+        _flush_streams()
+        while time.monotonic() < deadline_s and any(map(_waiting_bytes, self._selector.get_map())):
+            time.sleep(0.002)
+        for sink in (*self._sinks, *self._file_sinks):
+            sink.drain(deadline_s)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                chunk = os.read(key.fd, _READ_BYTES)
+                for sink in (key.data, *self._file_sinks):
+                    sink.put(chunk)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _waiting_bytes(descriptor: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    waiting = bytearray(4)
+    fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
+    return int.from_bytes(waiting, sys.byteorder)

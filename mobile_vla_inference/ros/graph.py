@@ -1,0 +1,134 @@
+"""GraphWatch: who else is on the node's topics, and whether they and the node can hear each other.
+
+The middleware drops what doesn't match without a word; here it is put into words. Questions to the graph may wait for
+the middleware, so they have a thread of their own, and the others read the last answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy
+
+from mobile_vla_inference.control.clock import steady_s
+from mobile_vla_inference.ros.diagnostics import explain_mismatch
+from mobile_vla_inference.ros.inputs import EveryPublisher
+
+#: Details are asked for when a count changes, and this often anyway: names are known later than numbers.
+_DETAILS_PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What the graph looked like last.
+
+    Attributes:
+        image_publishers: how many publishers the image topic has.
+        image_mismatch: which of them can't be heard, and why; empty: all can.
+        stop_unheard: which publishers of the stop topic can't be heard, and why; empty: all can.
+        cmd_vel_others: the other nodes that publish on `cmd_vel`.
+        warnings: a sentence for everything that a person should see to, `image_mismatch` apart.
+    """
+
+    image_publishers: int = 0
+    image_mismatch: str = ""
+    stop_unheard: str = ""
+    cmd_vel_others: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class GraphWatch:
+    """Look at the graph of a node; `seen` holds the newest facts."""
+
+    #: How often to call `look`, seconds.
+    PERIOD_S = 0.05
+
+    def __init__(
+        self,
+        node: Node,
+        image: tuple[str, str, str],
+        inputs: Sequence[EveryPublisher],
+        cmd_vel: tuple[str, str],
+    ) -> None:
+        """Prepare to look.
+
+        Args:
+            node: whose topics these are.
+            image: topic, message type and reliability (`reliable` or `best_effort`) of the image subscription.
+            inputs: the stop topic, then the other inputs.
+            cmd_vel: topic and message type of the commands.
+        """
+        self._node = node
+        self._image_topic, self._image_type, self._image_reliability = image
+        self._stop, self._other_inputs = inputs[0], inputs[1:]
+        self._cmd_vel_topic, self._cmd_vel_type = cmd_vel
+        self._counts: tuple[int, ...] = ()
+        self._details_s = 0.0
+        self.seen = GraphFacts()
+
+    def look(self) -> None:
+        """Look again; the facts are those of one moment or a little older."""
+        node = self._node
+        topics = (self._image_topic, self._stop.topic_name, self._cmd_vel_topic)
+        topics += tuple(each.topic_name for each in self._other_inputs)
+        counts = (*map(node.count_publishers, topics), node.count_subscribers(self._cmd_vel_topic))
+        now_s = steady_s()
+        if counts == self._counts and now_s - self._details_s < _DETAILS_PERIOD_S:
+            return
+        self._counts, self._details_s = counts, now_s
+        stop_unheard = self._unheard(self._stop)
+        others = self._cmd_vel_others()
+        warnings = [stop_unheard, *map(self._unheard, self._other_inputs)]
+        if others:
+            warnings.append(f"{', '.join(others)} publishes on {self._cmd_vel_topic}, too, expected this node alone")
+        warnings += [self._same_name(), *self._deaf_bases()]
+        self.seen = GraphFacts(
+            image_publishers=counts[0],
+            image_mismatch=explain_mismatch(
+                node.get_publishers_info_by_topic(self._image_topic),
+                self._image_type,
+                self._image_reliability == "reliable",
+            ),
+            stop_unheard=stop_unheard,
+            cmd_vel_others=others,
+            warnings=tuple(filter(None, warnings)),
+        )
+
+    def _unheard(self, topic: EveryPublisher) -> str:
+        publishers = self._node.get_publishers_info_by_topic(topic.topic_name)
+        return explain_mismatch(publishers, topic.type_name, reliable=False)
+
+    def _cmd_vel_others(self) -> tuple[str, ...]:
+        names = [_name(each) for each in self._node.get_publishers_info_by_topic(self._cmd_vel_topic)]
+        own = self._node.get_fully_qualified_name()
+        if own in names:
+            names.remove(own)
+        return tuple(names)
+
+    def _same_name(self) -> str:
+        own = self._node.get_fully_qualified_name()
+        count = sum(f"{space.rstrip('/')}/{name}" == own for name, space in self._node.get_node_names_and_namespaces())
+        return f"{count} nodes are called {own}, expected one; end the others or give each a namespace" * (count > 1)
+
+    def _deaf_bases(self) -> list[str]:
+        """Return a sentence for each subscription of `cmd_vel` that can't hear the commands."""
+        faults = []
+        for base in self._node.get_subscriptions_info_by_topic(self._cmd_vel_topic):
+            if base.topic_type.rpartition("/")[2] != self._cmd_vel_type:
+                faults.append(
+                    f"{_name(base)} listens for {base.topic_type} on {self._cmd_vel_topic}, this node sends "
+                    f"geometry_msgs/msg/{self._cmd_vel_type}; see the parameter stamped"
+                )
+            elif base.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+                faults.append(
+                    f"{_name(base)} asks for transient-local commands on {self._cmd_vel_topic}, expected volatile: an "
+                    "old command must not be repeated to it; change its QoS"
+                )
+        return faults
+
+
+def _name(endpoint: Any) -> str:
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
