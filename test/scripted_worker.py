@@ -1,14 +1,18 @@
 """A worker process with a scripted policy, so that supervision is tested in milliseconds, without torch.
 
 The protocol, the process and the shared memory are the real ones; only the policy's arithmetic is scripted by the
-checkpoint's name (`ok`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`).
+checkpoint's name (`ok`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`,
+`long`, `garbage`, `many_values`); SCRIPTED_CHANGE says what is different after the first start.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -32,7 +36,8 @@ class ScriptedPolicy:
         self._steps = 0
 
     def describe(self) -> dict:
-        return {
+        facts = {
+            "checkpoint_id": "scripted",
             "image_size": 8,
             "image_keep_aspect": False,
             "step_period_s": 0.05,
@@ -41,6 +46,19 @@ class ScriptedPolicy:
             "action_offset": [0.0, 0.0],
             "assumed_settings": [],
         }
+        if self._script == "long":
+            facts["variant"] = "x" * 300_000
+        changes = {
+            "scale": {"action_scale": [-1.0, 1.0]},
+            "checkpoint": {"checkpoint_id": "another"},
+            "size": {"image_size": 16},
+            "assumed": {"assumed_settings": ["action_scale"]},
+        }
+        if (once := os.environ.get("SCRIPTED_CHANGE_ONCE")) is not None:
+            if Path(once).exists():
+                facts |= changes[os.environ["SCRIPTED_CHANGE"]]
+            Path(once).touch()
+        return facts
 
     def reset(self) -> None:
         self._steps = 0
@@ -59,12 +77,17 @@ class ScriptedPolicy:
         if self._script == "raise":
             raise RuntimeError("scripted failure")
         value = float("nan") if self._script == "nan" else float(frame.mean())
+        if self._script == "many_values":
+            return Action((value,) * 5, 0.001)
         return Action((value, float(self._steps)), 0.001)
 
 
 def _load(path, **_options) -> ScriptedPolicy:
     if path.name == "refuse":
         raise CheckpointError("scripted refusal")
+    if path.name == "garbage":
+        with socket.socket(fileno=os.dup(int(sys.argv[1]))) as connection:
+            connection.send(b'{"op": "no such thing"}')
     return ScriptedPolicy(path.name)
 
 

@@ -136,6 +136,7 @@ RCLPY_NAMES = {
     "rclpy.duration": "Duration",
     "rclpy.exceptions": "ParameterException",
     "rclpy.executors": "Executor ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
+    "rclpy.logging": "get_logging_directory",
     "rclpy.lifecycle": "LifecycleNodeMixin LifecycleState TransitionCallbackReturn",
     "rclpy.node": "Node",
     "rclpy.parameter": "Parameter parameter_value_to_python",
@@ -193,8 +194,8 @@ RCLPY_ATTRIBUTES = """
     get_parameters_by_prefix
     get_publishers_info_by_topic get_subscription_count get_subscriptions_info_by_topic get_topic_names_and_types handle
     has_parameter info init label
-    log msg_type name nanoseconds node_name node_namespace now ok publish qos_profile raw reliability reset result service_is_ready
-    shutdown spin spin_once srv_name
+    log msg_type name nanoseconds node_name node_namespace now ok publish qos_profile raw reliability reset result
+    service_is_ready shutdown spin spin_once srv_name
     to_msg to_parameter_msg topic_name topic_type trigger trigger_activate trigger_configure
     try_shutdown value wait_for_all_acked wait_for_ready_callbacks wait_for_service wake warning
 """

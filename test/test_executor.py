@@ -10,8 +10,9 @@ pytest.importorskip("rclpy")
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.context import Context
+from std_srvs.srv import Trigger
 
-from mobile_vla_inference.ros.executor import NodeExecutor
+from mobile_vla_inference.ros.executor import NodeExecutor, RequestError
 
 PATIENCE_S = 20.0
 
@@ -86,3 +87,17 @@ def test_waiting_ends_when_the_executor_is_shut_down(bench):
     bench.executor.shutdown(timeout_sec=PATIENCE_S)
     spinner.join(PATIENCE_S)
     assert not spinner.is_alive()
+
+
+@pytest.mark.parametrize("group", ["blocking", "plain"])
+@pytest.mark.parametrize(("error", "expected"), [(RuntimeError, RequestError), (ValueError, ValueError)])
+def test_a_request_that_can_not_be_answered_is_told_from_a_fault_of_the_node(bench, group, error, expected):
+    def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        raise error("no such transition")
+
+    bench.node.create_service(Trigger, "ask", answer, callback_group=getattr(bench, group))
+    client = bench.node.create_client(Trigger, "ask")
+    assert client.wait_for_service(PATIENCE_S)
+    client.call_async(Trigger.Request())
+    with pytest.raises(expected, match="no such transition"):
+        bench.executor.spin()

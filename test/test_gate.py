@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
-from mobile_vla_inference.control.gate import ADVICE, INSTRUCTION_SETTLE_S, CommandGate, GateLimits, Reason
+from mobile_vla_inference.control.gate import (
+    ADVICE,
+    INSTRUCTION_SETTLE_S,
+    STALL_S,
+    CommandGate,
+    Decision,
+    GateLimits,
+    Reason,
+)
 
 FORWARD = VelocityCommand(0.4, 0.0, 0.2)
 INSTANT = GateLimits(max_linear_acceleration_mps2=1e9, max_angular_acceleration_radps2=1e9)
@@ -19,10 +28,18 @@ def driving_gate(limits: GateLimits = INSTANT, now_s: float = 100.0) -> CommandG
     """Return a gate that moves: everything that it asks for is there."""
     gate = CommandGate(limits)
     gate.active = gate.settings_confirmed = gate.worker_ready = gate.has_instruction = True
-    gate.decide(now_s - 1.0)
+    gate.decide(now_s - 0.1)
     gate.image_accepted(now_s)
     gate.action_ready(FORWARD, now_s)
     return gate
+
+
+def decide_until(gate: CommandGate, from_s: float, to_s: float) -> Decision:
+    """Ask 20 times a second, as the node does, and return the last decision."""
+    count = math.ceil((to_s - from_s) / 0.05)
+    for index in range(1, count):
+        gate.decide(from_s + index * 0.05)
+    return gate.decide(to_s)
 
 
 def test_it_moves_when_everything_is_there():
@@ -48,6 +65,11 @@ def test_a_new_gate_never_moves():
         (lambda gate: gate.latch(Reason.WORKER_FAULT), Reason.WORKER_FAULT),
         (lambda gate: setattr(gate, "worker_ready", False), Reason.WORKER_NOT_READY),
         (lambda gate: setattr(gate, "has_instruction", False), Reason.NO_INSTRUCTION),
+        (lambda gate: setattr(gate, "worker_changed", True), Reason.WORKER_CHANGED),
+        (lambda gate: setattr(gate, "cmd_vel_shared", True), Reason.CMD_VEL_SHARED),
+        (lambda gate: setattr(gate, "stop_unheard", True), Reason.STOP_UNHEARD),
+        (lambda gate: setattr(gate, "executor_stalled", True), Reason.NODE_STALLED),
+        (lambda gate: gate.image_sources(2), Reason.IMAGE_AMBIGUOUS),
         (lambda gate: gate.image_refused(), Reason.IMAGE_REFUSED),
         (lambda gate: gate.forget_action(), Reason.NO_STEP),
         (lambda gate: gate.action_ready(VelocityCommand(math.nan, 0.0, 0.0), 100.0), Reason.ACTION_NOT_FINITE),
@@ -86,7 +108,8 @@ def test_after_a_fault_a_stop_or_a_long_gap_it_stays_stopped_until_enabled(cause
     elif cause == "not_finite":
         gate.action_ready(VelocityCommand(math.nan, 0.0, 0.0), 100.0)
     else:
-        gate.decide(100.0 + INSTANT.resume_within_s + 0.01)
+        decide_until(gate, 100.0, 100.0 + INSTANT.resume_within_s + 0.01)
+        assert gate.latched is Reason.IMAGE_STALE
     now_s = 103.0
     gate.image_accepted(now_s)
     gate.action_ready(FORWARD, now_s)
@@ -133,9 +156,60 @@ def test_standstill_is_held_then_silence():
     assert gate.decide(300.0).command is None
 
 
+def test_an_action_is_as_old_as_its_frame():
+    gate = driving_gate(GateLimits(step_timeout_s=1.0, image_timeout_s=10.0))
+    gate.action_ready(FORWARD, captured_s=99.2)  # its step took 0.8 s
+    assert decide_until(gate, 100.0, 100.19).reason is Reason.MOVING
+    assert gate.decide(100.21).reason is Reason.STEP_STALE
+    gate.action_ready(FORWARD, captured_s=99.0)  # late by a worker that was stopped meanwhile
+    assert gate.decide(100.22).command == STANDSTILL
+
+
+@pytest.mark.parametrize("stalled_s", [STALL_S + 0.1, INSTANT.resume_within_s + 0.1])
+def test_after_a_stall_of_its_own_it_stands_and_blames_nobody_else(stalled_s):
+    gate = driving_gate()
+    assert gate.decide(100.0).reason is Reason.MOVING
+    now_s = 100.0 + stalled_s
+    decision = gate.decide(now_s)
+    assert decision.command == STANDSTILL
+    assert decision.reason in (Reason.NO_IMAGE, Reason.NODE_STALLED), "neither the camera nor the worker was at fault"
+    gate.image_accepted(now_s)
+    gate.action_ready(FORWARD, now_s)
+    long = stalled_s > INSTANT.resume_within_s
+    assert gate.decide(now_s + 0.05).reason is (Reason.NODE_STALLED if long else Reason.MOVING)
+    gate.enable(True)
+    gate.image_accepted(now_s)
+    gate.action_ready(FORWARD, now_s)
+    assert gate.decide(now_s + 0.1).reason is Reason.MOVING
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda gate: gate.latch(Reason.WORKER_FAULT),
+        lambda gate: gate.request_stop(True),
+        lambda gate: gate.image_refused(),
+        lambda gate: gate.image_sources(2),
+        lambda gate: setattr(gate, "worker_ready", False),
+        lambda gate: setattr(gate, "active", False),
+        lambda gate: gate.action_ready(VelocityCommand(math.nan, 0.0, 0.0), 100.1),
+        lambda gate: decide_until(gate, 100.1, 100.0 + INSTANT.image_timeout_s),
+    ],
+)
+def test_a_fault_halts_at_once_in_the_middle_of_a_gentle_stop(fault):
+    gate = driving_gate(GateLimits(soft_stop=True, max_linear_acceleration_mps2=0.1))
+    gate.limits = GateLimits(soft_stop=True, max_linear_acceleration_mps2=10.0)
+    assert not gate.decide(100.0).command.is_zero
+    gate.limits = GateLimits(soft_stop=True, max_linear_acceleration_mps2=0.1)
+    gate.enable(False)
+    assert not gate.decide(100.1).command.is_zero, "it rolls out"
+    fault(gate)
+    assert decide_until(gate, 100.1, 100.52 if gate.latched is None else 100.15).command in (STANDSTILL, None)
+
+
 def test_acceleration_is_limited_along_a_straight_line():
     gate = driving_gate(GateLimits(max_linear_acceleration_mps2=1.0, max_angular_acceleration_radps2=10.0))
-    gate._last_decision_s = 99.9
+    gate.decide(99.9)
     command = gate.decide(100.0).command
     assert command.linear_x_mps == pytest.approx(0.1)
     assert command.angular_z_radps == pytest.approx(0.05), "both axes change by the same share"
@@ -174,3 +248,152 @@ def test_the_mapping_puts_each_action_on_its_axis(values):
 def test_the_mapping_refuses_another_number_of_values():
     with pytest.raises(ValueError, match="expected 2"):
         ActionMapping(("linear.x", "angular.z"), (1.0, 1.0), (0.0, 0.0)).velocity([1.0])
+
+
+class GateModel:
+    """What must not happen, said again without the gate: which facts forbid motion, and how old they are."""
+
+    def __init__(self) -> None:
+        self.flags = dict.fromkeys(("active", "settings_confirmed", "worker_ready", "has_instruction"), True)
+        self.flags |= dict.fromkeys(("worker_changed", "cmd_vel_shared", "stop_unheard", "executor_stalled"), False)
+        self.enabled = True
+        self.stop = self.latched = self.refused = False
+        self.sources = 1
+        self.image_s = self.action_s = -math.inf
+        self.asked_s = 0.0
+
+    def is_at_fault(self, now_s: float, limits: GateLimits) -> bool:
+        wanted = {"active": True, "settings_confirmed": True, "worker_ready": True}
+        wanted |= dict.fromkeys(("worker_changed", "cmd_vel_shared", "stop_unheard", "executor_stalled"), False)
+        return (
+            any(self.flags[name] != value for name, value in wanted.items())
+            or self.stop
+            or self.latched
+            or self.refused
+            or self.sources > 1
+            or now_s - self.image_s > limits.image_timeout_s
+        )
+
+
+class AnySequence(RuleBasedStateMachine):
+    """No sequence of events and times lets a command out while a fault holds, or on a frame that is too old."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.limits = GateLimits(soft_stop=True, image_timeout_s=0.5, step_timeout_s=0.8, resume_within_s=1.0)
+        self.gate = CommandGate(self.limits)
+        self.model = GateModel()
+        for name, value in self.model.flags.items():
+            setattr(self.gate, name, value)
+        self.gate.decide(self.now_s)
+        self.last = STANDSTILL
+
+    @rule(elapsed_s=st.sampled_from((0.0, 0.01, 0.05, 0.05, 0.05, 0.2, 0.45, 0.6, 1.5)))
+    def ask(self, elapsed_s: float) -> None:
+        self.now_s += elapsed_s
+        decision = self.gate.decide(self.now_s)
+        command = decision.command or STANDSTILL
+        model, limits = self.model, self.limits
+        if elapsed_s > STALL_S:
+            model.image_s = model.action_s = -math.inf
+            model.latched |= model.flags["active"] and elapsed_s > limits.resume_within_s
+        elif self.now_s - model.image_s > limits.resume_within_s and model.image_s > -math.inf:
+            model.latched = True
+        if not command.is_zero:
+            assert not model.is_at_fault(self.now_s, limits), decision
+            if model.enabled and model.flags["has_instruction"]:
+                assert self.now_s - model.action_s <= limits.step_timeout_s, decision
+            else:  # a person's gentle stop: it only ever gets slower
+                assert all(abs(now) <= abs(was) + 1e-12 for now, was in zip(command.values, self.last.values))
+        assert all(abs(value) <= limit for value, limit in zip(command.values, limits.max_velocity))
+        assert (decision.reason is Reason.MOVING) <= (not model.is_at_fault(self.now_s, limits))
+        self.last = command
+
+    @rule(age_s=st.floats(0.0, 0.6))
+    def image(self, age_s: float) -> None:
+        captured_s = self.now_s - age_s
+        self.gate.image_accepted(captured_s)
+        self.model.image_s = max(self.model.image_s, captured_s)
+
+    @rule(age_s=st.floats(0.0, 1.0), forward=st.sampled_from((0.5, -0.5, 9.0)))
+    def action(self, age_s: float, forward: float) -> None:
+        self.gate.action_ready(VelocityCommand(forward, 0.1, 0.5), self.now_s - age_s)
+        self.model.action_s, self.model.refused = self.now_s - age_s, False
+
+    @rule()
+    def everything_is_good(self) -> None:
+        self.image(0.0)
+        self.action(0.0, 0.5)
+
+    @rule()
+    def broken_action(self) -> None:
+        self.gate.action_ready(VelocityCommand(math.nan, 0.0, 0.0), self.now_s)
+        self.forget()
+        self.model.latched = True
+
+    @rule()
+    def refused_image(self) -> None:
+        self.gate.image_refused()
+        self.model.refused = True
+        self.model.action_s = -math.inf
+
+    @rule(count=st.integers(0, 2))
+    def sources(self, count: int) -> None:
+        self.gate.image_sources(count)
+        if count > 1 and self.model.sources <= 1:
+            self.model.action_s = -math.inf
+        self.model.sources = count
+
+    @rule(stop=st.booleans())
+    def stop(self, stop: bool) -> None:
+        self.gate.request_stop(stop)
+        self.model.stop = stop
+        self.model.latched |= stop
+
+    @rule(reason=st.sampled_from((Reason.WORKER_FAULT, Reason.ACTION_NOT_FINITE)))
+    def fault(self, reason: Reason) -> None:
+        self.gate.latch(reason)
+        self.forget()
+        self.model.latched = True
+
+    @rule(enabled=st.booleans())
+    def enable(self, enabled: bool) -> None:
+        self.gate.enable(enabled)
+        self.model.enabled = enabled
+        self.model.action_s = -math.inf
+        if enabled:
+            self.model.latched = self.model.stop
+            self.model.image_s = -math.inf
+
+    @rule(present=st.booleans())
+    def instruction(self, present: bool) -> None:
+        self.gate.instruction_changed(present, self.now_s)
+        self.model.flags["has_instruction"] = present
+        self.model.action_s = -math.inf
+
+    @rule()
+    def forget(self) -> None:
+        self.gate.forget_action()
+        self.model.action_s = -math.inf
+
+    @rule(name=st.sampled_from(sorted(GateModel().flags)), value=st.booleans())
+    def flag(self, name: str, value: bool) -> None:
+        if name != "has_instruction":
+            setattr(self.gate, name, value)
+            self.model.flags[name] = value
+
+    @precondition(lambda self: self.model.is_at_fault(self.now_s, self.limits))
+    @rule()
+    def all_is_well_again(self) -> None:
+        for name in self.model.flags:
+            self.flag(name, GateModel().flags[name])
+        self.instruction(True)
+        self.sources(1)
+        self.stop(False)
+        self.enable(True)
+        self.everything_is_good()
+
+
+TestAnySequence = AnySequence.TestCase
+TestAnySequence.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

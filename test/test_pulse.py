@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.pulse import Pulse
 
 PATIENCE_S = 10.0
@@ -52,25 +53,44 @@ def test_beats_that_were_missed_are_not_made_up_for():
     assert beats[2] - released_s >= 0.05
 
 
-def test_a_new_period_and_a_restart_count_from_now():
+def test_a_new_period_counts_from_the_last_beat():
     beats: queue.Queue[float] = queue.Queue()
     pulse = Pulse(lambda: beats.put(time.monotonic()), NEVER_S, unexpected)
-    changed_s = time.monotonic()
     pulse.period_s = 0.05
     assert pulse.period_s == 0.05
-    assert beats.get(timeout=PATIENCE_S) - changed_s >= 0.05
-    pulse.period_s = NEVER_S
-    while not beats.empty():
-        beats.get()
-    pulse.restart()
+    first_s = beats.get(timeout=PATIENCE_S)
+    pulse.period_s = 0.2
+    assert beats.get(timeout=PATIENCE_S) - first_s >= 0.19
     pulse.close()
-    assert beats.empty()
 
 
-def test_a_beat_that_fails_ends_the_pulse_and_tells_why():
-    failures: queue.Queue[Exception] = queue.Queue()
-    pulse = Pulse(lambda: 1 // 0, 0.01, failures.put)
-    assert isinstance(failures.get(timeout=PATIENCE_S), ZeroDivisionError)
+def test_nothing_that_is_set_puts_a_beat_off():
+    beats: queue.Queue[float] = queue.Queue()
+    began_s = time.monotonic()
+    pulse = Pulse(lambda: beats.put(time.monotonic()), 0.05, unexpected)
+    while beats.empty():  # a slider that is dragged
+        pulse.period_s = 0.05
+        assert time.monotonic() - began_s < PATIENCE_S, "the beat was put off"
+    pulse.close()
+
+
+def test_the_last_beat_is_known():
+    beats: queue.Queue[float] = queue.Queue()
+    pulse = Pulse(lambda: beats.put(steady_s()), 0.01, unexpected)
+    times_s = [beats.get(timeout=PATIENCE_S) for _ in range(3)]
+    assert times_s[1] <= pulse.last_beat_s
+    pulse.close()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, SystemExit])
+def test_a_beat_that_fails_ends_the_pulse_and_tells_why(error):
+    failures: queue.Queue[BaseException] = queue.Queue()
+
+    def beat() -> None:
+        raise error
+
+    pulse = Pulse(beat, 0.01, failures.put)
+    assert isinstance(failures.get(timeout=PATIENCE_S), error)
     pulse.close()
     assert failures.empty()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,12 +20,14 @@ import psutil
 import pytest
 
 from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.worker import (
     WORKER_MODULE,
     Frame,
     FrameRefused,
     PolicyWorker,
     StepResult,
+    WorkerChanged,
     WorkerEvent,
     WorkerFault,
     WorkerOptions,
@@ -40,7 +44,8 @@ class Watched:
         self._news = threading.Condition()
         self.events: list[WorkerEvent] = []
         options = {"policy": {"path": f"/scripts/{script}"}, "module": "scripted_worker", **options}
-        self.worker = PolicyWorker(WorkerOptions(**options), self._notify)
+        self.deaths: list[BaseException] = []
+        self.worker = PolicyWorker(WorkerOptions(**options), self._notify, self.deaths.append)
 
     def _notify(self) -> None:
         with self._news:
@@ -70,7 +75,7 @@ class Watched:
         def load(size_px: int, keep_aspect: bool) -> np.ndarray:
             return np.full((size_px, size_px, 3), value, np.uint8)
 
-        self.worker.submit(Frame(stamp_s, time.monotonic(), load))
+        self.worker.submit(Frame(stamp_s, steady_s(), steady_s(), load))
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_an_unreadable_frame_is_reported_and_the_next_one_steps(watch):
     def unreadable(size_px: int, keep_aspect: bool) -> np.ndarray:
         raise FrameError("scripted: not an image")
 
-    watched.worker.submit(Frame(1.0, time.monotonic(), unreadable))
+    watched.worker.submit(Frame(1.0, steady_s(), steady_s(), unreadable))
     watched.wait_for(lambda: watched.of(FrameRefused))
     watched.submit(7, stamp_s=2.0)
     watched.wait_for(lambda: watched.of(StepResult))
@@ -247,6 +252,139 @@ def test_a_worker_that_was_healthy_is_started_again_however_often(watch):
         watched.submit(1, stamp_s=float(faults))
         watched.wait_for(lambda expected=faults: len(watched.of(WorkerFault)) == expected)
     assert not any(fault.final for fault in watched.of(WorkerFault))
+
+
+@pytest.mark.parametrize("change", ["scale", "checkpoint", "size", "assumed"])
+def test_a_restarted_worker_that_loads_something_else_is_refused(watch, monkeypatch, tmp_path, change):
+    monkeypatch.setenv("SCRIPTED_CHANGE_ONCE", str(tmp_path / "loaded"))
+    monkeypatch.setenv("SCRIPTED_CHANGE", change)
+    watched = watch("ok")
+    watched.ready()
+    psutil.Process(watched.worker.pid).kill()
+    watched.wait_for(lambda: watched.of(WorkerChanged))
+    named = {
+        "scale": "action_scale",
+        "checkpoint": "checkpoint_id",
+        "size": "image_size",
+        "assumed": "assumed_settings",
+    }
+    assert named[change] in watched.of(WorkerChanged)[0].message
+    watched.wait_for(lambda: watched.worker.state is WorkerState.FAILED)
+    assert named[change] in watched.worker.last_error
+    watched.wait_for(lambda: watched.worker.pid is None)
+    assert not watched.of(StepResult)
+
+
+def test_without_a_free_descriptor_the_fault_is_told_and_the_worker_comes_back_later(watch):
+    watched = watch("ok")
+    watched.ready()
+    pid = watched.worker.pid
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        watched.wait_for(lambda: len(watched.of(WorkerFault)) >= 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in watched.of(WorkerFault)[1].message
+    watched.wait_for(lambda: watched.worker.state is WorkerState.READY)
+    assert not watched.deaths
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [("long", "has 300"), ("garbage", "could not be run"), ("many_values", "gave 5 action values")],
+)
+def test_what_a_worker_should_not_say_is_a_fault_with_a_sentence(watch, script, expected):
+    watched = watch(script)
+    watched.worker.start()
+    if script == "many_values":
+        watched.worker.wait_until_loaded()
+        watched.worker.set_instruction("go")
+        watched.worker.allow_steps(True)
+        watched.submit(1, stamp_s=1.0)
+    watched.wait_for(lambda: watched.of(WorkerFault))
+    assert expected in watched.of(WorkerFault)[0].message
+    assert not watched.deaths
+
+
+def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_still(watch, tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, threading, time
+        import numpy as np
+        from mobile_vla_inference.control.clock import steady_s
+        from mobile_vla_inference.control.worker import Frame, PolicyWorker, StepResult, WorkerFault, WorkerOptions
+        options = WorkerOptions(policy={"path": "/scripts/slow"}, module="scripted_worker", step_timeout_s=0.5)
+        worker = PolicyWorker(options, lambda: None)
+        worker.start()
+        worker.wait_until_loaded()
+        worker.set_instruction("go")
+        worker.allow_steps(True)
+        print(worker.pid, flush=True)
+        events, stamp_s = [], 1.0
+        while not any(isinstance(event, WorkerFault) for event in events):
+            stamp_s += 0.1
+            frame = lambda size_px, keep_aspect: np.zeros((size_px, size_px, 3), np.uint8)
+            worker.submit(Frame(stamp_s, steady_s(), steady_s(), frame))
+            new = worker.take_events()
+            events += new
+            for event in new:
+                print(type(event).__name__, flush=True)
+            time.sleep(0.02)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TEST_FOLDER), *sys.path])}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "StepResult\n"
+        for _ in range(3):
+            # Both stand still, so that a step is surely under way and unanswered when its time is over; the worker
+            # comes back first.
+            psutil.Process(pid).suspend()
+            psutil.Process(parent.pid).suspend()
+            time.sleep(1.0)  # longer than step_timeout_s: that is the fault itself
+            psutil.Process(parent.pid).resume()
+            psutil.Process(pid).resume()
+            assert parent.stdout.readline() == "StepResult\n"
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
+    watched = watch("ok")
+    watched.ready()
+    number = watched.worker._wake_fd
+    watched.worker.close()
+    read_fd, write_fd = os.pipe()
+    try:
+        if number not in (read_fd, write_fd):
+            os.dup2(write_fd, number)
+        watched.submit(1, stamp_s=1.0)
+        watched.worker.set_instruction("go on")
+        watched.worker.reset()
+        watched.worker.allow_steps(True)
+        watched.worker.close()
+        os.set_blocking(read_fd, False)
+        with pytest.raises(BlockingIOError):
+            os.read(read_fd, 8)
+    finally:
+        for descriptor in {read_fd, write_fd, number}:
+            os.close(descriptor)
+
+
+def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, monkeypatch):
+    watched = watch("ok")
+    watched.ready()
+    monkeypatch.setattr(PolicyWorker, "_tell_fault", lambda *_: 1 // 0)
+    psutil.Process(watched.worker.pid).kill()
+    watched.wait_for(lambda: watched.deaths)
+    assert isinstance(watched.deaths[0], ZeroDivisionError)
+    watched.wait_for(lambda: watched.of(WorkerFault))
+    assert watched.of(WorkerFault)[0].final
+    assert watched.worker.state is WorkerState.FAILED
 
 
 def test_not_a_number_reaches_the_caller_as_such(watch):

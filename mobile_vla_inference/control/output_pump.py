@@ -35,7 +35,7 @@ class _Sink:
     def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
         self._write = write
         self._changed = threading.Condition()
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[tuple[bytes, bytes]] = deque()  # each with a notice of what was dropped before it
         self._queued_bytes = 0
         self._busy = False
         self._unannounced_lines = 0
@@ -48,15 +48,16 @@ class _Sink:
             if self._queued_bytes + len(chunk) > _QUEUE_BYTES:
                 self._count_dropped(chunk)
                 return
+            notice = b""
             if self._unannounced_lines:
                 notice = b"[%d lines of output were dropped: nobody read them in time]\n" % self._unannounced_lines
-                self._unannounced_lines, chunk = 0, notice + chunk
-            self._chunks.append(chunk)
+                self._unannounced_lines = 0
+            self._chunks.append((notice, chunk))
             self._queued_bytes += len(chunk)
             self._changed.notify_all()
 
     def _count_dropped(self, chunk: bytes) -> None:
-        lines = max(1, chunk.count(b"\n"))
+        lines = chunk.count(b"\n")
         self.dropped_lines += lines
         self._unannounced_lines += lines
 
@@ -74,9 +75,9 @@ class _Sink:
             with self._changed:
                 while not self._chunks:
                     self._changed.wait()
-                chunk, self._busy = self._chunks.popleft(), True
+                (notice, chunk), self._busy = self._chunks.popleft(), True
             try:
-                self._write(chunk)
+                self._write(notice + chunk)
             except OSError:  # a closed pipe, a full disk: counted, because there is nobody to tell
                 self._count_dropped(chunk)
             with self._changed:

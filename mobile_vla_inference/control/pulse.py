@@ -37,7 +37,7 @@ class Pulse:
 
     @property
     def last_beat_s(self) -> float:
-        """When the last beat was over (at first: when the pulse was made), steady clock; for whoever watches over it."""
+        """When the last beat was over (at first: when the pulse was made), steady clock; for who watches over it."""
         return self._last_beat_s
 
     @property

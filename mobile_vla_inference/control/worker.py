@@ -665,7 +665,7 @@ class _WorkerSession:
         worker, info = self._worker, message["info"]
         if worker._info and (difference := _difference(worker._info, info)):
             return WorkerChanged(
-                f"the worker loaded another policy than at configure: {difference}; restore it or configure the node again"
+                f"the worker loaded another policy than at configure: {difference}; restore it or configure again"
             )
         worker._info = info
         worker._memory = message["memory"]

@@ -35,6 +35,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logging_directory
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -857,8 +858,12 @@ def main(
 
 
 def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], VlaNode]) -> int:
+    # rclpy's own log file is written with the interpreter's lock held; a disk that hangs would stop every thread.
+    program, *given = sys.argv if args is None else ["", *args]
+    args = [program, "--ros-args", "--disable-external-lib-logs", "--", *given]
     # The default handlers invalidate the context before a last standstill could be published.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    _log_to_file(output)
     interrupted = threading.Event()
     _on_signals(interrupted)
     try:
@@ -888,6 +893,18 @@ def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], Vla
     node.destroy_node()
     rclpy.try_shutdown()
     return status
+
+
+def _log_to_file(output: OutputPump) -> None:
+    """Keep a log where ROS keeps its logs; a robot without a place for one drives all the same."""
+    try:
+        folder = get_logging_directory()
+        output.add_file(folder / f"{NODE_NAME}_{os.getpid()}_{time.time_ns() // 1_000_000}.log")
+    except (OSError, RuntimeError) as error:
+        print(
+            f"{NODE_NAME}: warning: no log file ({error}), expected a folder that can be written; set ROS_LOG_DIR",
+            file=sys.stderr,
+        )
 
 
 def _on_signals(event: threading.Event) -> None:
