@@ -1,0 +1,236 @@
+"""Nothing delays a stop: attacks on the way from a stop to its zero, on the real node and real topics."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros_graph import Probe, is_zero
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool
+
+#: What is promised is 100 ms (the drill measures it); here the machine may be busy, and never is far more than that.
+NEVER_S = 2.0
+
+
+def boolean(name: str, value: bool) -> Parameter:
+    return Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value))
+
+
+def double(name: str, value: float) -> Parameter:
+    return Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value))
+
+
+def wait_for_zero(probe: Probe, since_s: float) -> None:
+    """Wait for a zero that was sent after a moment."""
+    probe.wait_for("zero", lambda: any(map(is_zero, probe.commands_since(since_s))), timeout_s=NEVER_S)
+
+
+def stop_publisher(probe: Probe, **qos):
+    publisher = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=10, **qos))
+    probe.wait_for("the stop subscription", lambda: publisher.get_subscription_count() > 0)
+    return publisher
+
+
+@pytest.fixture
+def start_with_blocked_output(tiny_checkpoint) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return what starts vla_node with an output that is full from the start and that nobody reads."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        read_fd, write_fd = os.pipe()
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(write_fd, bytes(4096))
+        command = [sys.executable, "-m", "mobile_vla_inference.ros.node", "--ros-args"]
+        command += ["-p", f"checkpoint:={tiny_checkpoint}", *arguments]
+        started.append((subprocess.Popen(command, stdout=write_fd, stderr=write_fd), read_fd))
+        os.close(write_fd)
+        return started[-1][0]
+
+    yield start
+    for process, read_fd in started:
+        process.kill()
+        process.wait()
+        os.close(read_fd)
+
+
+@pytest.mark.parametrize("attack", ["stop", "sigterm"])
+def test_an_output_that_nobody_reads_delays_neither_a_stop_nor_the_end(probe, start_with_blocked_output, attack):
+    node = start_with_blocked_output()
+    stops = stop_publisher(probe)
+    probe.drive()
+    began_s = time.monotonic()
+    if attack == "stop":
+        stops.publish(Bool(data=True))
+        wait_for_zero(probe, began_s)
+    else:
+        node.send_signal(signal.SIGTERM)
+        wait_for_zero(probe, began_s)
+        assert node.wait(timeout=20) == 0
+
+
+def test_a_stop_is_never_overwritten_by_what_follows_it(probe, start_node):
+    start_node()
+    stops = stop_publisher(probe)
+    probe.drive()
+    for _ in range(20):
+        began_s = time.monotonic()
+        stops.publish(Bool(data=True))
+        stops.publish(Bool(data=False))
+        wait_for_zero(probe, began_s)
+        probe.wait_for_standstill("stop_requested")
+        probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+        probe.wait_for("motion", probe.is_moving)
+    for _ in range(5):
+        began_s = time.monotonic()
+        probe.instructions.publish(String(data=""))
+        probe.instructions.publish(String(data="go around the box on the left to the cup"))
+        wait_for_zero(probe, began_s)
+        probe.wait_for("motion", probe.is_moving)
+
+
+def test_a_stop_is_heard_whatever_its_publisher_offers(probe, start_node):
+    start_node()
+    probe.drive()
+    for reliability in (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):
+        for durability in (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
+            stops = stop_publisher(probe, reliability=reliability, durability=durability)
+            began_s = time.monotonic()
+            stops.publish(Bool(data=True))
+            wait_for_zero(probe, began_s)
+            probe.wait_for_standstill("stop_requested")
+            stops.publish(Bool(data=False))
+            probe.node.destroy_publisher(stops)
+            probe.wait_for(
+                "motion after the release and ~/enable",
+                lambda: (
+                    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True)).success
+                    and "stop_requested" not in probe.value("gate", "message")
+                    and probe.is_moving()
+                ),
+            )
+
+
+def test_a_stop_that_was_said_before_the_node_came_counts_and_a_release_from_then_does_not(probe, start_node):
+    latched = {"durability": DurabilityPolicy.TRANSIENT_LOCAL, "reliability": ReliabilityPolicy.RELIABLE}
+    stops = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=1, **latched))
+    stops.publish(Bool(data=True))
+    start_node()
+    probe.wait_for("the policy to be loaded", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.start_images()
+    probe.instruct("go")
+    probe.wait_for("the reason", lambda: probe.value("gate", "reason") == "stop_requested")
+    assert all(is_zero(command) for _, command in probe.commands)
+    stops.publish(Bool(data=False))
+    other = stop_publisher(probe)
+    other.publish(Bool(data=True))
+    probe.node.destroy_publisher(stops)
+    late = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=1, **latched))
+    late.publish(Bool(data=False))  # sent now: this one does release
+    probe.wait_for(
+        "motion", lambda: probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True)) and probe.is_moving()
+    )
+
+
+def test_a_publisher_on_the_stop_topic_that_can_not_be_heard_means_no_motion(probe, start_node):
+    start_node()
+    probe.drive()
+    began_s = time.monotonic()
+    deaf = probe.node.create_publisher(String, "stop", 10)
+    wait_for_zero(probe, began_s)
+    probe.wait_for_standstill("stop_unheard")
+    assert "std_msgs/msg/String" in probe.value("gate", "warnings")
+    probe.node.destroy_publisher(deaf)
+    probe.wait_for("motion", probe.is_moving)
+
+
+@pytest.mark.parametrize("attack", ["parameter_flood", "slow_rate"])
+def test_no_parameter_puts_off_the_zero_of_a_silent_camera(probe, start_node, attack):
+    start_node()
+    probe.drive()
+    if attack == "slow_rate":
+        assert probe.set_parameter(double("publish_rate_hz", 1.0)).successful
+    probe.stop_images()
+    stopped_s = time.monotonic()
+    while attack == "parameter_flood" and time.monotonic() < stopped_s + 1.0:
+        assert probe.set_parameter(double("publish_rate_hz", 20.0)).successful
+    wait_for_zero(probe, stopped_s)
+    zeros = [arrived_s for arrived_s, command in list(probe.commands) if arrived_s > stopped_s and is_zero(command)]
+    assert zeros[0] - stopped_s < 0.5 + 0.5, "image_timeout_s, and what a busy machine takes"
+    count = len(probe.commands_since(stopped_s))
+    probe.wait_for("standstill that is repeated", lambda: len(probe.commands_since(stopped_s)) >= count + 5)
+
+
+def test_another_publisher_on_cmd_vel_is_named_and_stops_an_exclusive_node(probe, start_node):
+    from geometry_msgs.msg import Twist
+
+    start_node()
+    probe.drive()
+    other = probe.node.create_publisher(Twist, "cmd_vel", 1)
+    probe.wait_for("the warning", lambda: "/probe publishes on /cmd_vel" in (probe.value("gate", "warnings") or ""))
+    assert probe.is_moving()
+    assert probe.set_parameter(boolean("exclusive_cmd_vel", True)).successful
+    probe.wait_for_standstill("cmd_vel_shared")
+    probe.node.destroy_publisher(other)
+    probe.wait_for("motion", probe.is_moving)
+    start_node("-p", "autostart:=false")
+    probe.wait_for("the namesake", lambda: "2 nodes are called /vla_node" in (probe.value("gate", "warnings") or ""))
+
+
+def test_a_base_that_can_not_hear_the_commands_is_named(probe, start_node):
+    start_node("-p", "autostart:=false", "-p", "stamped:=true")  # the probe listens for Twist
+    probe.wait_for(
+        "the warning",
+        lambda: "/probe listens for geometry_msgs/msg/Twist on" in (probe.value("gate", "warnings") or ""),
+    )
+
+
+def test_listeners_that_do_not_read_delay_nothing(probe, start_node, tmp_path):
+    script = textwrap.dedent(
+        """
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+        from geometry_msgs.msg import Twist
+        from rcl_interfaces.msg import Log
+        rclpy.init()
+        node = rclpy.create_node("listener")
+        for kind, topic in (
+            (Twist, "cmd_vel"), (DiagnosticStatus, "vla_node/status"), (DiagnosticStatus, "vla_node/step"),
+            (DiagnosticArray, "/diagnostics"), (Log, "/rosout"),
+        ):
+            node.create_subscription(kind, topic, lambda _: None, 100)
+        print("ready", flush=True)
+        rclpy.spin(node)
+        """
+    )
+    start_node()
+    stops = stop_publisher(probe)
+    listener = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert listener.stdout.readline() == "ready\n"
+        probe.drive()
+        psutil.Process(listener.pid).suspend()
+        steps = int(probe.value("policy", "steps"))
+        probe.wait_for("many steps", lambda: int(probe.value("policy", "steps")) > steps + 20, timeout_s=60.0)
+        began_s = time.monotonic()
+        stops.publish(Bool(data=True))
+        wait_for_zero(probe, began_s)
+    finally:
+        listener.kill()
+        listener.wait()
+
+
+def test_the_node_says_in_its_diagnostics_what_was_dropped(probe, start_node):
+    start_node("-p", "autostart:=false")
+    probe.wait_for("the counts", lambda: probe.value("gate", "dropped_log_lines") == "0")
+    assert probe.value("gate", "dropped_reports") == "0"
