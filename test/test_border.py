@@ -191,3 +191,24 @@ def test_the_home_of_nobody_is_told(capsys):
 def test_the_tools_take_an_instruction_in_its_one_form(capsys):
     assert cli.main(["infer", "--checkpoint", "x", "--frames", "y", "--instruction", "go \u202e left"]) == 2
     assert "mobile_vla: error: instruction holds U+202E" in capsys.readouterr().err
+
+
+def test_a_home_folder_in_the_nodes_parameters_is_found(monkeypatch):
+    """No shell expands checkpoint:=~/policy.pth; names of topics and frames are no paths."""
+    pytest.importorskip("rclpy")
+    from rclpy.parameter import Parameter
+
+    from mobile_vla_inference.ros.parameters import declare_parameters
+
+    given = {"checkpoint": "~/policy.pth", "processors": "~/processors", "base_frame_id": "~/base"}
+
+    class Node:
+        def declare_parameter(self, name, default, descriptor):
+            value = None if default in (Parameter.Type.STRING_ARRAY, Parameter.Type.DOUBLE_ARRAY) else default
+            return Parameter(name, value=given.get(name, value))
+
+    monkeypatch.setenv("HOME", "/home/robot")
+    parameters = declare_parameters(Node())
+    assert parameters.checkpoint == "/home/robot/policy.pth"
+    assert parameters.processors == "/home/robot/processors"
+    assert parameters.base_frame_id == "~/base"
