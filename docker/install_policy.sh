@@ -34,7 +34,7 @@ is_recent() {
     cat "$requirements/lock.txt"
     echo "${NUMPY:-numpy<2}"
 } >"$constraints"
-packages=(safetensors tokenizers transformers)
+packages=(safetensors simplejpeg tokenizers transformers)
 options=(--no-cache-dir --constraint "$constraints" "$@")
 
 torch=$(installed_torch)

@@ -6,16 +6,27 @@ camera frame is resized in exactly one place, by one method, online and offline.
 
 from __future__ import annotations
 
+import codecs
+import logging
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-#: Names that a folder of frames is searched for, in name order.
+from mobile_vla_inference.decoding import PictureError, PictureHeader, decode_picture, picture_header
+
+_LOG = logging.getLogger(__name__)
+
+#: Names that a folder of frames is searched for.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 
 #: A frame larger than this per side is refused: it is a corrupt header or a misconfigured camera.
@@ -62,10 +73,15 @@ def check_frame(frame: np.ndarray) -> None:
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise FrameError(f"frame is {found}, expected uint8 RGB [height, width, 3]; convert it before the step")
-    height, width = frame.shape[:2]
-    if not (0 < height <= MAX_FRAME_SIDE_PX and 0 < width <= MAX_FRAME_SIDE_PX):
+    check_frame_size(frame.shape[1], frame.shape[0], "frame")
+
+
+def check_frame_size(width: int, height: int, name: str) -> None:
+    """Raise FrameError, with the name, unless both sides are sane."""
+    if not (0 < width <= MAX_FRAME_SIDE_PX and 0 < height <= MAX_FRAME_SIDE_PX):
         raise FrameError(
-            f"frame is {width} x {height} pixels, expected 1 to {MAX_FRAME_SIDE_PX} per side; check the camera"
+            f"{name} is {width} x {height} pixels, expected 1 to {MAX_FRAME_SIDE_PX} per side; reduce it, or check the "
+            "camera"
         )
 
 
@@ -106,46 +122,166 @@ def read_image(path: Path | str) -> np.ndarray:
     return decode_image(data, str(path))
 
 
-def decode_image(data: np.ndarray, name: str) -> np.ndarray:
-    """Decode JPEG, PNG and the like (uint8 [bytes]) to uint8 RGB [height, width, 3]; `name` is for the message."""
-    bgr = None
-    if data.size:
-        try:
-            bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        except cv2.error:
-            bgr = None
-    if bgr is None:
+def check_picture(encoded: bytes, name: str, deep_grey: bool = False) -> PictureHeader | None:
+    """Read the header of a JPEG or PNG, microseconds; None where the bytes are neither.
+
+    Raises:
+        FrameError: as decode_image, by what the header tells; a few bytes can ask for gigabytes.
+    """
+    try:
+        header = picture_header(encoded)
+    except PictureError as error:
+        raise _damaged(encoded, name, error) from error
+    except ImportError as error:
+        raise FrameError(
+            f"{name} is a JPEG, which can't be told from a damaged one without simplejpeg ({error}), expected what "
+            "requirements/runtime.txt names; run `pip install simplejpeg`"
+        ) from error
+    if header is not None:
+        check_frame_size(header.width, header.height, name)
+        if header.is_deep_grey and not deep_grey:
+            raise FrameError(
+                f"{name} is a grey PNG of 16 bits, which is how depth cameras write distances, expected a colour or "
+                "8-bit grey picture; use the colour camera"
+            )
+    return header
+
+
+def decode_image(data: np.ndarray, name: str, deep_grey: bool = False) -> np.ndarray:
+    """Decode JPEG, PNG and the like to uint8 RGB [height, width, 3].
+
+    Args:
+        data: the bytes, uint8 [bytes].
+        name: what they are, for the message.
+        deep_grey: whether a grey PNG of 16 bits is a picture; otherwise it is taken for distances.
+
+    Raises:
+        FrameError: no picture, a damaged one (a JPEG that lost bytes, too), one that is too large, or distances.
+    """
+    encoded = data.tobytes()
+    check_picture(encoded, name, deep_grey)
+    try:
+        rgb = decode_picture(encoded)
+    except PictureError as error:
+        raise _damaged(encoded, name, error) from error
+    if rgb is None:
         raise FrameError(
             f"{name} holds {data.size} bytes that no image decoder accepts, expected a JPEG or PNG; replace it"
         )
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    check_frame_size(rgb.shape[1], rgb.shape[0], name)
+    return rgb
+
+
+def _damaged(encoded: bytes, name: str, reason: PictureError) -> FrameError:
+    return FrameError(
+        f"{name} is cut off or corrupt ({len(encoded)} bytes: {reason}), expected a whole JPEG or PNG; replace it, or "
+        "check the camera and the network"
+    )
 
 
 def list_frames(folder: Path | str) -> list[Path]:
-    """List the image files of a folder in name order; raise FrameError where there is none."""
+    """List the image files of a folder in the order of the numbers in their names; see frame_order.
+
+    Hidden files are left out; what else is no image by its suffix is counted in a warning.
+
+    Raises:
+        FrameError: the folder is none, or holds no image.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FrameError(f"{folder} is not a folder, expected one with image files; check the path")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    paths = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=frame_order)
+    suffixes = (path.suffix.lower() or "without a suffix" for path in files)
+    skipped = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    others = ", ".join(f"{number} {suffix}" for suffix, number in sorted(skipped.items()))
     if not paths:
-        raise FrameError(f"{folder} holds no image files, expected some of {', '.join(IMAGE_SUFFIXES)}; check the path")
+        found = f" (but {others})" if others else ""
+        raise FrameError(
+            f"{folder} holds no image files{found}, expected some of {', '.join(IMAGE_SUFFIXES)}; check the path, or "
+            "convert them"
+        )
+    if others:
+        _LOG.warning(
+            "%s: read %d images, left out other files: %s; images are %s, convert what is missing",
+            folder,
+            len(paths),
+            others,
+            ", ".join(IMAGE_SUFFIXES),
+        )
     return paths
 
 
-def check_instruction(text: str) -> str:
-    """Return the instruction with white space and control characters folded into single spaces.
+#: A number in a file's name; with a point it is a decimal one, such as a time stamp.
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)")
 
-    An empty result is valid and means: stand still. Raises InstructionError where the text is too long or no UTF-8.
+
+def frame_order(path: Path) -> tuple[Any, ...]:
+    """Return the key that sorts frames as they were counted: frame_2 before frame_10, 7.25.png before 7.5.png.
+
+    The numbers of a name count one after the other; names of equal numbers (1.png, 01.png) follow as texts.
     """
+    words = _NUMBER.split(path.stem)  # text, number, text, ...
+    key = [Fraction(word) if index % 2 else word for index, word in enumerate(words)]
+    return tuple(key), path.name
+
+
+#: Characters without a picture of their own that Unicode does not call format characters (Cf): the rest of its
+#: property Default_Ignorable_Code_Point, of which Python has no table. Joiners, Hangul fillers, variation selectors.
+_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+#: Show text in another order than it is stored and read.
+_OVERRIDES = "\u202d\u202e"
+#: What stands for no character: unassigned (and changing with Python's version), private use, half of a pair.
+_NO_CHARACTERS = {"Cn": "is not assigned", "Co": "is for private use", "Cs": "is half of a pair (not UTF-8)"}
+
+
+def check_instruction(text: str) -> str:
+    """Return the instruction in the one form that texts which look the same share; empty is valid: stand still.
+
+    The form is Unicode's NFKC without invisible characters (byte order mark, joiners, soft hyphen, directional marks,
+    variation selectors), white space and control characters folded into single spaces. Decomposed Korean, which macOS
+    sends, would be other tokens. NFKC and not NFC, because Kosmos-2's own tokenizer folds by it and CLIP's by NFC:
+    so both read the same, and full-width or half-width input is the plain text.
+
+    Raises:
+        InstructionError: the text is too long, no UTF-8, or holds what is no character or reverses the order shown.
+    """
+    _check_length(text)
+    if "\ufffd" in text:
+        raise InstructionError("instruction holds bytes that are not UTF-8, expected UTF-8 text; check the publisher")
+    if not text.isascii():
+        for character in text:
+            reason = _NO_CHARACTERS.get(unicodedata.category(character))
+            if character in _OVERRIDES:
+                reason = "shows the text in another order than it is read"
+            if reason is not None:
+                raise InstructionError(
+                    f"instruction holds U+{ord(character):04X}, which {reason}, expected plain text; type it anew"
+                )
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(c for c in _IGNORABLE.sub("", text) if unicodedata.category(c) != "Cf")
+        _check_length(text)
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    # What stood apart by an invisible character may compose now.
+    return unicodedata.normalize("NFKC", " ".join(printable.split()))
+
+
+def _check_length(text: str) -> None:
     size = len(text.encode("utf-8", errors="replace"))
     if size > MAX_INSTRUCTION_BYTES:
         raise InstructionError(
             f"instruction is {size} bytes long, expected at most {MAX_INSTRUCTION_BYTES}; send a sentence"
         )
-    if "\ufffd" in text:
-        raise InstructionError("instruction holds bytes that are not UTF-8, expected UTF-8 text; check the publisher")
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())
+
+
+def read_text(path: Path | str) -> str:
+    """Read a text file as editors and Excel write it: UTF-8, or what its byte order mark says (UTF-16 or UTF-8).
+
+    Line ends stay as they are. Raises OSError or UnicodeDecodeError.
+    """
+    data = Path(path).read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return data.decode(encoding)
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:

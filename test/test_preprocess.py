@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, BatchFeature
 from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
 
-from mobile_vla_inference.border import CheckpointError, InstructionError
-from mobile_vla_inference.policy.config import PolicySettings, family_member
+from mobile_vla_inference.border import CheckpointError, InstructionError, check_instruction
+from mobile_vla_inference.policy.checkpoint import open_checkpoint
+from mobile_vla_inference.policy.config import PolicySettings, family_member, load_settings
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.processors import (
     CLIP_FOLDER,
@@ -30,6 +32,7 @@ from mobile_vla_inference.policy.processors import (
     processor_folders,
     write_processors,
 )
+from mobile_vla_inference.tools.drive import SMALL_POLICY
 
 CONFIG = family_member("tiny", "hybrid")
 KOREAN = (
@@ -267,3 +270,105 @@ def test_pixel_values_equal_the_formula(normalization: str, order: str) -> None:
     pixels = frame if order == "rgb" else frame[..., ::-1]
     expected = ((pixels / 255.0 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)[None]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> InstructionEncoder:
+    """The tokenizers that come along with the small policy."""
+    config = open_checkpoint(SMALL_POLICY).config
+    folders = processor_folders(find_processors(SMALL_POLICY), config)
+    return InstructionEncoder(folders, config, load_settings(SMALL_POLICY))
+
+
+def tokens(encoder: InstructionEncoder, text: str) -> tuple[list[int], list[int]]:
+    instruction = check_instruction(text)
+    return encoder.prompt(instruction).input_ids.tolist(), encoder.clip_ids(instruction).tolist()
+
+
+FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+#: Byte order mark, soft hyphen, zero-width space, joiners, marks of direction, isolates, variation selectors.
+INVISIBLE = (
+    "\ufeff\u00ad\u200b\u200c\u200d\u2060\u200e\u200f\u061c\u2066\u2069\u202a\u202c\ufe0e\ufe0f\U000e0100\u180e\u034f"
+)
+SPACES = "\u00a0\u3000\u2009\u202f\t\r\n\u2028\x85"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH])
+def test_an_instruction_in_any_unicode_form_is_the_same_tokens(shipped, instruction, form) -> None:
+    told = unicodedata.normalize(form, instruction)
+    assert tokens(shipped, told) == tokens(shipped, instruction)
+    for extra in INVISIBLE:
+        assert tokens(shipped, f"{extra}{told[:3]}{extra}{told[3:]}{extra}") == tokens(shipped, instruction)
+    for space in SPACES:
+        assert tokens(shipped, f"{space}{told.replace(' ', space * 2)}{space}") == tokens(shipped, instruction)
+
+
+def test_half_and_full_width_input_is_the_plain_text(shipped) -> None:
+    full = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in "go to the cup, then stop!").replace(
+        " ", "\u3000"
+    )
+    assert tokens(shipped, full) == tokens(shipped, "go to the cup, then stop!")
+    assert check_instruction("\uffa1\uffc2 \u3131\u314f") == "\uac00 \uac00"  # half-width and lone jamo
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Co", "Cn")), max_size=60)
+KOREAN_TEXT = st.text(
+    st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3) | st.sampled_from(" ,.0123abc"), max_size=40
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXT | KOREAN_TEXT, form=st.sampled_from(FORMS), where=st.integers(0, 60), extra=st.sampled_from(INVISIBLE))
+def test_texts_that_look_the_same_are_one_instruction(shipped, text, form, where, extra) -> None:
+    try:
+        instruction = check_instruction(text)
+    except InstructionError:
+        assert {"\u202d", "\u202e", "\ufffd"} & set(text)
+        return
+    assert check_instruction(instruction) == instruction
+    assert check_instruction(unicodedata.normalize(form, text)) == instruction
+    assert check_instruction(text[:where] + extra + text[where:]) == instruction
+    assert all(c.isprintable() and c not in INVISIBLE for c in instruction)
+    assert tokens(shipped, unicodedata.normalize(form, text)) == tokens(shipped, text)
+
+
+@settings(max_examples=300)
+@given(text=st.text())
+def test_any_text_is_an_instruction_or_an_instruction_error(text: str) -> None:
+    try:
+        instruction = check_instruction(text)
+    except InstructionError as error:
+        assert str(error).isprintable()
+        return
+    assert instruction == check_instruction(instruction)
+    instruction.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("character", "sentence"),
+    [
+        ("\u202e", r"U\+202E, which shows the text in another order"),
+        ("\u202d", r"U\+202D, which shows the text in another order"),
+        ("\ue000", r"U\+E000, which is for private use"),
+        ("\U0010fffd", r"U\+10FFFD, which is for private use"),
+        ("\ud800", r"U\+D800, which is half of a pair \(not UTF-8\)"),
+        ("\udcff", r"U\+DCFF, which is half of a pair \(not UTF-8\)"),  # a byte of the command line that is no UTF-8
+        ("\uffff", r"U\+FFFF, which is not assigned"),
+        ("\u0378", r"U\+0378, which is not assigned"),
+        ("\ufffd", "bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_number(character: str, sentence: str) -> None:
+    with pytest.raises(InstructionError, match=sentence):
+        check_instruction(f"go to {character} the cup")
+
+
+def test_a_text_that_grows_too_long_in_its_form_is_refused() -> None:
+    with pytest.raises(InstructionError, match="bytes long, expected at most 4096"):
+        check_instruction("\ufdfa" * 300)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\ufeff", "\u200b\u00ad", "\r\n", "\x00", "\u3164"])
+def test_a_text_without_anything_to_see_is_empty(text: str) -> None:
+    assert check_instruction(text) == ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.border import FrameError, read_text
 
 COLUMNS = ("frame", "stamp_s", "image", "steering", "throttle")
 
@@ -33,21 +34,16 @@ class RecordedFrame:
 def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     """Read the lines of a folder's actions.csv, in order; every image is known to exist.
 
+    The table may be as spreadsheets save it: with a byte order mark or in UTF-16, with commas, semicolons or tabs, and
+    a decimal comma where commas don't separate.
+
     Raises:
         FrameError: the folder, the file, a column, a value or an image is missing or wrong.
     """
     folder = Path(folder)
     table = folder / "actions.csv"
     try:
-        with table.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (lines.fieldnames or ())]
-            if missing:
-                raise FrameError(
-                    f"{table} lacks the column {', '.join(missing)}, expected {', '.join(COLUMNS)}; "
-                    "correct its first line"
-                )
-            frames = [_frame(folder, table, number, line) for number, line in enumerate(lines, start=2)]
+        lines = _read_lines(table)
     except FileNotFoundError as error:
         raise FrameError(
             f"{folder} has no actions.csv, expected one beside images/ ({', '.join(COLUMNS)}); check the path"
@@ -55,10 +51,11 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     except OSError as error:
         raise FrameError(f"{table} can't be read ({error.strerror}); check the path and its permissions") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FrameError(f"{table} is no CSV in UTF-8 ({error}); correct it") from error
+        raise FrameError(f"{table} is no CSV in UTF-8 ({error}); save it as such") from error
+    frames = [_frame(folder, table, number, line) for number, line in lines]
     if not frames:
         raise FrameError(f"{table} holds no frame, expected a line per image; correct it")
-    for number, (former, frame) in enumerate(itertools.pairwise(frames), start=3):
+    for (former, frame), (number, _) in zip(itertools.pairwise(frames), lines[1:]):
         if frame.stamp_s <= former.stamp_s:
             raise FrameError(
                 f"{table} line {number} is stamped {frame.stamp_s:g} s after {former.stamp_s:g} s, expected times that "
@@ -67,9 +64,47 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     return frames
 
 
+#: What separates cells: a comma, or what spreadsheets write where the comma is the decimal sign.
+_DELIMITERS = (",", ";", "\t")
+_NUMBERS = ("stamp_s", "steering", "throttle")
+
+
+def _read_lines(table: Path) -> list[tuple[int, dict[str, str | None]]]:
+    """Return (line number, {column: cell}) of every line that is not empty, with decimal points."""
+    text = io.StringIO(read_text(table), newline="")
+    header, header_number = text.readline(), 1
+    if header.startswith("sep="):  # Excel's own note on the delimiter
+        header, header_number = text.readline(), 2
+    delimiter = max(_DELIMITERS, key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        raise FrameError(
+            f"{table} lacks the column {', '.join(missing)}, expected {', '.join(COLUMNS)}; correct its first line"
+        )
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if twice:
+        raise FrameError(f"{table} has the column {twice[0]} twice, expected it once; correct its first line")
+    lines = []
+    reader = csv.reader(text, delimiter=delimiter)
+    for cells in reader:
+        number = header_number + reader.line_num
+        cells = [cell.strip() for cell in cells]
+        if any(cells[len(names) :]):
+            raise FrameError(
+                f"{table} line {number} has {len(cells)} cells, expected {len(names)} as its first line; correct it"
+            )
+        if any(cells):
+            line = dict(itertools.zip_longest(names, cells[: len(names)]))
+            if delimiter != ",":
+                line.update({column: line[column].replace(",", ".") for column in _NUMBERS if line[column]})
+            lines.append((number, line))
+    return lines
+
+
 def _frame(folder: Path, table: Path, number: int, line: dict[str, str | None]) -> RecordedFrame:
     values = {}
-    for column in ("stamp_s", "steering", "throttle"):
+    for column in _NUMBERS:
         try:
             values[column] = float(line[column])
         except (TypeError, ValueError):

@@ -10,6 +10,7 @@ import cv2
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, BagError, BagMessage, BagReader
 from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.decoding import is_jpeg
 from mobile_vla_inference.ros import conversions
 
 #: Type of an image message -> what checks it and what converts it to RGB, as in the node.
@@ -19,7 +20,6 @@ CONVERSIONS = {
 }
 
 _JPEG_QUALITY = 80
-_JPEG_START = b"\xff\xd8"
 
 
 def decode_or_none(bag: BagReader, message: BagMessage) -> Any | None:
@@ -55,7 +55,7 @@ def _jpeg(message: Any | None, type_name: str, max_width: int) -> bytes | None:
         return None
     height, width = rgb.shape[:2]
     if width <= max_width:
-        if type_name == COMPRESSED_IMAGE and (data := bytes(message.data)).startswith(_JPEG_START):
+        if type_name == COMPRESSED_IMAGE and is_jpeg(data := bytes(message.data)):
             return data
     else:
         rgb = cv2.resize(rgb, (max_width, max(1, round(height * max_width / width))), interpolation=cv2.INTER_AREA)

@@ -26,7 +26,7 @@ from mobile_vla_inference.bags.result import (
     ReplayTiming,
 )
 from mobile_vla_inference.bags.topics import BagTopics
-from mobile_vla_inference.border import check_instruction
+from mobile_vla_inference.border import check_instruction, read_text
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def difference(result: ReplayResult, against: ReplayResult) -> dict[str, Any] | 
 def read_steps(path: Path | str) -> tuple[Step, ...]:
     """Read the steps that a replay's JSON file tells; raise BagError where it tells none."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         steps = tuple(
             Step(float(step["stamp_s"]), bool(step["reset"]), check_instruction(step["instruction"]))
             for step in content["steps"]

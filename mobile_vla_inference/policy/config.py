@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.border import CheckpointError, read_text, write_text_atomically
 from mobile_vla_inference.policy.checksums import update_checksum
 
 #: Every stock block of Kosmos-2 and CLIP has heads of this width; the count itself leaves no trace in the tensors.
@@ -369,7 +369,7 @@ def save_settings(checkpoint: Path, settings: PolicySettings) -> Path:
     path = settings_path(checkpoint)
     text = json.dumps(settings.to_json(), indent=2, ensure_ascii=False) + "\n"
     shared = path.name == SETTINGS_FILE and not checkpoint.is_dir()
-    if shared and path.exists() and path.read_text(encoding="utf-8") != text:
+    if shared and path.exists() and read_text(path) != text:
         others = [p for p in checkpoint.parent.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p != checkpoint]
         if others:
             path = checkpoint.with_suffix(f".{SETTINGS_FILE}")
@@ -385,7 +385,7 @@ def load_settings(checkpoint: Path) -> PolicySettings:
     if not path.exists():
         return PolicySettings.all_assumed()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} can't be read as JSON ({error}); correct it or write it again with inspect --confirm"

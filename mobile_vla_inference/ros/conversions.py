@@ -7,6 +7,7 @@ are duck-typed: this module imports neither rclpy nor a message package and is t
 from __future__ import annotations
 
 import array
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, FrameError, decode_image
+from mobile_vla_inference.border import FrameError, check_frame_size, check_picture, decode_image
 
 JPEG_QUALITY = 85
 
@@ -25,10 +26,11 @@ class _Encoding:
 
     Attributes:
         channels: values per pixel.
-        color_code: OpenCV's conversion to RGB; None where it is RGB already.
+        color_code: OpenCV's conversion to RGB; None where it is RGB already, and for nv24, which has none.
         value_bytes: 1, or 2 for the 16-bit encodings, of which the high byte is kept.
         even_width: whether two neighbouring pixels share their colour.
-        even_height: whether two neighbouring rows share their colour, which follows the luma as extra rows.
+        even_height: whether two neighbouring rows share their colour.
+        chroma_rows: rows of `step` bytes that follow the luma with the colour, per row of the image.
     """
 
     channels: int
@@ -36,6 +38,7 @@ class _Encoding:
     value_bytes: int = 1
     even_width: bool = False
     even_height: bool = False
+    chroma_rows: float = 0.0
 
 
 # OpenCV's traditional Bayer names tell the 2 x 2 pixels that start at row 1, column 1; ROS tells those at the corner.
@@ -48,6 +51,7 @@ _BAYER_CODES = {
 
 _UYVY = _Encoding(2, cv2.COLOR_YUV2RGB_UYVY, even_width=True)
 _YUYV = _Encoding(2, cv2.COLOR_YUV2RGB_YUYV, even_width=True)
+_NV24 = _Encoding(1, None, chroma_rows=2.0)
 
 _ENCODINGS = {
     **{f"rgb{8 * n}": _Encoding(3, None, n) for n in (1, 2)},
@@ -62,22 +66,27 @@ _ENCODINGS = {
     "yuv422": _UYVY,
     "yuyv": _YUYV,
     "yuv422_yuy2": _YUYV,
-    "nv21": _Encoding(1, cv2.COLOR_YUV2RGB_NV21, even_width=True, even_height=True),
+    "nv12": _Encoding(1, cv2.COLOR_YUV2RGB_NV12, even_width=True, even_height=True, chroma_rows=0.5),
+    "nv21": _Encoding(1, cv2.COLOR_YUV2RGB_NV21, even_width=True, even_height=True, chroma_rows=0.5),
+    "nv24": _NV24,
 }
 
 
 def image_to_rgb(message: Any) -> np.ndarray:
     """Return a sensor_msgs/Image as uint8 RGB [height, width, 3].
 
-    16-bit values are scaled to 8 bit by their full range. The result may share the message's memory and be read-only.
+    16-bit values are scaled to 8 bit by their full range, YUV is BT.601 with luma from 16 to 235, as OpenCV and
+    cv_bridge have it. The result may share the message's memory and be read-only.
 
     Raises:
         FrameError: the size, the row length, the data or the encoding is not usable.
     """
-    _check_size(message.width, message.height, "image")
+    check_frame_size(message.width, message.height, "image")
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
         return _convert_with_cv_bridge(message)
+    if encoding is _NV24:
+        return _nv24_to_rgb(message, encoding)
     pixels = _pixels(message, encoding)
     if encoding.color_code is None:
         return pixels
@@ -92,50 +101,63 @@ def image_to_rgb(message: Any) -> np.ndarray:
 
 def check_image(message: Any) -> None:
     """Raise FrameError where a sensor_msgs/Image can't be a frame; microseconds, no pixel is converted."""
-    _check_size(message.width, message.height, "image")
+    check_frame_size(message.width, message.height, "image")
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
         _cv_bridge(message.encoding)
     else:
-        _pixels(message, encoding)
+        _checked_data(message, encoding)
 
 
 def check_compressed(message: Any) -> None:
     """Raise FrameError where a sensor_msgs/CompressedImage can't be a frame by its header; nothing is decoded."""
-    _encoded_image(message)
+    encoded = bytes(message.data)
+    name, is_deep_grey = _compressed_name(message.format)
+    if check_picture(encoded, name, is_deep_grey) is None:
+        raise FrameError(
+            f"{name} ({len(encoded)} bytes) is neither JPEG nor PNG, expected one of them; set the camera's "
+            "image_transport format or use raw images"
+        )
 
 
 def compressed_to_rgb(message: Any) -> np.ndarray:
     """Return a sensor_msgs/CompressedImage (JPEG or PNG) as uint8 RGB [height, width, 3].
 
-    The size that the header tells is checked before a pixel is decoded: a few bytes can ask for gigabytes.
+    The bytes tell which of the two it is: drivers mix up the words. What `format` says of the picture is heeded: one
+    that its raw form would be refused for, such as a depth image, is refused.
 
     Raises:
-        FrameError: neither JPEG nor PNG, too large, cut off or corrupt.
+        FrameError: neither JPEG nor PNG, no picture for the policy, too large, cut off or corrupt.
     """
-    return decode_image(_encoded_image(message), f"compressed image of format {message.format!r}")
+    check_compressed(message)
+    return decode_image(np.frombuffer(message.data, dtype=np.uint8), *_compressed_name(message.format))
 
 
-def _encoded_image(message: Any) -> np.ndarray:
-    """Return the bytes of a JPEG or PNG, uint8 [bytes], whose header tells a sane size."""
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    encoded = data.tobytes()
-    if encoded.startswith(_JPEG_START):
-        size = _jpeg_size(encoded)
-    elif encoded.startswith(_PNG_START):
-        size = _png_size(encoded)
-    else:
-        raise FrameError(
-            f"compressed image of format {message.format!r} ({len(encoded)} bytes) is neither JPEG nor PNG, "
-            "expected one of them; set the camera's image_transport format or use raw images"
-        )
-    if size is None:
-        raise FrameError(
-            f"compressed image of format {message.format!r} is cut off or corrupt ({len(encoded)} bytes), "
-            "expected a whole JPEG or PNG; check the camera and the network"
-        )
-    _check_size(*size, "compressed image")
-    return data
+#: Words of a `format` that name what is no colour or grey picture, or another codec than JPEG and PNG.
+_OTHER_FORMATS = re.compile(
+    r"depth|disparity|rvl|theora|ffmpeg|h\.?26[45]|hevc|avc|av1|vp[89]|webp|tiff?|avif|heic|gif|bmp|jp2|jpeg2000|jxl"
+)
+#: An abstract encoding of sensor_msgs/image_encodings.hpp: a type of OpenCV.
+_CV_TYPE = re.compile(r"(8|16|32|64)[USF]C[0-9]*")
+_SHOWN_FORMAT_CHARACTERS = 60
+
+
+def _compressed_name(text: str) -> tuple[str, bool]:
+    """Return what to call a CompressedImage, and whether its format says that 16-bit grey is a picture (mono16).
+
+    Raises:
+        FrameError: its format names what isn't a colour or grey picture as JPEG or PNG.
+    """
+    shown = text if len(text) <= _SHOWN_FORMAT_CHARACTERS else text[:_SHOWN_FORMAT_CHARACTERS] + "..."
+    name = f"compressed image of format {shown!r}"
+    # image_transport writes "ENCODING; CODEC compressed ENCODING", many drivers the codec or the encoding alone.
+    encoding = text.partition(";")[0].strip()
+    is_bayer = encoding.startswith("bayer_")
+    is_other_type = _CV_TYPE.fullmatch(encoding) is not None and encoding not in _ENCODINGS
+    if is_bayer or is_other_type or _OTHER_FORMATS.search(text.lower()):
+        hint = "compress after debayering" if is_bayer else "subscribe to the camera's colour images"
+        raise FrameError(f"{name} is not for this policy, expected a colour or grey picture as JPEG or PNG; {hint}")
+    return name, encoding == "mono16"
 
 
 def rgb_to_image(
@@ -176,15 +198,8 @@ def _byte_array(values: np.ndarray) -> array.array:
     return data
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if not (0 < width <= MAX_FRAME_SIDE_PX and 0 < height <= MAX_FRAME_SIDE_PX):
-        raise FrameError(
-            f"{name} is {width} x {height} pixels, expected 1 to {MAX_FRAME_SIDE_PX} per side; check the camera"
-        )
-
-
-def _pixels(message: Any, encoding: _Encoding) -> np.ndarray:
-    """View the message's data as uint8 [rows, width] or [rows, width, channels]; rows may be padded."""
+def _checked_data(message: Any, encoding: _Encoding) -> np.ndarray:
+    """Return the message's data, uint8 [bytes], once its size and row length are those of a whole image."""
     width, height, step = message.width, message.height, message.step
     if (encoding.even_width and width % 2) or (encoding.even_height and height % 2):
         raise FrameError(
@@ -197,21 +212,46 @@ def _pixels(message: Any, encoding: _Encoding) -> np.ndarray:
             f"{message.encoding} image of width {width} has a step of {step} bytes, expected at least {row_bytes}; "
             "check the camera driver"
         )
-    rows = height * 3 // 2 if encoding.even_height else height
+    rows = height + int(height * encoding.chroma_rows)
     data = np.frombuffer(message.data, dtype=np.uint8)
     # The last row may end with its pixels: some drivers leave out its padding.
-    needed = step * (rows - 1) + row_bytes
+    needed = step * rows - (step - row_bytes) * max(1, int(encoding.chroma_rows))
     if data.size < needed:
         raise FrameError(
             f"{message.encoding} image of {width} x {height} pixels holds {data.size} bytes, expected at least "
             f"{needed}; check the camera driver and the network"
         )
-    shape = (rows, width, encoding.channels, encoding.value_bytes)
-    strides = (step, encoding.channels * encoding.value_bytes, encoding.value_bytes, 1)
+    if encoding.chroma_rows and data.size > step * rows:
+        # The colour would be sought in the wrong place: some drivers align the height of a plane, and no field tells.
+        raise FrameError(
+            f"{message.encoding} image of {width} x {height} pixels and a step of {step} bytes holds {data.size} "
+            f"bytes, expected {step * rows}: the colour need not be right below the luma; set the driver to bgr8"
+        )
+    return data
+
+
+def _pixels(message: Any, encoding: _Encoding) -> np.ndarray:
+    """View the message's data as uint8 [rows, width] or [rows, width, channels]; rows may be padded."""
+    data = _checked_data(message, encoding)
+    rows = message.height + int(message.height * encoding.chroma_rows)
+    shape = (rows, message.width, encoding.channels, encoding.value_bytes)
+    strides = (message.step, encoding.channels * encoding.value_bytes, encoding.value_bytes, 1)
     values = np.ndarray(shape, np.uint8, buffer=data, strides=strides)
     high_byte = 0 if encoding.value_bytes == 1 or message.is_bigendian else 1
     pixels = values[..., high_byte]
     return pixels[..., 0] if encoding.channels == 1 else pixels
+
+
+def _nv24_to_rgb(message: Any, encoding: _Encoding) -> np.ndarray:
+    """Convert luma and, below it in rows twice as long, a pair of colours for each pixel.
+
+    OpenCV has no code for it: every pixel is laid out twice as YUYV, of which every second one is kept.
+    """
+    data, width, height, step = _checked_data(message, encoding), message.width, message.height, message.step
+    packed = np.empty((height, width, 4), np.uint8)
+    packed[..., 0::2] = np.ndarray((height, width, 1), np.uint8, buffer=data, strides=(step, 1, 1))
+    packed[..., 1::2] = np.ndarray((height, width, 2), np.uint8, data, offset=step * height, strides=(2 * step, 2, 1))
+    return cv2.cvtColor(packed.reshape(height, 2 * width, 2), cv2.COLOR_YUV2RGB_YUYV)[:, ::2]
 
 
 def _convert_with_cv_bridge(message: Any) -> np.ndarray:
@@ -243,37 +283,3 @@ def _encoding_error(encoding: str, error: Exception) -> FrameError:
         f"image encoding is {encoding!r} and cv_bridge can't convert it ({reason}), expected one of "
         f"{', '.join(_ENCODINGS)}; set the camera's pixel format"
     )
-
-
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
-_JPEG_SCAN = 0xDA
-#: Start-of-frame markers (ITU T.81, table B.1): C0 to CF without DHT, JPG and DAC.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from a JPEG's frame header; None where the header or the end of the scan is missing."""
-    size, position = None, len(_JPEG_START)
-    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == _JPEG_SCAN:
-            return size if encoded.find(_JPEG_END, position) >= 0 else None
-        if marker in _JPEG_FRAMES and position + 9 <= len(encoded):
-            height = int.from_bytes(encoded[position + 5 : position + 7], "big")
-            width = int.from_bytes(encoded[position + 7 : position + 9], "big")
-            size = (width, height)
-        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
-    return None
-
-
-def _png_size(encoded: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from a PNG's IHDR, which is always first; None where it or the last chunk is missing."""
-    if encoded[12:16] != b"IHDR" or len(encoded) < 24 or encoded.rfind(_PNG_END) < 0:
-        return None
-    return int.from_bytes(encoded[16:20], "big"), int.from_bytes(encoded[20:24], "big")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import math
+import os
 import sys
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -33,18 +34,24 @@ def _parameter(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     read_only: bool = False,
+    path: bool = False,
 ) -> Any:
     metadata = {"description": description, "low": low, "high": high, "choices": choices, "read_only": read_only}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "path": path})
 
 
 @dataclass(frozen=True)
 class NodeParameters:
     """Every parameter of vla_node; read-only ones need a restart to change."""
 
-    checkpoint: str = _parameter("", "Checkpoint file (.pth, .safetensors) or converted folder.", read_only=True)
+    checkpoint: str = _parameter(
+        "", "Checkpoint file (.pth, .safetensors) or converted folder.", read_only=True, path=True
+    )
     processors: str = _parameter(
-        "", "Folder with the Kosmos-2 and CLIP processors; empty: the one beside the checkpoint.", read_only=True
+        "",
+        "Folder with the Kosmos-2 and CLIP processors; empty: the one beside the checkpoint.",
+        read_only=True,
+        path=True,
     )
     device: str = _parameter(
         "auto",
@@ -200,7 +207,9 @@ def declare_parameters(node: Node) -> NodeParameters:
             raise ParameterError(
                 f"parameter {declared.name} is refused, expected {_expected(declared)}: {error}"
             ) from error
-        values[declared.name] = _own_value(parameter.value)
+        value = _own_value(parameter.value)
+        # No shell expands the ~ of checkpoint:=~/policy.pth.
+        values[declared.name] = os.path.expanduser(value) if declared.metadata["path"] else value  # noqa: PTH111
     return NodeParameters(**values)
 
 

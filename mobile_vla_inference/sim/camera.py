@@ -128,7 +128,7 @@ class SimulatedCamera:
 
 
 class FolderCamera:
-    """Show the images of a folder in name order, over and over, as they are; the pose doesn't matter."""
+    """Show the images of a folder in the order of their numbers, over and over; the pose doesn't matter."""
 
     def __init__(self, folder: Path | str) -> None:
         """List the folder; raise FrameError where it holds no image or the first can't be read."""

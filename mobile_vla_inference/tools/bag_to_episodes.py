@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the episodes")
-    parser.add_argument("--instruction", metavar="TEXT", help="what the robot was told (default: as recorded)")
+    parser.add_argument(
+        "--instruction", type=check_instruction, metavar="TEXT", help="what the robot was told (default: as recorded)"
+    )
     parser.add_argument("--scenario", choices=tuple(SCENARIO_INSTRUCTIONS), help="scenario of the drive")
     parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
     parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
     parser.add_argument("--steps", type=count, default=200, metavar="N", help="steps that are timed (default 200)")
     parser.add_argument("--vs", choices=("stock",), help="run the stock modules beside it")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in name order (default: made-up ones)")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in order (default: made-up ones)")
     parser.add_argument(
         "--parity", type=count, metavar="N", help="compare N steps with the fp32 modules, the state carried"
     )

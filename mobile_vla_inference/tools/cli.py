@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.border import MobileVlaError
@@ -83,9 +85,24 @@ def _run(arguments: Sequence[str]) -> int:
     return args.run(args)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, and its subparsers, that take `~` in a path for the home folder: no shell does after `--json=`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home here
+        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that is not there: {error}") from error
+
+
 def _parser(called: str | None) -> argparse.ArgumentParser:
     """Return the parser; of the subcommands, only the called one knows its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mobile_vla", description="Tools round a policy that drives a robot by images and instructions."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of images, bag, or number of a camera (default: a simulated camera)",
     )
     parser.add_argument(
-        "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what to do (default: %(default)r)"
+        "--instruction",
+        type=check_instruction,
+        default=DEFAULT_INSTRUCTION,
+        metavar="TEXT",
+        help="what to do (default: %(default)r)",
     )
     parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")

@@ -71,7 +71,7 @@ class SimulatedFrames:
 
 
 class FolderFrames:
-    """The images of a folder in name order."""
+    """The images of a folder in the order of their numbers."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = list_frames(folder)
@@ -156,7 +156,7 @@ def open_frames(source: str | None) -> Frames:
     """
     if source is None:
         return SimulatedFrames()
-    path = Path(source)
+    path = Path(source).expanduser()
     if source.isascii() and source.isdigit() and not path.exists():
         return CameraFrames(int(source))
     is_bag = path.suffix in _BAG_SUFFIXES or (

@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--instruction",
+        type=check_instruction,
         metavar="TEXT",
         help=f"what to do, in one world or on the frames (default: a tour of worlds, or {DEFAULT_INSTRUCTION!r})",
     )

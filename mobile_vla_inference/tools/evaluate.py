@@ -83,7 +83,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         default="rgb",
         help="of the images in the files (default rgb, as documented; look at one)",
     )
-    parser.add_argument("--instruction", metavar="TEXT", help="what the robot is told (default: as recorded)")
+    parser.add_argument(
+        "--instruction", type=check_instruction, metavar="TEXT", help="what the robot is told (default: as recorded)"
+    )
     parser.add_argument("--instructions", type=Path, metavar="FILE", help="JSON file {scenario: text}")
 
 

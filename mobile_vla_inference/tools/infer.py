@@ -1,4 +1,4 @@
-"""`mobile_vla infer`: run a checkpoint over a folder of images, in name order, and print or write what it does."""
+"""`mobile_vla infer`: run a checkpoint over numbered images of a folder, in order, and print or write what it does."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ HELP = "run a checkpoint over a folder of images"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="checkpoint file or folder")
-    parser.add_argument("--instruction", required=True, metavar="TEXT", help="what the robot is told, UTF-8")
     parser.add_argument(
-        "--frames", type=Path, required=True, metavar="DIR", help="folder of images, read in name order"
+        "--instruction", type=check_instruction, required=True, metavar="TEXT", help="what the robot is told, UTF-8"
+    )
+    parser.add_argument(
+        "--frames", type=Path, required=True, metavar="DIR", help="folder of images, read in the order of their numbers"
     )
     parser.add_argument("--reset-each", action="store_true", help="clear the policy's state before every frame")
     parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")

@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressed", action="store_true", help=f"CompressedImage on {IMAGE_TOPIC}/compressed instead of Image"
     )
     parser.add_argument(
-        "--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT", help="what was told (default: %(default)r)"
+        "--instruction",
+        type=check_instruction,
+        default=DEFAULT_INSTRUCTION,
+        metavar="TEXT",
+        help="what was told (default: %(default)r)",
     )
     parser.add_argument(
         "--max-linear-mps",

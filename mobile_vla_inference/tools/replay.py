@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="checkpoint file or folder")
     parser.add_argument("--against", type=Path, metavar="CK2", help="a second checkpoint, side by side")
-    parser.add_argument("--instruction", metavar="TEXT", help="what the robot is told (default: as recorded)")
+    parser.add_argument(
+        "--instruction", type=check_instruction, metavar="TEXT", help="what the robot is told (default: as recorded)"
+    )
     parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
     parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
     pace = parser.add_mutually_exclusive_group()

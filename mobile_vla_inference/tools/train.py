@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.border import MobileVlaError, check_instruction
 from mobile_vla_inference.sim.scenarios import training_sentences
 from mobile_vla_inference.tools.arguments import check_output, count, positive_number
 
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=positive_number, default=2e-3, metavar="R", help="default 0.002")
     parser.add_argument("--frozen-towers", action="store_true", help="train fusion, cell and head only")
     parser.add_argument("--no-memory", action="store_true", help="clear the cell's state before every step")
-    parser.add_argument("--instruction", metavar="TEXT", help="what was told, where the episodes don't say")
+    parser.add_argument(
+        "--instruction", type=check_instruction, metavar="TEXT", help="what was told, where the episodes don't say"
+    )
     parser.add_argument("--steps", type=_steps, metavar="A:B", help="train on these steps of each episode")
     parser.add_argument("--validate-steps", type=_steps, metavar="A:B", help="validate on these steps")
     parser.add_argument("--action-scale", type=_scale, metavar="X,Z", help="commands per unit (default: the policy's)")
