@@ -26,6 +26,7 @@ from mobile_vla_inference.policy.family import (
     is_token_embedding,
     solve_fusion_features,
 )
+from mobile_vla_inference.policy.fingerprint import fingerprint
 from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Checkpoint:
         index: where its tensors lie.
         config: its sizes, read from the shapes.
         settings: policy.json beside it; all assumed where there is none.
+        fingerprint: which checkpoint this is, by its content (fingerprint.py).
         conversion: content of a converted folder's config.json; None for what training wrote.
     """
 
@@ -68,6 +70,7 @@ class Checkpoint:
     index: TensorIndex
     config: HybridConfig
     settings: PolicySettings
+    fingerprint: str
     conversion: dict[str, Any] | None = None
 
     @property
@@ -109,7 +112,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     conversion = _read_conversion(path, config)
     if conversion is not None:
         index = replace(index, metadata=conversion["training"])
-    checkpoint = Checkpoint(path, index, config, load_settings(path), conversion)
+    checkpoint = Checkpoint(path, index, config, load_settings(path), fingerprint(index), conversion)
     solve_fusion_features(config, checkpoint.settings)
     return checkpoint
 

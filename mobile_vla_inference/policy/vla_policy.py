@@ -151,6 +151,7 @@ class VlaPolicy:
         )
         description = {
             "checkpoint": str(path),
+            "checkpoint_id": checkpoint.fingerprint,
             "variant": config.variant,
             "parameters": sum(parameter_counts(checkpoint.index.shapes).values()),
             "dtype": str(torch_dtype).removeprefix("torch."),
@@ -182,7 +183,11 @@ class VlaPolicy:
         return self._encoder
 
     def describe(self) -> dict[str, Any]:
-        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings."""
+        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings.
+
+        `checkpoint_id` is the fingerprint of the content (policy/fingerprint.py): the same weights have the same one
+        wherever they lie, and other weights have another one.
+        """
         return dict(self._description)
 
     def warm_up(self) -> None:
