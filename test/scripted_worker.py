@@ -33,6 +33,7 @@ class ScriptedPolicy:
 
     def describe(self) -> dict:
         return {
+            "checkpoint_id": "scripted",
             "image_size": 8,
             "image_keep_aspect": False,
             "step_period_s": 0.05,

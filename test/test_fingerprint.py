@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,13 @@ def test_one_other_byte_among_the_weights_is_another_checkpoint(tmp_path_factory
 
 def test_the_same_weights_under_other_names_or_in_another_shape_are_another_checkpoint(tmp_path) -> None:
     a, b = torch.ones(6), torch.zeros(6)
-    states = ({"a": a, "b": b}, {"a": b, "b": a}, {"a": a, "c": b}, {"a": a.view(2, 3), "b": b}, {"a": a.half(), "b": b})
+    states = (
+        {"a": a, "b": b},
+        {"a": b, "b": a},
+        {"a": a, "c": b},
+        {"a": a.view(2, 3), "b": b},
+        {"a": a.half(), "b": b},
+    )
     for form in ("pth", "safetensors"):
         found = [fingerprint_of(save(state, tmp_path / f"s{i}", form)) for i, state in enumerate(states)]
         assert len(set(found)) == len(states), form
@@ -102,6 +109,58 @@ def test_shards_copied_over_without_their_list_are_another_checkpoint(tmp_path, 
     save_file({**tensors, name: tensors[name] + 1}, shard)  # the smallest part of another training: one bias
     assert (folder / CHECKSUMS_FILE).read_bytes() == listed
     assert fingerprint_of(folder) != before
+
+
+@pytest.mark.parametrize("form", ("pth", "folder"))
+def test_a_byte_changed_in_place_is_another_checkpoint(tmp_path, tiny_checkpoint, form) -> None:
+    """What the file says of itself, its checksums or its list, stays as it was."""
+    path = tmp_path / "tiny.pth"
+    shutil.copy(tiny_checkpoint, path)
+    if form == "folder":
+        path = convert(tiny_checkpoint, tmp_path / "folder").folder
+    index = read_index(path)
+    before = fingerprint(index)
+    for name in sorted(index.stored)[::9]:
+        entry = index.stored[name]
+        place = entry.offset + entry.nbytes * 3 // 4
+        with entry.file.open("r+b") as file:
+            file.seek(place)
+            byte = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte[0] ^ 1]))
+            file.flush()
+            assert fingerprint_of(path) != before, name
+            file.seek(place)
+            file.write(byte)
+    assert fingerprint_of(path) == before
+
+
+def test_no_more_than_some_blocks_of_a_large_member_are_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("mobile_vla_inference.policy.fingerprint._BLOCKS_BYTES", 4000)
+    read, pread = [], os.pread
+    state = {f"layer{i}.weight": torch.full((5000,), i / 10) for i in range(4)}
+    index = read_index(save(state, tmp_path / "large", "pth"))
+    monkeypatch.setattr(os, "pread", lambda handle, count, offset: read.append(count) or pread(handle, count, offset))
+    before = fingerprint(index)
+    assert read == [1000] * 4
+    for name in state:  # another training, of which the checksums in the archive tell too
+        other = {**state, name: state[name] + 1}
+        assert fingerprint_of(save(other, tmp_path / "other", "pth")) != before
+
+
+def test_an_archive_without_checksums_is_told_by_its_bytes(tmp_path, monkeypatch) -> None:
+    path = save({"a": torch.ones(3)}, tmp_path / "a", "pth")
+    infolist = zipfile.ZipFile.infolist
+
+    def without(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        infos = infolist(archive)
+        for info in infos:
+            info.CRC = 0
+        return infos
+
+    index = read_index(path)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", without)
+    assert fingerprint(index) == f"bytes:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def test_a_list_that_leaves_out_a_shard_is_not_believed(tmp_path, tiny_checkpoint) -> None:

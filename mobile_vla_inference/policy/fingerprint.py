@@ -1,16 +1,17 @@
 """Which checkpoint a file or folder is, by its content: the fingerprint that its settings are bound to. No torch.
 
 A name or a time says nothing about weights, and reading 7 GB at every start takes too long, so each form is told by
-what it already has:
+what it already has, and by a block of each tensor, 64 MiB in all:
 
 - `zip:` a `.pth`: its tensors (names, number types, shapes, strides) and its records with their CRC-32, which
-  torch.save writes into the archive's directory. No weight is read.
-- `folder:` a converted folder: its sha256sums.txt without the line of policy.json (which holds the fingerprint), and
-  a block of each tensor, so that shards copied over without their list are another checkpoint.
+  torch.save writes into the archive's directory.
+- `folder:` a converted folder: its sha256sums.txt without the line of policy.json, which holds the fingerprint.
 - `bytes:` anything else: SHA-256 of the files with weights, which hash_cache keeps. Of one file, sha256sum prints it.
 
-It tells checkpoints apart. It finds no damage that leaves those hashes alone, such as a bit that a disk lost: `verify`
-does. It is no signature either: whoever can write the checkpoint can write its settings too.
+The blocks find shards that were copied over without their list, and weights that were changed in place: any byte in
+members of up to 64 MiB. In larger ones, damage between the blocks leaves a `zip:` and a `folder:` as they are; `verify`
+finds it in a folder, and `unzip -t` in a `.pth`. A fingerprint is no signature: whoever can write a checkpoint can
+write its settings too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FINGERPRINT = re.compile(r"(zip|folder|bytes):[0-9a-f]{64}")
 #: The settings in a converted folder; those of a file have their name from it (settings_file.py).
 SETTINGS_FILE = "policy.json"
 
-_BLOCK_BYTES = 4096
+_BLOCKS_BYTES = 64 << 20  # of all tensors together
 
 
 def fingerprint(index: TensorIndex) -> str:
@@ -48,7 +49,7 @@ def fingerprint(index: TensorIndex) -> str:
         if index.format == "zip":
             records = _records(index.path)
             if records is not None:
-                return f"zip:{_digest([_described(index), records])}"
+                return f"zip:{_digest([_described(index), records, _blocks(index.stored)])}"
         elif index.path.is_dir() and (index.path / CHECKSUMS_FILE).exists():
             listed = read_checksums(index.path)
             if {entry.file.name for entry in index.stored.values()} <= listed.keys():
@@ -90,15 +91,18 @@ def _records(path: Path) -> list[Any] | None:
 
 
 def _blocks(stored: dict[str, TensorEntry]) -> list[Any]:
-    """Return the hash of a block from the middle of each tensor; blocks are read in the order of the files."""
+    """Return the hash of a block from the middle of each tensor; of all of it in small members."""
+    total = sum(entry.nbytes for entry in stored.values())
+    most = total if total <= _BLOCKS_BYTES else max(_BLOCKS_BYTES // len(stored), 1)
     by_file: dict[Path, list[tuple[str, TensorEntry]]] = {}
     for name, entry in stored.items():
         by_file.setdefault(entry.file, []).append((name, entry))
     hashes = []
     for path, entries in by_file.items():
         with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             for name, entry in sorted(entries, key=lambda item: item[1].offset):
-                count = min(entry.nbytes, _BLOCK_BYTES)
+                count = min(entry.nbytes, most)
                 block = os.pread(file.fileno(), count, entry.offset + (entry.nbytes - count) // 2)
                 hashes.append([name, hashlib.sha256(block).hexdigest()])
     return sorted(hashes)
