@@ -136,6 +136,18 @@ def test_a_checkpoint_replaced_under_its_settings_is_assumed(pair) -> None:
     assert "was confirmed for first.pth (zip:" in note and "is another checkpoint (zip:" in note
 
 
+def test_a_checkpoint_replaced_while_it_is_loaded_is_refused(pair) -> None:
+    first, second = pair
+
+    def replace_once(stage: str) -> None:
+        if stage.startswith("loading the weights") and second.exists():
+            second.rename(first)
+
+    with pytest.raises(CheckpointError, match=r"first\.pth was changed while it was loaded"):
+        VlaPolicy.load(first, progress=replace_once)
+    assert not second.exists()
+
+
 def test_a_file_moved_or_copied_with_its_settings_stays_confirmed(pair, tmp_path) -> None:
     first, _ = pair
     moved = tmp_path / "elsewhere"

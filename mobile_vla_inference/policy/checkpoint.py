@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from mobile_vla_inference.policy.family import (
     solve_fusion_features,
 )
 from mobile_vla_inference.policy.fingerprint import fingerprint
+from mobile_vla_inference.policy.hash_cache import disk_state
 from mobile_vla_inference.policy.settings_file import load_settings, settings_path
 from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
@@ -66,6 +67,7 @@ class Checkpoint:
         fingerprint: which checkpoint this is, by its content (fingerprint.py).
         settings_file: where the settings are from; None: the defaults.
         settings_note: why a file with settings doesn't count as confirmed, and what to do; None: it does.
+        disk_states: what each file was like when it was opened (hash_cache.disk_state).
         conversion: content of a converted folder's config.json; None for what training wrote.
     """
 
@@ -76,6 +78,7 @@ class Checkpoint:
     fingerprint: str
     settings_file: Path | None = None
     settings_note: str | None = None
+    disk_states: dict[Path, str] = field(default_factory=dict)
     conversion: dict[str, Any] | None = None
 
     @property
@@ -103,6 +106,12 @@ class Checkpoint:
         """Names of the features that the fusion layer (or the cell, in the pure variant) reads, in order."""
         return solve_fusion_features(self.config, self.settings)
 
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file was written to or replaced since it was opened."""
+        for path, state in self.disk_states.items():
+            if _disk_state(path) != state:
+                raise CheckpointError(f"{path} was changed while it was loaded, expected it unchanged; load it again")
+
     def check_action_axes(self) -> None:
         """Raise CheckpointError unless the settings name an axis for each action."""
         axes = self.settings.action_axes
@@ -127,6 +136,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     conversion = _read_conversion(path, config)
     if conversion is not None:
         index = replace(index, metadata=conversion["training"])
+    states = {file: _disk_state(file) for file in {entry.file for entry in index.stored.values()}}
     mark = fingerprint(index)
     stored = load_settings(path, mark)
     try:
@@ -134,7 +144,16 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     except CheckpointError as error:
         whose = "" if stored.note is None else " (not confirmed for this checkpoint)"
         raise CheckpointError(f"{stored.file or settings_path(path)}{whose}: {error}") from error
-    return Checkpoint(path, index, config, stored.settings, mark, stored.file, stored.note, conversion)
+    return Checkpoint(path, index, config, stored.settings, mark, stored.file, stored.note, states, conversion)
+
+
+def _disk_state(path: Path) -> str:
+    try:
+        return disk_state(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not there any more ({error.strerror}), expected it unchanged; load it again"
+        ) from error
 
 
 def _check_dtypes(path: Path, index: TensorIndex) -> None:

@@ -34,12 +34,12 @@ def cached_sha256(path: Path) -> str:
     check_regular(path, "the weights of a checkpoint", error=CheckpointError)
     cache = _cache_file()
     try:
-        state = _state(path)
+        state = disk_state(path)
         known = _read(cache)
         if state in known:
             return known[state]
         digest = sha256_of(path)
-        if _state(path) != state:
+        if disk_state(path) != state:
             raise CheckpointError(f"{path} was changed while it was read, expected it unchanged; try again")
     except OSError as error:
         raise CheckpointError(
@@ -50,7 +50,8 @@ def cached_sha256(path: Path) -> str:
     return digest
 
 
-def _state(path: Path) -> str:
+def disk_state(path: Path) -> str:
+    """Return what changes with every write to a file, and with a file of its name that takes its place."""
     found = path.stat()
     return ":".join(map(str, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)))
 

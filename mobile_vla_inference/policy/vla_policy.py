@@ -144,6 +144,7 @@ class VlaPolicy:
             progress=_in_tenths(report),
             force=force,
         )
+        checkpoint.check_unchanged()
         description = {
             "checkpoint": str(path),
             "checkpoint_id": checkpoint.fingerprint,
