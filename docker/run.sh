@@ -194,7 +194,7 @@ check_memory() {
     memory_mib=${memory_mib:-$needed}
 }
 
-# Put the command together. The checkpoint's whole folder is mounted: policy.json and the processors beside it belong to it.
+# Put the command together. The checkpoint's whole folder is mounted: settings and processors beside it belong to it.
 compose_command() {
     local folder inside
     command=(docker run --name "$name" --network host --ipc host)

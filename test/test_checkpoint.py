@@ -19,9 +19,10 @@ from mobile_vla_inference.border import CheckpointError
 from mobile_vla_inference.policy import checkpoint as checkpoint_module
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.checkpoint import MIB, available_bytes, copied_bytes, load_model, open_checkpoint
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, family_member, load_settings, save_settings
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, family_member
 from mobile_vla_inference.policy.family import tensor_shapes
 from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+from mobile_vla_inference.policy.settings_file import load_settings, save_settings
 from mobile_vla_inference.tools import inspect
 
 TINY = family_member("tiny", "hybrid")
@@ -239,14 +240,14 @@ def test_inspect_describes_without_torch(tiny_path: Path, tmp_path: Path) -> Non
 def test_inspect_confirms_what_was_assumed(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "alone.pth"
     path.write_bytes(tiny_path.read_bytes())
-    assert not load_settings(path).confirmed
+    assert not load_settings(path).settings.confirmed
     assert _inspect(path) == 0
     assert "assumed, not read: action_axes" in capsys.readouterr().out
-    assert not load_settings(path).confirmed
+    assert not load_settings(path).settings.confirmed
     assert _inspect(path, "--confirm") == 0
     out = capsys.readouterr().out
     assert "step_period_s = 0.3 (was assumed)" in out
-    confirmed = load_settings(path)
+    confirmed = load_settings(path).settings
     assert confirmed.confirmed and confirmed.fusion_features == ("kosmos_text", "clip_text")
 
 

@@ -28,7 +28,7 @@ from mobile_vla_inference.policy import convert as convert_module
 from mobile_vla_inference.policy import folder_swap
 from mobile_vla_inference.policy.checkpoint import copied_bytes, load_model, open_checkpoint
 from mobile_vla_inference.policy.checksums import verify_folder
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, family_member, load_settings, save_settings
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, family_member
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts, tensor_shapes
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
@@ -41,6 +41,7 @@ from mobile_vla_inference.policy.quantize import (
     use_int8_linears,
     use_widening_modules,
 )
+from mobile_vla_inference.policy.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 
@@ -151,7 +152,7 @@ def test_config_and_settings(folders: dict[str, Path], tiny_checkpoint: Path) ->
     }
     assert config["training"]["val_mae"] == 1.0
     assert open_checkpoint(folders["int8"]).index.metadata["epoch"] == 0
-    assert load_settings(folders["int8"]) == load_settings(tiny_checkpoint)
+    assert load_settings(folders["int8"]).settings == load_settings(tiny_checkpoint).settings
     copied = {path.relative_to(folders["int8"] / "processors") for path in folders["int8"].glob("processors/*/*")}
     original = tiny_checkpoint.with_suffix(".processors")
     assert copied == {path.relative_to(original) for path in original.glob("*/*")}
@@ -200,7 +201,7 @@ def test_without_processors_there_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(saved(_pure_state()))
     assert "no processors" in convert(path, tmp_path / "model").warnings[0]
-    assert not load_settings(tmp_path / "model").confirmed
+    assert not load_settings(tmp_path / "model").settings.confirmed
     with pytest.raises(CheckpointError, match="no processor folder"):
         convert(path, tmp_path / "other", processors=tmp_path / "nowhere")
     assert not (tmp_path / "other").exists()
@@ -241,7 +242,7 @@ def test_16_bits_under_fp32_are_mapped_and_exact(folders: dict[str, Path], tiny_
     rounded = {name: tensor.half().float() for name, tensor in _source_state(tiny_checkpoint).items()}
     path = folders["float16"].parent / "rounded.pth"
     path.write_bytes(saved(rounded))
-    save_settings(path, load_settings(tiny_checkpoint))
+    save_settings(path, load_settings(tiny_checkpoint).settings)
     expected = _fused_features(path, processors)
     torch.testing.assert_close(_fused_features(folders["float16"], processors), expected, rtol=1e-6, atol=1e-6)
 
@@ -583,10 +584,12 @@ def test_coreutils_agrees(folder: Path) -> None:
 
 
 def test_confirmed_settings_keep_the_list_true(folder: Path) -> None:
-    (folder / "policy.json").write_text(json.dumps(PolicySettings(step_period_s=0.5, assumed=("prompt",)).to_json()))
+    (folder / "policy.json").write_text(
+        json.dumps({"format": 1, "settings": PolicySettings(step_period_s=0.5, assumed=("prompt",)).to_json()})
+    )
     assert not verify_folder(folder).passed
     assert cli.main(["inspect", str(folder), "--confirm"]) == 0
-    assert verify_folder(folder).passed and load_settings(folder).confirmed
+    assert verify_folder(folder).passed and load_settings(folder).settings.confirmed
 
 
 # --- folders that are not as convert wrote them ---

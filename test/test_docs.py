@@ -136,10 +136,12 @@ def workplace(tiny_checkpoint, tmp_path_factory) -> Path:
     import cv2
     import numpy as np
 
+    from mobile_vla_inference.policy.settings_file import settings_path
+
     folder = tmp_path_factory.mktemp("workplace")
     for end in (".pth", ".processors"):
         (folder / f"policy{end}").symlink_to(tiny_checkpoint.with_suffix(end))
-    (folder / "policy.json").write_text((tiny_checkpoint.parent / "policy.json").read_text())
+    (folder / "policy.pth.policy.json").write_text(settings_path(tiny_checkpoint).read_text())
     images = folder / "frames" / "images"
     images.mkdir(parents=True)
     rows = ["frame,stamp_s,image,steering,throttle"]

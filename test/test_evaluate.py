@@ -27,7 +27,7 @@ from mobile_vla_inference.episodes.files import (
     EpisodeWriter,
     find_episodes,
 )
-from mobile_vla_inference.policy.config import load_settings, save_settings
+from mobile_vla_inference.policy.settings_file import load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.training_units import training_values
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
@@ -224,7 +224,7 @@ def puzzle(tmp_path, tiny_checkpoint) -> tuple[Path, Path]:
     checkpoint = tmp_path / "policy.pth"
     shutil.copytree(tiny_checkpoint.with_suffix(".processors"), checkpoint.with_suffix(".processors"))
     shutil.copy(tiny_checkpoint, checkpoint)
-    confirmed = load_settings(tiny_checkpoint)
+    confirmed = load_settings(tiny_checkpoint).settings
     save_settings(checkpoint, replace(confirmed, **TRUE))
     folder = tmp_path / "episodes"
     folder.mkdir()
@@ -247,7 +247,7 @@ def calibrate(checkpoint: Path, folder: Path, *more: str) -> int:
 def test_calibrate_finds_the_settings_and_confirms_them_only_when_asked(puzzle, tmp_path, capsys):
     checkpoint, folder = puzzle
     assert calibrate(checkpoint, folder, "--json", str(tmp_path / "trials.json")) == 0
-    found = load_settings(checkpoint)
+    found = load_settings(checkpoint).settings
     assert {name: getattr(found, name) for name in TRUE} == TRUE
     assert found.assumed == tuple(sorted(TRUE))
     content = json.loads((tmp_path / "trials.json").read_text())
@@ -257,32 +257,32 @@ def test_calibrate_finds_the_settings_and_confirms_them_only_when_asked(puzzle, 
     assert len(distances) == 3 * 3 * 2 * 2  # pooled text is as wide as nothing that fits
     assert "confirmed by this run: nothing" in capsys.readouterr().out
     assert calibrate(checkpoint, folder, "--confirm") == 0
-    assert load_settings(checkpoint).confirmed
+    assert load_settings(checkpoint).settings.confirmed
 
 
 def test_an_error_that_chance_could_give_confirms_nothing(puzzle, capsys):
     checkpoint, folder = puzzle
-    before = checkpoint.with_name("policy.json").read_bytes()
+    before = settings_path(checkpoint).read_bytes()
     assert calibrate(checkpoint, folder, "--confirm", "--val-mae", "0.4321") == 2
     assert "by chance" in capsys.readouterr().err
-    assert checkpoint.with_name("policy.json").read_bytes() == before
+    assert settings_path(checkpoint).read_bytes() == before
 
 
 def test_a_person_may_choose_a_line(puzzle):
     checkpoint, folder = puzzle
     assert calibrate(checkpoint, folder, "--confirm", "2") == 0
-    chosen = load_settings(checkpoint)
+    chosen = load_settings(checkpoint).settings
     assert chosen.confirmed
     assert {name: getattr(chosen, name) for name in TRUE} != TRUE
 
 
 def test_the_joined_features_and_their_order_are_found(puzzle):
     checkpoint, folder = puzzle
-    true = replace(load_settings(checkpoint), **TRUE)
+    true = replace(load_settings(checkpoint).settings, **TRUE)
     assumed = ("action_axes", "action_scale", "fusion_features", "head_tanh", "image_normalization")
     save_settings(checkpoint, replace(true, fusion_features=None, assumed=assumed))
     assert calibrate(checkpoint, folder) == 0
-    found = load_settings(checkpoint)
+    found = load_settings(checkpoint).settings
     assert found.fusion_features == ("kosmos_text", "clip_text")
     assert replace(found, head_tanh=None, assumed=()) == replace(true, assumed=())
 
@@ -290,7 +290,7 @@ def test_the_joined_features_and_their_order_are_found(puzzle):
 def test_calibrate_needs_an_error_and_something_to_find(puzzle, capsys):
     checkpoint, folder = puzzle
     assert cli.main(["evaluate", str(folder), "--checkpoint", str(checkpoint), "--confirm"]) == 2
-    save_settings(checkpoint, replace(load_settings(checkpoint), assumed=()))
+    save_settings(checkpoint, replace(load_settings(checkpoint).settings, assumed=()))
     assert calibrate(checkpoint, folder) == 2
     assert "no assumed setting" in capsys.readouterr().err
 

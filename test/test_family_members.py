@@ -37,11 +37,11 @@ from mobile_vla_inference.policy.config import (
     TextTower,
     VisionTower,
     family_member,
-    save_settings,
 )
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.family import tensor_shapes
 from mobile_vla_inference.policy.preprocess import Prompt
+from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.policy.tensor_index import SHARD_INDEX_FILE
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

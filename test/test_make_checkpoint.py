@@ -16,9 +16,10 @@ import torch
 from mobile_vla_inference.border import CheckpointError, list_frames, read_image
 from mobile_vla_inference.policy import make_checkpoint as make_checkpoint_module
 from mobile_vla_inference.policy import synthetic_weights
-from mobile_vla_inference.policy.config import family_member, load_settings
+from mobile_vla_inference.policy.config import family_member
 from mobile_vla_inference.policy.family import tensor_shapes
 from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+from mobile_vla_inference.policy.settings_file import load_settings
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import make_checkpoint as tool
 
@@ -104,9 +105,10 @@ def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch
 def test_settings_are_confirmed_and_processors_lie_beside(tmp_path: Path) -> None:
     path = tmp_path / "made.pth"
     make_checkpoint(path, TINY, seed=0)
-    assert load_settings(path).confirmed
-    assert load_settings(path).attention_heads["kosmos_text"] == 4
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made.processors", "made.pth", "policy.json"]
+    stored = load_settings(path)
+    assert stored.settings.confirmed and stored.note is None
+    assert stored.settings.attention_heads["kosmos_text"] == 4
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made.processors", "made.pth", "made.pth.policy.json"]
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.policy.config import load_settings
+from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
 from mobile_vla_inference.policy.processors import processor_folders, write_processors
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -245,7 +245,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
     content = torch.load(out, weights_only=False)
     assert set(content) == {"epoch", "model_state_dict", "optimizer_state_dict", "val_mae", "args"}
     assert content["args"].seed == 3
-    assert load_settings(out).confirmed
+    assert open_checkpoint(out).settings.confirmed
     assert (tmp_path / "small.loss.svg").read_text().startswith("<svg")
     assert not (tmp_path / "small.training").exists()
     policy = VlaPolicy.load(out)

@@ -13,10 +13,11 @@ import torch
 
 from mobile_vla_inference.border import CheckpointError, FrameError, InstructionError, reduce_frame
 from mobile_vla_inference.policy.checkpoint import load_model
-from mobile_vla_inference.policy.config import PolicySettings, family_member, save_settings
+from mobile_vla_inference.policy.config import PolicySettings, family_member
 from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.processors import find_processors, processor_folders
+from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.policy.vla_policy import DeviceError, PolicyError, VlaPolicy
 
 KOREAN = "박스를 왼쪽으로 돌아서 컵까지 가세요"
@@ -185,6 +186,7 @@ def test_describe_is_json_ready_and_names_what_is_assumed(checkpoint: Path, tmp_
     policy = VlaPolicy.load(path, processors=find_processors(checkpoint))
     description = json.loads(json.dumps(policy.describe()))
     assert description["assumed_settings"] == sorted(PolicySettings.all_assumed().assumed)
+    assert description["checkpoint_id"] == VlaPolicy.load(checkpoint).describe()["checkpoint_id"]  # the same weights
     assert description["parameters"] == 762_819
     assert (description["variant"], description["dtype"], description["device"]) == ("hybrid", "float32", "cpu")
 

@@ -11,14 +11,14 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, load_settings
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
 from mobile_vla_inference.policy.family import (
     check_trained_cell_depth,
     infer_config,
@@ -26,6 +26,9 @@ from mobile_vla_inference.policy.family import (
     is_token_embedding,
     solve_fusion_features,
 )
+from mobile_vla_inference.policy.fingerprint import fingerprint
+from mobile_vla_inference.policy.hash_cache import disk_state
+from mobile_vla_inference.policy.settings_file import load_settings, settings_path
 from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
 if TYPE_CHECKING:
@@ -60,7 +63,11 @@ class Checkpoint:
         path: its file or folder.
         index: where its tensors lie.
         config: its sizes, read from the shapes.
-        settings: policy.json beside it; all assumed where there is none.
+        settings: those of its file (settings_file.py); all assumed where it has none that was confirmed for it.
+        fingerprint: which checkpoint this is, by its content (fingerprint.py).
+        settings_file: where the settings are from; None: the defaults.
+        settings_note: why a file with settings doesn't count as confirmed, and what to do; None: it does.
+        disk_states: what each file was like when it was opened (hash_cache.disk_state).
         conversion: content of a converted folder's config.json; None for what training wrote.
     """
 
@@ -68,6 +75,10 @@ class Checkpoint:
     index: TensorIndex
     config: HybridConfig
     settings: PolicySettings
+    fingerprint: str
+    settings_file: Path | None = None
+    settings_note: str | None = None
+    disk_states: dict[Path, str] = field(default_factory=dict)
     conversion: dict[str, Any] | None = None
 
     @property
@@ -83,16 +94,32 @@ class Checkpoint:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting this policy, a sentence each."""
-        return tuple(
+        shortened = tuple(
             f"{tower} has only the first {layers['kept']} of its {layers['of']} layers (convert --keep-layers); nobody "
             f"trained this policy, so evaluate it before a robot drives by it"
             for tower, layers in self.kept_layers.items()
         )
+        return shortened if self.settings_note is None else (*shortened, self.settings_note)
 
     @property
     def fusion_features(self) -> tuple[str, ...]:
         """Names of the features that the fusion layer (or the cell, in the pure variant) reads, in order."""
         return solve_fusion_features(self.config, self.settings)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file was written to or replaced since it was opened."""
+        for path, state in self.disk_states.items():
+            if _disk_state(path) != state:
+                raise CheckpointError(f"{path} was changed while it was loaded, expected it unchanged; load it again")
+
+    def check_action_axes(self) -> None:
+        """Raise CheckpointError unless the settings name an axis for each action."""
+        axes = self.settings.action_axes
+        if len(axes) != self.config.num_actions:
+            raise CheckpointError(
+                f"{self.path} has {self.config.num_actions} actions, but the setting action_axes names {len(axes)} "
+                f"axes; correct {self.settings_file or settings_path(self.path)}"
+            )
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -109,9 +136,24 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     conversion = _read_conversion(path, config)
     if conversion is not None:
         index = replace(index, metadata=conversion["training"])
-    checkpoint = Checkpoint(path, index, config, load_settings(path), conversion)
-    solve_fusion_features(config, checkpoint.settings)
-    return checkpoint
+    states = {file: _disk_state(file) for file in {entry.file for entry in index.stored.values()}}
+    mark = fingerprint(index)
+    stored = load_settings(path, mark)
+    try:
+        solve_fusion_features(config, stored.settings)
+    except CheckpointError as error:
+        whose = "" if stored.note is None else " (not confirmed for this checkpoint)"
+        raise CheckpointError(f"{stored.file or settings_path(path)}{whose}: {error}") from error
+    return Checkpoint(path, index, config, stored.settings, mark, stored.file, stored.note, states, conversion)
+
+
+def _disk_state(path: Path) -> str:
+    try:
+        return disk_state(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not there any more ({error.strerror}), expected it unchanged; load it again"
+        ) from error
 
 
 def _check_dtypes(path: Path, index: TensorIndex) -> None:

@@ -1,18 +1,16 @@
-"""The sizes of a family member (HybridConfig) and what tensors can't tell (PolicySettings, policy.json).
+"""The sizes of a family member (HybridConfig) and what tensors can't tell (PolicySettings).
 
 Pure data, no torch: `inspect` and the node's side can read it. Sizes are read from tensor shapes (family.py)
-or chosen by make-checkpoint; settings live in policy.json beside the checkpoint, each confirmed or assumed.
+or chosen by make-checkpoint; settings live in a file beside the checkpoint (settings_file.py), each confirmed or
+assumed.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.border import CheckpointError, read_text, write_text_atomically
-from mobile_vla_inference.policy.checksums import update_checksum
+from mobile_vla_inference.border import CheckpointError
 
 #: Every stock block of Kosmos-2 and CLIP has heads of this width; the count itself leaves no trace in the tensors.
 STOCK_HEAD_DIM = 64
@@ -221,8 +219,21 @@ def family_member(size: str, variant: str, fusion_in: int | None = None) -> Hybr
     )
 
 
-SETTINGS_FILE = "policy.json"
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+#: Towers that can have a number of attention heads of their own.
+TOWERS = ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision")
+
+#: Scales and offsets of an action beyond these belong to no base: m/s or rad/s per normalised unit. Commands are
+#: divided by a scale in training, so it can't be 0 either.
+MAX_ACTION_SCALE = 100.0
+MIN_ACTION_SCALE = 1e-6
+
+STEP_PERIODS_S = (0.001, 10.0)
+MAX_PROMPT_LENGTH = 1000
+
+_MAX_FEATURES = 2 * len(FUSION_FEATURES)
+_MAX_HEADS = 4096
+_MAX_TOKEN_ID = 1 << 31
+_MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -267,70 +278,84 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no policy of this family can have."""
-        _check_choice("kosmos_pooling", self.kosmos_pooling, ("mean", "last", "image"))
-        _check_choice("clip_text_feature", self.clip_text_feature, ("projected", "normalized", "pooled"))
-        _check_choice("head_activation", self.head_activation, ("relu", "gelu", "tanh"))
-        _check_choice("image_normalization", self.image_normalization, ("imagenet", "clip"))
-        _check_choice("channel_order", self.channel_order, ("rgb", "bgr"))
-        for feature in self.fusion_features or ():
-            _check_choice("fusion_features", feature, FUSION_FEATURES)
-        for axis in self.action_axes:
-            _check_choice("action_axes", axis, ACTION_AXES)
-        if len(set(self.action_axes)) != len(self.action_axes):
-            raise CheckpointError(
-                f"setting action_axes is {list(self.action_axes)}, expected each axis once; edit policy.json"
-            )
-        for name in ("action_scale", "action_offset"):
+        for name, choices in _CHOICES.items():
+            _require(name, getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        for name in ("image_keep_aspect", "head_tanh"):
+            value, may_be_none = getattr(self, name), name == "head_tanh"
+            fits = isinstance(value, bool) or (may_be_none and value is None)
+            _require(name, value, fits, "true, false or null" if may_be_none else "true or false")
+        _require(
+            "fusion_features",
+            self.fusion_features,
+            self.fusion_features is None or _is_list(self.fusion_features, 1, _MAX_FEATURES, FUSION_FEATURES),
+            f"null or a list of {', '.join(FUSION_FEATURES)}",
+        )
+        _require(
+            "action_axes",
+            self.action_axes,
+            _is_list(self.action_axes, 1, len(ACTION_AXES), ACTION_AXES)
+            and len(set(self.action_axes)) == len(self.action_axes),
+            f"each axis once, of {', '.join(ACTION_AXES)}",
+        )
+        count = len(self.action_axes)
+        for name, least in (("action_scale", MIN_ACTION_SCALE), ("action_offset", 0.0)):
             values = getattr(self, name)
-            if len(values) != len(self.action_axes) or not all(_is_finite(v) for v in values):
-                raise CheckpointError(
-                    f"setting {name} is {list(values)}, expected {len(self.action_axes)} finite numbers; edit it"
-                )
-        if not (_is_finite(self.step_period_s) and 0.001 <= self.step_period_s <= 10.0):
-            raise CheckpointError(
-                f"setting step_period_s is {self.step_period_s!r}, expected 0.001 to 10 s; edit policy.json"
-            )
-        if not isinstance(self.prompt, str) or self.prompt.count("{instruction}") != 1:
-            raise CheckpointError(
-                f"setting prompt is {self.prompt!r}, expected text with one {{instruction}}; edit policy.json"
-            )
+            fits = _is_list(values, count, count) and all(_is_number(v, least, MAX_ACTION_SCALE) for v in values)
+            _require(name, values, fits, f"{count} numbers of {least:g} to {MAX_ACTION_SCALE:g}, either sign")
+        fits = _is_number(self.step_period_s, *STEP_PERIODS_S) and self.step_period_s > 0
+        _require("step_period_s", self.step_period_s, fits, "{:g} to {:g} s".format(*STEP_PERIODS_S))
+        heads = self.attention_heads
+        fits = isinstance(heads, dict) and all(key in TOWERS and _is_count(heads[key], 1, _MAX_HEADS) for key in heads)
+        _require("attention_heads", heads, fits, f"numbers of heads by tower, of {', '.join(TOWERS)}")
+        eos = self.clip_eos_token_id
+        _require("clip_eos_token_id", eos, eos is None or _is_count(eos, 0, _MAX_TOKEN_ID), "null or a token's number")
+        fits = (
+            isinstance(self.prompt, str)
+            and len(self.prompt) <= MAX_PROMPT_LENGTH
+            and self.prompt.count("{instruction}") == 1
+        )
+        _require("prompt", self.prompt, fits, f"text of up to {MAX_PROMPT_LENGTH} characters with one {{instruction}}")
 
     @property
     def confirmed(self) -> bool:
         """Whether a person (or a calibration) has confirmed every setting."""
         return not self.assumed
 
+    def as_assumed(self) -> PolicySettings:
+        """Return the same values, none of them confirmed."""
+        return replace(self, assumed=tuple(sorted(_setting_names())))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the content of policy.json: each setting with its value and whether it is confirmed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "assumed"}
-        settings = {name: {"value": value, "confirmed": name not in self.assumed} for name, value in values.items()}
-        return {"format": 1, "settings": settings}
+        """Return each setting with its value and whether it is confirmed, JSON-ready; `from_json` reads it back."""
+        return {
+            name: {"value": getattr(self, name), "confirmed": name not in self.assumed} for name in _setting_names()
+        }
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> PolicySettings:
-        """Read the content of policy.json; what is missing keeps its default and counts as assumed.
+        """Read what `to_json` gave; what is missing keeps its default and counts as assumed.
 
         Raises:
-            CheckpointError: not the format, an unknown setting, or a value that can't be.
+            CheckpointError: not the form, an unknown setting, or a value that can't be; names the `source`.
         """
-        known = {f.name for f in fields(cls)} - {"assumed"}
-        if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
-            raise CheckpointError(
-                f'{source} has no "settings" object, expected the format that inspect --confirm writes; write it again'
-            )
+        known = _setting_names()
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{source} has the settings {abridged(data)}, expected an object; correct it")
         values, assumed = {}, set(known)
-        for name, entry in data["settings"].items():
+        for name, entry in data.items():
             if name not in known:
                 raise CheckpointError(
-                    f"{source} has the unknown setting {name!r}, expected some of {', '.join(sorted(known))}; remove it"
+                    f"{source} has the unknown setting {abridged(name)}, expected some of {', '.join(sorted(known))}; "
+                    f"remove it"
                 )
             if (
                 not isinstance(entry, dict)
-                or "value" not in entry
+                or entry.keys() - {"confirmed"} != {"value"}
                 or not isinstance(entry.get("confirmed", False), bool)
             ):
                 raise CheckpointError(
-                    f'{source}: setting {name} is {entry!r}, expected {{"value": ..., "confirmed": true or false}}'
+                    f"{source}: setting {name} is {abridged(entry)}, "
+                    f'expected {{"value": ..., "confirmed": true or false}}; correct it'
                 )
             value = entry["value"]
             values[name] = tuple(value) if isinstance(value, list) else value
@@ -338,65 +363,50 @@ class PolicySettings:
                 assumed.discard(name)
         try:
             return cls(**values, assumed=tuple(sorted(assumed)))
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{source} holds a value of the wrong type ({error}); correct it") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
 
     @classmethod
     def all_assumed(cls) -> PolicySettings:
-        """Return the defaults with every setting assumed: what a checkpoint without policy.json gets."""
-        return cls(assumed=tuple(sorted({f.name for f in fields(cls)} - {"assumed"})))
+        """Return the defaults with every setting assumed: what a checkpoint without a settings file gets."""
+        return cls().as_assumed()
 
 
-def settings_path(checkpoint: Path) -> Path:
-    """Return the settings file that counts for a checkpoint file or a converted folder.
-
-    `X.policy.json` beside `X.pth` wins over `policy.json`, so that two checkpoints can share a folder.
-    """
-    checkpoint = Path(checkpoint)
-    if checkpoint.is_dir():
-        return checkpoint / SETTINGS_FILE
-    own = checkpoint.with_suffix(f".{SETTINGS_FILE}")
-    return own if own.exists() else checkpoint.with_name(SETTINGS_FILE)
+def abridged(value: Any) -> str:
+    """Return a value from outside for a message: its beginning, where it is long."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def save_settings(checkpoint: Path, settings: PolicySettings) -> Path:
-    """Write the settings of `checkpoint` atomically and return the file.
-
-    Another checkpoint's policy.json in the same folder is kept: then the file is `X.policy.json`. In a converted
-    folder, the file's hash is brought up to date.
-    """
-    checkpoint = Path(checkpoint)
-    path = settings_path(checkpoint)
-    text = json.dumps(settings.to_json(), indent=2, ensure_ascii=False) + "\n"
-    shared = path.name == SETTINGS_FILE and not checkpoint.is_dir()
-    if shared and path.exists() and read_text(path) != text:
-        others = [p for p in checkpoint.parent.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p != checkpoint]
-        if others:
-            path = checkpoint.with_suffix(f".{SETTINGS_FILE}")
-    write_text_atomically(path, text)
-    if checkpoint.is_dir():
-        update_checksum(checkpoint, path.name)
-    return path
+#: Values of the settings that are one of a few words.
+_CHOICES = {
+    "kosmos_pooling": ("mean", "last", "image"),
+    "clip_text_feature": ("projected", "normalized", "pooled"),
+    "head_activation": ("relu", "gelu", "tanh"),
+    "image_normalization": ("imagenet", "clip"),
+    "channel_order": ("rgb", "bgr"),
+}
 
 
-def load_settings(checkpoint: Path) -> PolicySettings:
-    """Load policy.json beside `checkpoint`; all settings are assumed where there is none."""
-    path = settings_path(Path(checkpoint))
-    if not path.exists():
-        return PolicySettings.all_assumed()
-    try:
-        data = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} can't be read as JSON ({error}); correct it or write it again with inspect --confirm"
-        ) from error
-    return PolicySettings.from_json(data, str(path))
+def _setting_names() -> list[str]:
+    return [each.name for each in fields(PolicySettings) if each.name != "assumed"]
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise CheckpointError(f"setting {name} is {value!r}, expected one of {', '.join(choices)}; edit policy.json")
+def _require(name: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise CheckpointError(f"setting {name} is {abridged(value)}, expected {expected}; correct it")
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+def _is_list(value: Any, least: int, most: int, choices: tuple[str, ...] | None = None) -> bool:
+    is_list = isinstance(value, (tuple, list)) and least <= len(value) <= most
+    return is_list and (choices is None or all(each in choices for each in value))
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a finite number of a size (its sign left out) within limits."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and least <= abs(value) <= most
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -35,10 +35,11 @@ from mobile_vla_inference.policy.checkpoint import (
     require_finite,
 )
 from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE, sha256_of, write_checksums
-from mobile_vla_inference.policy.config import SETTINGS_FILE, HybridConfig, settings_path
+from mobile_vla_inference.policy.config import TOWERS, HybridConfig
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts, tensor_shapes, with_layers
 from mobile_vla_inference.policy.folder_swap import StagedFolder
 from mobile_vla_inference.policy.safetensors_writer import TensorSpec, in_aligned_order, write_safetensors
+from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.policy.tensor_index import SCALE_SUFFIX, SHARD_INDEX_FILE, TensorEntry
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
-#: Towers that `keep_layers` can shorten.
-TOWERS = ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision")
 
 #: Type of what int8 leaves alone: embeddings, norms, biases, fusion, cell and head.
 BESIDE_INT8 = "float16"
@@ -122,7 +121,7 @@ def convert(
     _check_space(target.parent, job.weight_bytes, folders)
     try:
         with StagedFolder(target) as staged:
-            job.write(staged.path, folders, progress)
+            job.write(staged.path, target, folders, progress)
             staged.publish()
     except OSError as error:
         raise CheckpointError(_disk_sentence(error, target, job.weight_bytes)) from error
@@ -249,8 +248,8 @@ class _Job:
     def weight_bytes(self) -> int:
         return sum(output.spec.nbytes for shard in self.shards for output in shard)
 
-    def write(self, folder: Path, processors: ProcessorFolders | None, progress: Progress | None) -> None:
-        """Write every file of the converted folder."""
+    def write(self, folder: Path, target: Path, processors: ProcessorFolders | None, progress: Progress | None) -> None:
+        """Write every file of the converted folder that will be `target`."""
         hashes: dict[str, str] = {}
         with _SourceDigest(self.checkpoint, progress) as digest:
             names = [f"model-{i:05d}-of-{len(self.shards):05d}.safetensors" for i in range(1, len(self.shards) + 1)]
@@ -262,14 +261,14 @@ class _Job:
         index = {"metadata": {"total_size": self.weight_bytes}, "weight_map": weight_map}
         _write_json(folder / SHARD_INDEX_FILE, index)
         _write_json(folder / CONFIG_FILE, self._description(source_sha256))
-        if settings_path(self.checkpoint.path).exists():
-            _write_json(folder / SETTINGS_FILE, self.checkpoint.settings.to_json())
         for name, path in _processor_files(processors):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
         others = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         hashes |= {name: sha256_of(folder / name) for name in others if name not in hashes}
         write_checksums(folder, hashes)
+        if self.checkpoint.settings_file is not None:
+            save_settings(folder, self.checkpoint.settings, name=target.name)
 
     def _plan(self) -> Iterator[list[_Output]]:
         """Yield the tensors of each shard, in the order of the source as far as shards and alignment allow."""

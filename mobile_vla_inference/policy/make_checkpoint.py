@@ -27,9 +27,10 @@ import numpy as np
 import torch
 
 from mobile_vla_inference.border import CheckpointError, remove_folder
-from mobile_vla_inference.policy.config import STOCK_HEAD_DIM, HybridConfig, PolicySettings, save_settings
+from mobile_vla_inference.policy.config import STOCK_HEAD_DIM, TOWERS, HybridConfig, PolicySettings
 from mobile_vla_inference.policy.family import solve_fusion_features, tensor_shapes
 from mobile_vla_inference.policy.processors import write_processors
+from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.policy.synthetic_weights import (
     centred_last_layer,
     filled_values,
@@ -49,8 +50,7 @@ _CENTRED_BELOW = 50_000_000  # parameters; above, centring the last layer would 
 
 def synthetic_settings(config: HybridConfig) -> PolicySettings:
     """Return confirmed settings for a synthetic member; narrow towers get four heads rather than width / 64."""
-    towers = ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision")
-    widths = {name: getattr(config, name).hidden_size for name in towers if getattr(config, name) is not None}
+    widths = {name: getattr(config, name).hidden_size for name in TOWERS if getattr(config, name) is not None}
     heads = {name: _MIN_HEADS for name, width in widths.items() if width // STOCK_HEAD_DIM < _MIN_HEADS}
     return PolicySettings(attention_heads=heads, fusion_features=solve_fusion_features(config))
 
@@ -64,13 +64,13 @@ def make_checkpoint(
     force: bool = False,
     progress: Progress | None = None,
 ) -> PolicySettings:
-    """Write a synthetic checkpoint, its policy.json and its processors. The same seed gives the same bytes.
+    """Write a synthetic checkpoint, its settings and its processors. The same seed gives the same bytes.
 
     Args:
-        out: the `.pth` to write; the other files lie beside it (`policy.json`, `X.processors/`).
+        out: the `.pth` to write; the other files lie beside it (`X.pth.policy.json`, `X.processors/`).
         config: sizes of the member.
         seed: of the weights, 0 or more.
-        settings: for policy.json; None: `synthetic_settings(config)`.
+        settings: to write, confirmed for it; None: `synthetic_settings(config)`.
         force: overwrite an existing file.
         progress: called as tensors are written.
 

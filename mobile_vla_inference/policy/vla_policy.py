@@ -20,7 +20,6 @@ import numpy as np
 
 from mobile_vla_inference.border import (
     Action,
-    CheckpointError,
     InstructionError,
     MobileVlaError,
     check_instruction,
@@ -58,7 +57,7 @@ class VlaPolicy:
     """A policy in memory. Not thread-safe: one caller at a time.
 
     Attributes:
-        settings: what tensors can't tell, from policy.json.
+        settings: what tensors can't tell, from the checkpoint's settings file.
         config: sizes of the member.
     """
 
@@ -122,11 +121,7 @@ class VlaPolicy:
         report("reading the checkpoint")
         checkpoint = open_checkpoint(path)
         config, settings = checkpoint.config, checkpoint.settings
-        if len(settings.action_axes) != config.num_actions:
-            raise CheckpointError(
-                f"{path} has {config.num_actions} actions, but the setting action_axes names "
-                f"{len(settings.action_axes)} axes; correct policy.json"
-            )
+        checkpoint.check_action_axes()
         folders = processor_folders(find_processors(path, processors), config)
         encoder = InstructionEncoder(folders, config, settings)
 
@@ -149,8 +144,10 @@ class VlaPolicy:
             progress=_in_tenths(report),
             force=force,
         )
+        checkpoint.check_unchanged()
         description = {
             "checkpoint": str(path),
+            "checkpoint_id": checkpoint.fingerprint,
             "variant": config.variant,
             "parameters": sum(parameter_counts(checkpoint.index.shapes).values()),
             "dtype": str(torch_dtype).removeprefix("torch."),
@@ -182,7 +179,11 @@ class VlaPolicy:
         return self._encoder
 
     def describe(self) -> dict[str, Any]:
-        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings."""
+        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings.
+
+        `checkpoint_id` is the fingerprint of the content (policy/fingerprint.py): the same weights have the same one
+        wherever they lie, and other weights have another one.
+        """
         return dict(self._description)
 
     def warm_up(self) -> None:

@@ -48,6 +48,7 @@ class StandIn:
     def describe(self) -> dict[str, Any]:
         """Return what the node needs to know."""
         return {
+            "checkpoint_id": "stand-in",
             "variant": "stand-in",
             "parameters": 0,
             "dtype": "none",

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file for machines")
     parser.add_argument(
-        "--calibrate", action="store_true", help="find the assumed settings by the stored val_mae; write policy.json"
+        "--calibrate", action="store_true", help="find the assumed settings by the stored val_mae; write them"
     )
     parser.add_argument("--val-mae", type=positive_number, metavar="X", help="instead of the stored one, normalised")
     parser.add_argument(
@@ -350,9 +350,9 @@ def _trials_json(args: argparse.Namespace, found: Calibration, val_mae: float) -
 
 
 def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm: int | None) -> None:
-    """Write policy.json: the best values as assumed; as confirmed only what is beyond doubt, or what a person chose."""
+    """Write the settings: the best values as assumed; confirmed only what is beyond doubt, or what a person chose."""
     from mobile_vla_inference.policy.calibration import CHANCE_LIMIT
-    from mobile_vla_inference.policy.config import save_settings
+    from mobile_vla_inference.policy.settings_file import confirm_command, save_settings
 
     if confirm is not None and confirm > len(found.trials):
         raise CheckpointError(f"--confirm is {confirm}, expected 1 to {len(found.trials)}; choose a line of the table")
@@ -373,11 +373,11 @@ def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm:
         **trial.values,
         assumed=tuple(name for name in checkpoint.settings.assumed if name not in certain),
     )
-    path = save_settings(checkpoint.path, settings)
+    path = save_settings(checkpoint.path, settings, checkpoint.fingerprint)
     console.print(f"{path}: confirmed by this run: {', '.join(certain) or 'nothing'}", markup=False)
     if settings.assumed:
         console.print(
             f"still assumed: {', '.join(settings.assumed)}. The robot doesn't move while a setting is assumed; check "
-            "them and run inspect --confirm.",
+            f"them and run {confirm_command(checkpoint.path)}",
             markup=False,
         )

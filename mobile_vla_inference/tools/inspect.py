@@ -1,4 +1,7 @@
-"""`mobile_vla inspect`: what a checkpoint is, what is assumed about it, and what it needs. No torch, no tensor data."""
+"""`mobile_vla inspect`: what a checkpoint is, what is assumed about it, and what it needs. No torch.
+
+Of a `.pth` and a converted folder the index and 64 MiB are read, of other files all bytes, once (fingerprint.py).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from rich.table import Table
 
 from mobile_vla_inference.border import write_text_atomically
 from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
-from mobile_vla_inference.policy.config import HybridConfig, TextTower, VisionTower, save_settings
+from mobile_vla_inference.policy.config import HybridConfig, TextTower, VisionTower
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts
+from mobile_vla_inference.policy.settings_file import confirm_command, save_settings
 from mobile_vla_inference.policy.tensor_index import ITEM_BYTES
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
@@ -35,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confirm",
         action="store_true",
-        help="write policy.json with every setting confirmed as shown, so that the robot may move",
+        help="write every setting as shown, confirmed for this very checkpoint, so that the robot may move",
     )
 
 
@@ -62,6 +66,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         widths["clip_text"] = config.clip_text.hidden_size
     return {
         "path": str(checkpoint.path),
+        "checkpoint_id": checkpoint.fingerprint,
         "format": index.format,
         "wrapper": index.wrapper,
         "prefix": index.prefix,
@@ -80,6 +85,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "input": config.cell.input_size if config.fusion_in is None else config.fusion_in,
             "features": [{"name": name, "width": widths[name]} for name in checkpoint.fusion_features],
             "assumed": "fusion_features" in settings.assumed,
+        },
+        "settings": {
+            "file": None if checkpoint.settings_file is None else str(checkpoint.settings_file),
+            "note": checkpoint.settings_note,
+            "values": settings.to_json(),
         },
         "assumed": list(settings.assumed),
         "warnings": list(checkpoint.warnings),
@@ -131,6 +141,12 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
         f"{description['dtype']}, {description['file_size_bytes'] / 1e9:.3f} GB ({description['format']})",
         markup=False,
     )
+    # Not in the table below, which would break a long path in two.
+    console.print(f"checkpoint id: {description['checkpoint_id']}", markup=False)
+    console.print(
+        f"settings: {description['settings']['file'] or 'the defaults, no file has any'} ({_standing(description)})",
+        markup=False,
+    )
     parts = Table(box=None)
     parts.add_column("part", no_wrap=True)
     parts.add_column("sizes, as read from the tensors")
@@ -155,7 +171,7 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
     if description["assumed"]:
         console.print(
             f"assumed, not read: {', '.join(description['assumed'])}. The robot doesn't move while a setting is "
-            f"assumed; check them and run inspect --confirm.",
+            f"assumed; check them and run {confirm_command(checkpoint.path)}",
             markup=False,
         )
 
@@ -172,6 +188,13 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
         ("dead weight", f"{dead} (never loaded)"),
         ("wrapper, prefix", f"{_text(description['wrapper'])}, {description['prefix'] or '-'}"),
     ]
+
+
+def _standing(description: dict[str, Any]) -> str:
+    assumed, count = len(description["assumed"]), len(description["settings"]["values"])
+    if not assumed:
+        return "confirmed for this checkpoint"
+    return "assumed" if assumed == count else f"{assumed} of {count} assumed"
 
 
 def _sizes(config: HybridConfig) -> dict[str, str]:
@@ -210,10 +233,12 @@ def _text(value: Any) -> str:
 
 
 def _confirm(console: Console, checkpoint: Checkpoint) -> None:
-    """Print every setting, with the solved features, and write them as confirmed."""
+    """Print every setting, with the solved features, and write them as confirmed for this checkpoint."""
+    checkpoint.check_action_axes()
     settings = replace(checkpoint.settings, fusion_features=checkpoint.fusion_features, assumed=())
     console.print("confirmed:")
-    for name, entry in settings.to_json()["settings"].items():
+    for name, entry in settings.to_json().items():
         was = " (was assumed)" if name in checkpoint.settings.assumed else ""
         console.print(f"  {name} = {json.dumps(entry['value'], ensure_ascii=False)}{was}", markup=False)
-    console.print(f"written to {save_settings(checkpoint.path, settings)}", markup=False)
+    path = save_settings(checkpoint.path, settings, checkpoint.fingerprint)
+    console.print(f"written to {path}", markup=False)

@@ -13,7 +13,7 @@ HELP = "write a synthetic checkpoint in the published layout"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("out", type=Path, metavar="OUT.pth", help="file to write; policy.json and processors go beside")
+    parser.add_argument("out", type=Path, metavar="OUT.pth", help="file to write; settings and processors go beside")
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="full is the published size (7.8 GB)")
     parser.add_argument("--variant", choices=("hybrid", "pure"), default="hybrid", help="with or without CLIP")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the weights (default 0)")

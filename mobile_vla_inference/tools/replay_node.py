@@ -287,6 +287,7 @@ def _policy_facts(checkpoint: Path, facts: Mapping[str, str]) -> dict[str, Any]:
     settings = opened.settings
     return {
         "checkpoint": str(checkpoint),
+        "checkpoint_id": opened.fingerprint,
         "variant": facts["variant"],
         "parameters": int(facts["parameters"]),
         "dtype": facts["dtype"],

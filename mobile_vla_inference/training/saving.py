@@ -1,8 +1,8 @@
 """What a training leaves: a checkpoint in the published layout with its settings and processors, and where it was.
 
-For `small.pth` these are `small.pth` itself (epoch, model_state_dict, optimizer_state_dict, val_mae, args), its
-`policy.json` with every setting confirmed, `small.processors/` with the tokenizers, `small.loss.svg`, and until it is
-done `small.training`, which holds everything that --resume needs.
+For `small.pth` these are `small.pth` itself (epoch, model_state_dict, optimizer_state_dict, val_mae, args),
+`small.pth.policy.json` with every setting confirmed for it, `small.processors/` with the tokenizers, `small.loss.svg`,
+and until it is done `small.training`, which holds everything that --resume needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mobile_vla_inference.border import write_text_atomically
-from mobile_vla_inference.policy.config import save_settings
+from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.training.dataset import TrainingError
 from mobile_vla_inference.training.trainer import Trainer
 
