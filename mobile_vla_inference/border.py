@@ -6,7 +6,6 @@ camera frame is resized in exactly one place, by one method, online and offline.
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 import re
@@ -272,16 +271,6 @@ def _check_length(text: str) -> None:
         raise InstructionError(
             f"instruction is {size} bytes long, expected at most {MAX_INSTRUCTION_BYTES}; send a sentence"
         )
-
-
-def read_text(path: Path | str) -> str:
-    """Read a text file as editors and Excel write it: UTF-8, or what its byte order mark says (UTF-16 or UTF-8).
-
-    Line ends stay as they are. Raises OSError or UnicodeDecodeError.
-    """
-    data = Path(path).read_bytes()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    return data.decode(encoding)
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:

@@ -7,6 +7,7 @@ with one sentence before it allocates. Standard library only, so that each room 
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -88,7 +89,7 @@ def read_bytes(path: Path | str, what: str, max_bytes: int, *, error: ErrorFacto
 
 
 def read_text(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> str:
-    """Return the text of a regular UTF-8 file of at most `max_bytes`, without a byte order mark.
+    """Return the text of a regular file of at most `max_bytes`: UTF-8, or UTF-16 where a byte order mark says so.
 
     Args:
         path: the file.
@@ -162,8 +163,9 @@ def _unreadable(path: Path | str, what: str, error: ErrorFactory, reason: Except
 
 
 def _decoded(data: bytes, where: str, what: str, error: ErrorFactory) -> str:
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as reason:
         raise error(
             f"{where} is no UTF-8 text (byte {reason.start} is 0x{data[reason.start]:02x}), expected {what}; "

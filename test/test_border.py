@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from mobile_vla_inference.bags.frames_folder import read_frames_folder
 from mobile_vla_inference.bags.summary import read_steps
-from mobile_vla_inference.border import FrameError, frame_order, list_frames, read_image, read_text
-from mobile_vla_inference.policy.config import PolicySettings, load_settings, save_settings
+from mobile_vla_inference.border import FrameError, frame_order, list_frames, read_image
+from mobile_vla_inference.outside_files import read_text
+from mobile_vla_inference.policy.config import PolicySettings
+from mobile_vla_inference.policy.settings_file import load_settings, save_settings
 from mobile_vla_inference.tools import cli
 
 
@@ -155,12 +157,13 @@ AS_EDITORS_SAVE = [
 
 
 @pytest.mark.parametrize("save", AS_EDITORS_SAVE)
-def test_json_as_editors_save_it_is_read(tmp_path, save):
+def test_json_as_editors_save_it_is_read(tmp_path, tiny_checkpoint, save):
+    checkpoint = tmp_path / tiny_checkpoint.name
+    checkpoint.symlink_to(tiny_checkpoint)
     settings = PolicySettings(prompt="<grounding> 컵 {instruction}")
-    path = save_settings(tmp_path / "policy.pth", settings)
+    path = save_settings(checkpoint, settings)
     path.write_bytes(save(path.read_text(encoding="utf-8")))
-    assert load_settings(tmp_path / "policy.pth").prompt == settings.prompt
-    assert save_settings(tmp_path / "policy.pth", settings) == path
+    assert load_settings(checkpoint).settings.prompt == settings.prompt
     steps = tmp_path / "steps.json"
     steps.write_bytes(save('{"steps": [{"stamp_s": 1, "reset": true, "instruction": "컵까지"}]}'))
     assert read_steps(steps)[0].instruction == "컵까지"
@@ -168,7 +171,7 @@ def test_json_as_editors_save_it_is_read(tmp_path, save):
 
 def test_a_text_keeps_its_line_ends(tmp_path):
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"a\r\nb\rc\n")
-    assert read_text(tmp_path / "a.txt") == "a\r\nb\rc\n"
+    assert read_text(tmp_path / "a.txt", "a text", 100, error=FrameError) == "a\r\nb\rc\n"
 
 
 def test_a_home_folder_in_a_path_is_found(tmp_path, monkeypatch):

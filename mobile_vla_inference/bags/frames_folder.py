@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_vla_inference.border import FrameError, read_text
+from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.outside_files import read_text
 
 COLUMNS = ("frame", "stamp_s", "image", "steering", "throttle")
 
@@ -42,15 +43,13 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     """
     folder = Path(folder)
     table = folder / "actions.csv"
-    try:
-        lines = _read_lines(table)
-    except FileNotFoundError as error:
+    if not table.exists():
         raise FrameError(
             f"{folder} has no actions.csv, expected one beside images/ ({', '.join(COLUMNS)}); check the path"
-        ) from error
-    except OSError as error:
-        raise FrameError(f"{table} can't be read ({error.strerror}); check the path and its permissions") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        )
+    try:
+        lines = _read_lines(table)
+    except csv.Error as error:
         raise FrameError(f"{table} is no CSV in UTF-8 ({error}); save it as such") from error
     frames = [_frame(folder, table, number, line) for number, line in lines]
     if not frames:
@@ -64,6 +63,8 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     return frames
 
 
+#: Of a table; one of a million frames has half.
+_MAX_TABLE_BYTES = 1 << 26
 #: What separates cells: a comma, or what spreadsheets write where the comma is the decimal sign.
 _DELIMITERS = (",", ";", "\t")
 _NUMBERS = ("stamp_s", "steering", "throttle")
@@ -71,7 +72,7 @@ _NUMBERS = ("stamp_s", "steering", "throttle")
 
 def _read_lines(table: Path) -> list[tuple[int, dict[str, str | None]]]:
     """Return (line number, {column: cell}) of every line that is not empty, with decimal points."""
-    text = io.StringIO(read_text(table), newline="")
+    text = io.StringIO(read_text(table, "a table of frames", _MAX_TABLE_BYTES, error=FrameError), newline="")
     header, header_number = text.readline(), 1
     if header.startswith("sep="):  # Excel's own note on the delimiter
         header, header_number = text.readline(), 2

@@ -26,7 +26,11 @@ from mobile_vla_inference.bags.result import (
     ReplayTiming,
 )
 from mobile_vla_inference.bags.topics import BagTopics
-from mobile_vla_inference.border import check_instruction, read_text
+from mobile_vla_inference.border import check_instruction
+from mobile_vla_inference.outside_files import read_json
+
+#: Of a replay's JSON file; one of 100,000 frames has a tenth.
+_MAX_STEPS_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -184,13 +188,11 @@ def difference(result: ReplayResult, against: ReplayResult) -> dict[str, Any] | 
 def read_steps(path: Path | str) -> tuple[Step, ...]:
     """Read the steps that a replay's JSON file tells; raise BagError where it tells none."""
     try:
-        content = json.loads(read_text(path))
+        content = read_json(path, "the JSON file of a replay", _MAX_STEPS_BYTES, error=BagError)
         steps = tuple(
             Step(float(step["stamp_s"]), bool(step["reset"]), check_instruction(step["instruction"]))
             for step in content["steps"]
         )
-    except OSError as error:
-        raise BagError(f"{path} can't be read ({error.strerror}); check the path") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BagError(
             f"{path} tells no steps, expected a JSON file of `mobile_vla replay --json` with the key `steps`; "

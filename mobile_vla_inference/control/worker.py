@@ -48,7 +48,7 @@ _EXIT_LIMIT_S = 5.0
 #: What has to be the same each time that a worker says it is ready: which policy it is, and what its actions mean.
 _IDENTITY = (
     *("checkpoint_id", "variant", "parameters", "image_size", "image_keep_aspect", "step_period_s"),
-    *("action_axes", "action_scale", "action_offset", "assumed_settings"),
+    *("action_axes", "action_scale", "action_offset", "assumed_settings", "settings"),
 )
 
 

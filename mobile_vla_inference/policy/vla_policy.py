@@ -164,6 +164,7 @@ class VlaPolicy:
             "action_scale": list(settings.action_scale),
             "action_offset": list(settings.action_offset),
             "assumed_settings": list(settings.assumed),
+            "settings": settings.to_json(),
             "warnings": list(checkpoint.warnings),
         }
         return cls(loaded.engine, encoder, config, settings, description)
