@@ -99,6 +99,7 @@ class GraphWatch:
 
     def _unheard(self, topic: EveryPublisher) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.topic_name)
+        topic.match(publishers)
         return explain_mismatch(publishers, topic.type_name, reliable=False)
 
     def _cmd_vel_others(self) -> tuple[str, ...]:

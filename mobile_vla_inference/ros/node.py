@@ -100,7 +100,7 @@ _ZERO_PERIOD_S = 0.1
 #: How often the executor shows that it runs callbacks, and the main thread looks at the others.
 _WATCH_PERIOD_S = 0.1
 #: A thread that the main thread has not seen at work for so long will not come back: the node leaves.
-_THREAD_LIMIT_S = 5.0
+_THREAD_LIMIT_S = 2.0
 #: How long a leaving node waits for the motion lock, which a thread that hangs may hold.
 _LOCK_LIMIT_S = 0.05
 #: How long a leaving node may take in all once its last zero is out.
@@ -143,13 +143,13 @@ class VlaNode(LifecycleNodeMixin, Node):
         self.leave = threading.Event()
         self.failure: BaseException | None = None
         self.output = OutputPump()
+        self._reporter = Reporter()
+        self._said_s: dict[str, float] = {}
         Node.__init__(self, NODE_NAME)
         self._worker_module = worker_module
         # Transitions block their thread while the worker loads: NodeExecutor runs this group apart.
         self.transitions = ReentrantCallbackGroup()
         LifecycleNodeMixin.__init__(self, callback_group=self.transitions)
-        self._reporter = Reporter()
-        self._said_s: dict[str, float] = {}
         self._config = declare_parameters(self)
         refuse_unknown_parameters(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -521,10 +521,11 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._gate.request_stop(message.data)
         self._publish_decision()
 
-    def _on_replayed_stop(self, message: Bool) -> None:
+    def _on_replayed_stop(self, message: Bool) -> bool:
         """Heed a stop that was said before the node came; a release from then says nothing of now."""
         if message.data:
             self._on_stop(message)
+        return message.data
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._motion_lock:
