@@ -12,11 +12,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from mobile_vla_inference.episodes import hdf5
-from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, find_episodes, read_world
+from mobile_vla_inference.episodes import hdf5, survey
+from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, episodes_in, find_episodes, read_world
 from mobile_vla_inference.training.dataset import read_lessons
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
@@ -40,7 +38,7 @@ def refusal(path: Path) -> str:
     tracemalloc.start()
     try:
         with pytest.raises(EpisodeError) as error:
-            for episode in find_episodes(path):
+            for episode in episodes_in(path):
                 for _ in episode.frames():
                     pass
                 read_world(episode)
@@ -278,17 +276,57 @@ def whole(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.timeout(120)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4), st.floats(0, 1))
-def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path, damage, kept):
-    data = bytearray(whole[: round(len(whole) * max(kept, 0.05))] if kept < 0.5 else whole)
-    for place, value in damage:
-        data[int(place * len(data))] = value
+@pytest.mark.timeout(60)
+def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatch):
+    """The global heap's first object, which holds the attributes' texts, says that its successor has no size."""
+    monkeypatch.setattr(survey, "EPISODE_LIMIT_S", 1.0)
+    heap = whole.index(b"GCOL")
+    data = bytearray(whole)
+    size = int.from_bytes(data[heap + 24 : heap + 32], "little")
+    following = heap + 32 + -(-size // 8) * 8
+    data[following : following + 2] = b"\0\0"
+    data[following + 8 : following + 16] = bytes(8)
     path = tmp_path / "e.h5"
     path.write_bytes(data)
-    try:
-        for lesson in read_lessons(path, 8, "go"):
-            assert len(lesson.frames) == len(lesson.commands)
-    except EpisodeError as error:
-        assert str(error).startswith(str(path))
+    with pytest.raises(EpisodeError, match=r"e\.h5 (keeps the HDF5 library busy|is damaged|: the attribute)"):
+        find_episodes(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 keeps the HDF5 library busy"),
+        ("import os; print('rf', end='', flush=True); os.abort()", "c.h5 makes the HDF5 library crash .SIGABRT"),
+        ("print('rf!c.h5 is no good', end='', flush=True)", "c.h5 is no good"),
+    ],
+)
+def test_what_the_child_meets_is_told(tmp_path, monkeypatch, code, sentence):
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(survey, "__name__", "child")
+    monkeypatch.setattr(survey, "EPISODE_LIMIT_S", 1.0)
+    with pytest.raises(EpisodeError, match=sentence):
+        survey.survey([tmp_path / "b.h5", tmp_path / "c.h5"])
+
+
+def test_a_child_that_can_not_start_hinders_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "__name__", "no_such_module")
+    assert len(find_episodes(write(tmp_path / "e.h5", lambda file: None))) == 1
+
+
+@pytest.mark.timeout(120)
+def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path):
+    """The same kind of damage at many places: the library's answers differ, ours don't."""
+    generator = np.random.default_rng(0)
+    for index in range(12):
+        data = bytearray(whole[: len(whole) * 3 // 4] if index % 4 == 3 else whole)
+        for place in generator.integers(0, min(3000, len(data)), 1 + index % 4):
+            data[place] = generator.choice([0, 1, 255])
+        path = tmp_path / f"{index}.h5"
+        path.write_bytes(data)
+        try:
+            for lesson in read_lessons(path, 8, "go"):
+                assert len(lesson.frames) == len(lesson.commands)
+        except EpisodeError as error:
+            assert str(error).startswith(str(path))

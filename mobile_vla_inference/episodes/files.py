@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from mobile_vla_inference.episodes.hdf5 import (
     text_attribute,
     text_of,
 )
+from mobile_vla_inference.episodes.survey import survey
 from mobile_vla_inference.outside_files import read_json
 
 SUFFIXES = (".h5", ".hdf5")
@@ -140,22 +142,29 @@ def find_episodes(
     files = sorted(file for file in source.rglob("*") if _is_episodes(file)) if source.is_dir() else [source]
     if not files:
         raise EpisodeError(f"{source} holds no {' or '.join(SUFFIXES)} file, expected episodes; check the path")
-    episodes = []
-    for path in files:
-        with opened(path) as file:
-            if any(file.id.links.exists(name.encode()) for name in _DATASETS):
-                groups = ["/"]
-            elif len(file) > MAX_EPISODES:
-                raise EpisodeError(f"{path} holds {len(file)} groups, expected at most {MAX_EPISODES}; split it")
-            else:
-                groups = [f"/{name}" for name in sorted(file)]
-            if not groups:
-                raise EpisodeError(f"{path} is empty, expected {' and '.join(_DATASETS)}; copy it again")
-            for group in groups:
-                where = _where(path, group)
-                found = member(file, group, where) if group != "/" else file
-                episodes.append(_describe(path, group, found, channel_order, instruction, instructions or {}))
-    return episodes
+    survey(files)
+    return [episode for path in files for episode in episodes_in(path, channel_order, instruction, instructions or {})]
+
+
+def episodes_in(
+    path: Path,
+    channel_order: str = "rgb",
+    instruction: str | None = None,
+    instructions: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Episode]:
+    """Yield the episodes of one file; find_episodes says what the arguments mean, and bounds the time that it takes."""
+    with opened(path) as file:
+        if any(file.id.links.exists(name.encode()) for name in _DATASETS):
+            groups = ["/"]
+        elif len(file) > MAX_EPISODES:
+            raise EpisodeError(f"{path} holds {len(file)} groups, expected at most {MAX_EPISODES}; split it")
+        else:
+            groups = [f"/{name}" for name in sorted(file)]
+        if not groups:
+            raise EpisodeError(f"{path} is empty, expected {' and '.join(_DATASETS)}; copy it again")
+        for group in groups:
+            found = member(file, group, _where(path, group)) if group != "/" else file
+            yield _describe(path, group, found, channel_order, instruction, instructions)
 
 
 def read_world(episode: Episode) -> tuple[int | None, str, np.ndarray | None]:
