@@ -7,7 +7,6 @@ already says where each tensor lies, so the optimizer, lm_head and anything else
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.outside_files import read_json
 from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, load_settings
 from mobile_vla_inference.policy.family import (
     check_trained_cell_depth,
@@ -47,6 +47,9 @@ MODEL_TYPE = "mobile_vla"
 
 #: Anonymous memory that loading takes beside the weights: the module tree, buffers and allocator slack.
 LOAD_MARGIN_BYTES = 128 * MIB
+
+#: Largest config.json of a converted folder.
+_MAX_CONFIG_BYTES = 4 * MIB
 
 _READ_AHEAD_BYTES = 256 * MIB
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -131,6 +134,12 @@ def _check_dtypes(path: Path, index: TensorIndex) -> None:
             )
 
 
+def is_converted(file: Path) -> bool:
+    """Tell whether a config.json is of convert; raise CheckpointError where it can't be read."""
+    content = read_json(file, "what convert wrote", _MAX_CONFIG_BYTES, error=CheckpointError)
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
 def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
     """Return a converted folder's config.json; None where there is none, or one of another program.
 
@@ -141,14 +150,14 @@ def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
     if not path.is_dir() or not file.exists():
         return None
     try:
-        conversion = json.loads(file.read_text(encoding="utf-8"))
+        conversion = read_json(file, "what convert wrote", _MAX_CONFIG_BYTES, error=CheckpointError)
         if not isinstance(conversion, dict) or conversion.get("model_type") != MODEL_TYPE:
             return None
-        described = HybridConfig.from_json(conversion["architecture"])
+        described = HybridConfig.from_json(conversion["architecture"], str(file))
         layers = [layers[key] for layers in conversion["keep_layers"].values() for key in ("kept", "of")]
         if not isinstance(conversion["training"], dict) or not all(isinstance(count, int) for count in layers):
             raise ValueError("training or keep_layers")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} can't be read ({type(error).__name__}: {error}), expected what convert wrote; "
             f"copy the folder again, or convert again"
