@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
         CheckpointError: it is damaged, or describes another member than the tensors are.
     """
     file = path / CONFIG_FILE
-    if not path.is_dir() or not file.exists():
+    if not path.is_dir() or not os.path.lexists(file):  # a link to nothing is a lost file
         return None
     try:
         conversion = read_json(file, "what convert wrote", _MAX_CONFIG_BYTES, error=CheckpointError)
