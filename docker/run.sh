@@ -85,6 +85,7 @@ check_options() {
 
 check_path() { # option, path
     [[ -e $2 ]] || fail "$1 $2 does not exist, expected a readable file or folder; correct the path"
+    [[ -f $2 || -d $2 ]] || fail "$1 $2 is a device, pipe or socket, expected a readable file or folder; correct the path"
     [[ -r $2 && (! -d $2 || -x $2) ]] ||
         fail "$1 $2 is not readable by $(id -un), expected read permission; run: sudo chmod -R a+rX $2"
 }
@@ -143,6 +144,18 @@ check_disk() {
             "unused images with: docker image prune"
 }
 
+# Print what --mount takes, which is CSV: unlike --volume, it takes a colon in a path, and it makes no missing folder.
+mount_of() { # source, target, further fields
+    local field line=type=bind
+    for field in "source=$1" "target=$2" "${@:3}"; do
+        if [[ $field == *[\",$'\n']* ]]; then
+            field="\"${field//\"/\"\"}\""
+        fi
+        line+=,$field
+    done
+    echo "$line"
+}
+
 # Run `mobile_vla inspect` with whatever Python here can: an environment's, the system's, the image's.
 inspect() { # FILE of the JSON
     local python
@@ -153,8 +166,8 @@ inspect() { # FILE of the JSON
         fi
     done
     [[ $dry_run == false ]] || return 3
-    docker run --rm --volume "$(realpath "$checkpoint"):/policies/$(basename "$checkpoint"):ro" \
-        --volume "$(dirname "$1"):/report" --user "$(id -u):$(id -g)" "$image" ros2 run mobile_vla_inference mobile_vla \
+    docker run --rm --mount "$(mount_of "$(realpath -- "$checkpoint")" "/policies/$(basename -- "$checkpoint")" readonly)" \
+        --mount "$(mount_of "$(dirname "$1")" /report)" --user "$(id -u):$(id -g)" "$image" ros2 run mobile_vla_inference mobile_vla \
         inspect "/policies/$(basename "$checkpoint")" --json "/report/$(basename "$1")" >/dev/null
 }
 
@@ -214,15 +227,15 @@ compose_command() {
     for variable in ROS_DOMAIN_ID RMW_IMPLEMENTATION ROS_LOCALHOST_ONLY ROS_AUTOMATIC_DISCOVERY_RANGE ROS_STATIC_PEERS; do
         [[ -z ${!variable:-} ]] || command+=(--env "$variable=${!variable}")
     done
-    checkpoint=$(realpath "$checkpoint")
+    checkpoint=$(realpath -- "$checkpoint")
     if [[ -d $checkpoint ]]; then
         folder=$checkpoint inside=/policies
     else
-        folder=$(dirname "$checkpoint") inside=/policies/$(basename "$checkpoint")
+        folder=$(dirname -- "$checkpoint") inside=/policies/$(basename -- "$checkpoint")
     fi
-    command+=(--volume "$folder:/policies:ro")
-    [[ -z $processors ]] || command+=(--volume "$(realpath "$processors"):/processors:ro")
-    [[ -z $params_file ]] || command+=(--volume "$(realpath "$params_file"):/params.yaml:ro")
+    command+=(--mount "$(mount_of "$folder" /policies readonly)")
+    [[ -z $processors ]] || command+=(--mount "$(mount_of "$(realpath -- "$processors")" /processors readonly)")
+    [[ -z $params_file ]] || command+=(--mount "$(mount_of "$(realpath -- "$params_file")" /params.yaml readonly)")
     [[ -z $camera ]] || command+=(--device "$camera")
     command+=("$image")
     if [[ $tool == true ]]; then

@@ -19,6 +19,9 @@ from typing import Any, BinaryIO
 #: Deepest nesting of objects and arrays that JSON from outside may have.
 MAX_JSON_DEPTH = 64
 
+#: Longest whole number in JSON from outside, in digits: it fits into a float, and is read at once.
+_MAX_INT_DIGITS = 40
+
 #: Makes the exception of a sentence, such as CheckpointError.
 ErrorFactory = Callable[[str], Exception]
 
@@ -124,7 +127,7 @@ def parse_json(
 
     Raises:
         error: it is no JSON, is nested more deeply, names a key twice, or holds NaN, Infinity, a number too large for
-            a float, or text that is no Unicode (half of a surrogate pair).
+            a float, a whole one of very many digits, or text that is no Unicode (half of a surrogate pair).
     """
     text = _decoded(data, where, what, error) if isinstance(data, bytes) else data
     if text.count("[") + text.count("{") > max_depth and _depth(text, max_depth) > max_depth:
@@ -133,7 +136,11 @@ def parse_json(
         )
     try:
         value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite_float, object_pairs_hook=_without_duplicates
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite_float,
+            parse_int=_short_int,
+            object_pairs_hook=_without_duplicates,
         )
         if _LONE_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -197,6 +204,12 @@ def _finite_float(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"{text[:40]} is too large for a number")
     return value
+
+
+def _short_int(text: str) -> int:
+    if len(text) > _MAX_INT_DIGITS:
+        raise ValueError(f"{text[:20]}... is a number of {len(text)} digits")
+    return int(text)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -612,6 +612,40 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (os.mkfifo, "is a named pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (lambda path: path.write_text('{"a":' * 100_000), "nested more than"),
+        (lambda path: path.touch() or os.truncate(path, 1 << 40), "is larger than"),
+        (lambda path: path.write_text('{"model_type": "x", "model_type": "mobile_vla"}'), "is there twice"),
+    ],
+)
+def test_a_config_that_can_not_be_read_at_once_is_refused(folder: Path, make, sentence: str) -> None:
+    (folder / "config.json").unlink()
+    make(folder / "config.json")
+    with pytest.raises(CheckpointError, match=rf"config\.json.* {sentence}"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.timeout(30)
+def test_verify_does_not_wait_for_pipes_and_devices(folder: Path) -> None:
+    names = ("config.json", "model.safetensors.index.json", "policy.json")
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / names[0])
+    (folder / names[1]).symlink_to("/dev/zero")
+    (folder / names[2]).symlink_to("nowhere")
+    found = verify_folder(folder)
+    assert {*names} <= {*found.bad, *found.extra}
+    (folder / "sha256sums.txt").unlink()
+    os.mkfifo(folder / "sha256sums.txt")
+    with pytest.raises(CheckpointError, match="is a named pipe"):
+        verify_folder(folder)
+
+
 def test_a_config_of_another_program_is_left_alone(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "kosmos-2"}')
     assert open_checkpoint(folder).conversion is None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,7 +81,7 @@ def test_the_dry_run_is_the_reference(run_sh, tiny_checkpoint):
         "    --init \\\n"
         "    --env ROS_DOMAIN_ID=7 \\\n"
         "    --env RMW_IMPLEMENTATION=rmw_fastrtps_cpp \\\n"
-        f"    --volume {tiny_checkpoint.parent}:/policies:ro \\\n"
+        f"    --mount type=bind\\,source={tiny_checkpoint.parent}\\,target=/policies\\,readonly \\\n"
         "    mobile_vla_inference:jetson ros2 launch mobile_vla_inference mobile_vla.launch.py "
         f"checkpoint:=/policies/{tiny_checkpoint.name} image_topic:=/camera/image_raw\n"
     )
@@ -89,11 +92,35 @@ def test_with_everything_in_place_it_runs_what_it_printed(run_sh):
     done = run_sh("--gpu", "nvidia", "--detach")
     assert done.returncode == 0, done.stderr
     command, _, started = done.stdout.partition("started: ")
-    printed = command.replace("\\\n", " ").split()
+    printed = shlex.split(command.replace("\\\n", " "))
     assert printed[:2] == ["docker", "run"]
     assert started.split() == printed[1:]
     assert "--gpus all" in started
     assert "--restart unless-stopped" in started
+
+
+@pytest.mark.parametrize("name", ["run:3", "a,b", 'the "best" one', "-checkpoint", "로봇 1", "a:/policies:rw,b"])
+def test_any_name_of_a_folder_can_be_mounted(run_sh, tiny_checkpoint, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    checkpoint = Path(shutil.copy(tiny_checkpoint, folder / f"{name[:6].replace('/', '_')}.pth"))
+    done = run_sh("--dry-run", "--gpu", "none", "--memory", "4800", "--processors", str(folder), checkpoint=checkpoint)
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout.replace("\\\n", " "))
+    mounts = [next(csv.reader([word])) for before, word in pairwise(command) if before == "--mount"]
+    assert mounts == [
+        ["type=bind", f"source={folder}", "target=/policies", "readonly"],
+        ["type=bind", f"source={folder}", "target=/processors", "readonly"],
+    ]
+    assert f"checkpoint:=/policies/{checkpoint.name}" in command
+    assert "--volume" not in command
+
+
+def test_a_pipe_is_no_checkpoint(run_sh, tmp_path):
+    os.mkfifo(tmp_path / "policy.pth")
+    done = run_sh("--dry-run", checkpoint=tmp_path / "policy.pth")
+    assert done.returncode == 2
+    assert "policy.pth is a device, pipe or socket" in done.stderr
 
 
 def test_a_tool_runs_instead_of_the_node(run_sh):

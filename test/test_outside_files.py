@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -184,9 +183,9 @@ def test_what_is_no_json_is_refused(text, reason):
     assert re.search(reason, refused(parse_json, text, "policy.json", WHAT))
 
 
-@pytest.mark.skipif(not hasattr(sys, "get_int_max_str_digits"), reason="this Python reads any number of digits")
 def test_a_number_of_very_many_digits_is_refused():
-    assert "digits" in refused(parse_json, "1" * 100_000, "policy.json", WHAT)
+    for digits in (50, 400, 1_000_000):
+        assert f"a number of {digits} digits" in refused(parse_json, "1" * digits, "policy.json", WHAT)
 
 
 JSON_VALUES = st.recursive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,40 @@ def test_a_damaged_processor_file_is_named(folder: Path, tmp_path: Path, tower: 
     with pytest.raises(CheckpointError, match=tower) as error:
         make_encoder(copy)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("tower", [KOSMOS_FOLDER, CLIP_FOLDER])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+)
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (os.mkfifo, "is a named pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (lambda path: path.write_bytes(b'{"a":' * 100_000 + b"\xff"), "nested more than|is no UTF-8"),
+    ],
+)
+def test_no_file_of_a_processor_is_waited_for(folder: Path, tmp_path: Path, tower, name, make, sentence) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / tower / name).unlink(missing_ok=True)
+    make(copy / tower / name)
+    with pytest.raises(CheckpointError, match=rf"{name} {sentence}"):
+        make_encoder(copy)
+
+
+def test_a_tokenizer_that_fails_in_encoding_is_refused(folder: Path, monkeypatch) -> None:
+    class Panic(BaseException):
+        """As the tokenizers library's own: no Exception."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.__call__", panic)
+    with pytest.raises(CheckpointError, match=r"can't be loaded .called `Option"):
+        make_encoder(folder)
 
 
 def test_a_missing_tokenizer_folder_is_named(folder: Path, tmp_path: Path) -> None:

@@ -9,25 +9,32 @@ z in rad/s) and `action_event_types` [steps] strings, at the root of a file or i
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError, check_instruction
-
-try:
-    import h5py
-except ImportError as missing:
-    raise MobileVlaError(
-        f"episodes can't be read without h5py ({missing}), expected what requirements/workbench.txt names; "
-        "run `pip install -r requirements/workbench.txt`"
-    ) from missing
+from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, InstructionError, check_instruction
+from mobile_vla_inference.episodes.hdf5 import (
+    EpisodeError,
+    dataset,
+    h5py,
+    member,
+    number_attribute,
+    opened,
+    read_rows,
+    read_small,
+    readable,
+    rows_at_once,
+    text_attribute,
+    text_of,
+)
+from mobile_vla_inference.episodes.survey import survey
+from mobile_vla_inference.outside_files import read_json
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -53,9 +60,17 @@ EVENT_START, EVENT_ACTION, EVENT_STOP = "episode_start", "start_action", "stop_a
 
 _DATASETS = ("images", "actions")
 
+#: Longest episode: 9 hours at 30 Hz.
+MAX_STEPS = 1_000_000
 
-class EpisodeError(MobileVlaError):
-    """Episodes can't be read or written."""
+#: Most episodes in a file.
+MAX_EPISODES = 100_000
+
+#: Largest table of instructions, bytes.
+_MAX_TABLE_BYTES = 1 << 20
+
+#: Longest name of an episode or scenario, bytes of UTF-8: it becomes the name of a file.
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -88,16 +103,19 @@ class Episode:
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield the images in order as uint8 RGB [height, width, 3]; raise EpisodeError where one can't be read."""
-        with _opened(self.path) as file:
-            images = file[self.group]["images"]
-            for index in range(len(images)):
-                try:
-                    image = images[index]
-                except OSError as error:
-                    raise EpisodeError(
-                        f"{self.path}: image {index} can't be read ({error}), expected a whole file; copy it again"
-                    ) from error
-                yield np.ascontiguousarray(image[..., ::-1]) if self.channel_order == "bgr" else image
+        with opened(self.path) as file:
+            where = _where(self.path, self.group)
+            group = member(file, self.group, where)
+            images = dataset(group, "images", where) if isinstance(group, h5py.Group) else None
+            width, height = self.size_px
+            if images is None or images.shape != (len(self.commands), height, width, 3) or images.dtype != np.uint8:
+                raise EpisodeError(f"{where} was changed while it was read, expected it to stay; read it again")
+            rows = rows_at_once(images, "images", where)
+            for start in range(0, len(images), rows):
+                with readable(f"{where}: image {start}"):
+                    block = read_rows(images, start, min(start + rows, len(images)), "images", where)
+                for image in block:
+                    yield np.ascontiguousarray(image[..., ::-1]) if self.channel_order == "bgr" else image
 
 
 def find_episodes(
@@ -124,77 +142,168 @@ def find_episodes(
     files = sorted(file for file in source.rglob("*") if _is_episodes(file)) if source.is_dir() else [source]
     if not files:
         raise EpisodeError(f"{source} holds no {' or '.join(SUFFIXES)} file, expected episodes; check the path")
-    episodes = []
-    for path in files:
-        with _opened(path) as file:
-            groups = ["/"] if "images" in file or "actions" in file else [f"/{name}" for name in sorted(file)]
-            if not groups:
-                raise EpisodeError(f"{path} is empty, expected {' and '.join(_DATASETS)}; copy it again")
-            for group in groups:
-                episodes.append(_describe(path, file[group], channel_order, instruction, instructions or {}))
-    return episodes
+    survey(files)
+    return [episode for path in files for episode in episodes_in(path, channel_order, instruction, instructions or {})]
+
+
+def episodes_in(
+    path: Path,
+    channel_order: str = "rgb",
+    instruction: str | None = None,
+    instructions: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Episode]:
+    """Yield the episodes of one file; find_episodes says what the arguments mean, and bounds the time that it takes."""
+    with opened(path) as file:
+        if any(file.id.links.exists(name.encode()) for name in _DATASETS):
+            groups = ["/"]
+        elif len(file) > MAX_EPISODES:
+            raise EpisodeError(f"{path} holds {len(file)} groups, expected at most {MAX_EPISODES}; split it")
+        else:
+            groups = [f"/{name}" for name in sorted(file)]
+        if not groups:
+            raise EpisodeError(f"{path} is empty, expected {' and '.join(_DATASETS)}; copy it again")
+        for group in groups:
+            found = member(file, group, _where(path, group)) if group != "/" else file
+            yield _describe(path, group, found, channel_order, instruction, instructions)
+
+
+def read_world(episode: Episode) -> tuple[int | None, str, np.ndarray | None]:
+    """Return what an episode of the simulated world carries beside the rest, None and empty where it does not.
+
+    It is the seed of the world, how the drive ended, and what there was to see, float32 [steps, numbers].
+    """
+    with opened(episode.path) as file:
+        where = _where(episode.path, episode.group)
+        group = member(file, episode.group, where)
+        seed, sight = number_attribute(group, "seed", where), dataset(group, "sight", where)
+        if seed is not None and not (seed.is_integer() and abs(seed) < 1 << 53):
+            raise EpisodeError(f"{where}: the attribute seed is {seed:g}, expected a whole number; correct it")
+        if sight is not None:
+            shape = sight.shape or ()
+            if len(shape) != 2 or shape[0] != len(episode.commands) or sight.dtype.kind != "f":
+                raise EpisodeError(
+                    f"{where} has sight {_type_name(sight)} {list(shape)}, expected float32 "
+                    f"[{len(episode.commands)}, numbers]; record it again"
+                )
+            sight = read_small(sight, "sight", where).astype(np.float32)
+        return None if seed is None else int(seed), text_attribute(group, "outcome", where), sight
 
 
 def read_instructions(path: Path) -> dict[str, str]:
     """Read a JSON file {scenario: text}; raise EpisodeError where it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EpisodeError(f"{path} can't be read as JSON ({error}), expected scenario and text; correct it") from error
+    content = read_json(path, "scenarios and texts", _MAX_TABLE_BYTES, error=EpisodeError)
     if not isinstance(content, dict) or not all(isinstance(text, str) and text.strip() for text in content.values()):
         raise EpisodeError(f'{path} is no table of texts, expected {{"1box_vert_left": "go ..."}}; correct it')
     return {scenario: check_instruction(text) for scenario, text in content.items()}
 
 
 def _is_episodes(file: Path) -> bool:
-    return file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    return file.suffix in SUFFIXES and not file.is_dir() and not file.name.startswith(".")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise EpisodeError(f"{path} can't be read as HDF5 ({error}); check the path, or copy it again") from error
-    with file:
-        yield file
+def _where(path: Path, group: str) -> str:
+    return str(path) if group == "/" else f"{path}{group}"
 
 
 def _describe(
-    path: Path, group: h5py.Group, channel_order: str, told: str | None, instructions: Mapping[str, str]
+    path: Path,
+    place: str,
+    group: h5py.Group | h5py.Dataset | None,
+    channel_order: str,
+    told: str | None,
+    instructions: Mapping[str, str],
 ) -> Episode:
-    where = str(path) if group.name == "/" else f"{path}{group.name}"
-    missing = [name for name in _DATASETS if not isinstance(group, h5py.Group) or name not in group]
+    where = _where(path, place)
+    found = {name: dataset(group, name, where) if isinstance(group, h5py.Group) else None for name in _DATASETS}
+    missing = [name for name, data in found.items() if data is None]
     if missing:
-        raise EpisodeError(f"{where} lacks {' and '.join(missing)}, expected an episode; leave it out")
-    images, actions = group["images"], group["actions"]
-    steps = len(images) if images.ndim else 0
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or actions.shape != (steps, 3) or not steps:
+        there = [str(name) for name in sorted(group)[:8]] if isinstance(group, h5py.Group) else []
+        holds = f" (it holds {', '.join(there)})" if there else ""
         raise EpisodeError(
-            f"{where} has images {images.dtype} {list(images.shape)} and actions {list(actions.shape)}, expected uint8 "
-            "[steps, height, width, 3] and [steps, 3]; record it again"
+            f"{where} lacks {' and '.join(missing)}{holds}, expected an episode with {' and '.join(_DATASETS)}; "
+            f"leave it out, or copy its data to these names"
         )
-    commands = actions[()].astype(np.float64)
-    if not np.isfinite(commands).all():
-        raise EpisodeError(f"{where} has actions that are NaN or Inf, expected finite ones; leave it out")
-    attributes = group.attrs
-    stem = path.stem if group.name == "/" else group.name.rpartition("/")[2]
-    name = _text(attributes.get("episode_name", stem))
-    scenario = _text(attributes.get("scenario", "")) or _scenario(name, path.stem)
-    text = told or instructions.get(scenario) or _text(attributes.get("instruction", ""))
-    duration_s = attributes.get("total_duration")
+    commands = _commands(found["images"], found["actions"], where)
+    rows_at_once(found["images"], "images", where)
+    stem = path.stem if place == "/" else place.rpartition("/")[2]
+    name = _label(text_attribute(group, "episode_name", where) or stem, "episode_name", where)
+    scenario = _label(text_attribute(group, "scenario", where) or _scenario(name, path.stem), "scenario", where)
+    text = told or instructions.get(scenario) or text_attribute(group, "instruction", where)
+    try:
+        text = check_instruction(text or SCENARIO_INSTRUCTIONS.get(scenario, ""))
+    except InstructionError as error:
+        raise EpisodeError(f"{where}: {error}") from error
+    duration_s = number_attribute(group, "total_duration", where)
+    if duration_s is not None and duration_s < 0.0:
+        raise EpisodeError(f"{where}: total_duration is {duration_s:g} s, expected 0 or more; correct it")
     return Episode(
         path,
-        group.name,
+        place,
         name,
         scenario,
-        check_instruction(text or SCENARIO_INSTRUCTIONS.get(scenario, "")),
+        text,
         commands,
-        tuple(_text(event) for event in group["action_event_types"][()]) if "action_event_types" in group else (),
-        (images.shape[2], images.shape[1]),
-        None if duration_s is None else float(duration_s),
+        _events(group, len(commands), where),
+        (found["images"].shape[2], found["images"].shape[1]),
+        duration_s,
         channel_order,
     )
+
+
+def _commands(images: h5py.Dataset, actions: h5py.Dataset, where: str) -> np.ndarray:
+    """Return the actions, float64 [steps, 3], after a check that images and actions belong together."""
+    sizes, numbers = images.shape or (), actions.shape or ()
+    if len(sizes) != 4 or images.dtype != np.uint8 or sizes[3] != 3 or numbers != (sizes[0], 3) or not sizes[0]:
+        raise EpisodeError(
+            f"{where} has images {images.dtype} {list(sizes)} and actions {list(numbers)}, expected uint8 "
+            "[steps, height, width, 3] and [steps, 3]; record it again"
+        )
+    steps, height, width, _ = sizes
+    if not (1 <= height <= MAX_FRAME_SIDE_PX and 1 <= width <= MAX_FRAME_SIDE_PX) or steps > MAX_STEPS:
+        raise EpisodeError(
+            f"{where} has {steps} images of {width} x {height} pixels, expected at most {MAX_STEPS}, of 1 to "
+            f"{MAX_FRAME_SIDE_PX} pixels per side; split or reduce it"
+        )
+    if actions.dtype.kind not in "fiu":
+        raise EpisodeError(
+            f"{where} has actions of type {_type_name(actions)}, expected numbers [steps, 3] (m/s, m/s, rad/s); "
+            f"convert them"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        commands = read_small(actions, "actions", where).astype(np.float64)
+    if not np.isfinite(commands).all():
+        raise EpisodeError(f"{where} has actions that are NaN or Inf, expected finite ones; leave it out")
+    return commands
+
+
+def _events(group: h5py.Group, steps: int, where: str) -> tuple[str, ...]:
+    """Return `action_event_types`, empty where there is none."""
+    name = "action_event_types"
+    data = dataset(group, name, where)
+    if data is None:
+        return ()
+    is_text = h5py.check_string_dtype(data.dtype) is not None and data.dtype.itemsize <= _MAX_NAME_BYTES
+    if data.shape != (steps,) or not (is_text or data.dtype.kind in "iu"):
+        raise EpisodeError(
+            f"{where} has {name} {_type_name(data)} {list(data.shape or ())}, expected short texts [{steps}]; "
+            f"correct it"
+        )
+    # One by one: many elements can name the same long text.
+    return tuple(_label(text_of(data[index], name, where), name, where) for index in range(steps))
+
+
+def _type_name(data: h5py.Dataset) -> str:
+    return "text" if h5py.check_string_dtype(data.dtype) is not None else str(data.dtype)
+
+
+def _label(text: str, what: str, where: str) -> str:
+    """Return a name that is short; raise EpisodeError for another."""
+    text = text.encode("utf-8", errors="replace").decode()  # a file's name need not be UTF-8
+    if len(text.encode()) > _MAX_NAME_BYTES or text in (".", ".."):
+        raise EpisodeError(
+            f"{where}: {what} is {text[:40]!r}, expected a name of 1 to {_MAX_NAME_BYTES} bytes; correct it"
+        )
+    return text
 
 
 def _scenario(*names: str) -> str:
@@ -203,10 +312,6 @@ def _scenario(*names: str) -> str:
             if scenario in name:
                 return scenario
     return NO_SCENARIO
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
 class EpisodeWriter:

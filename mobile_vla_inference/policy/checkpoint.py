@@ -7,9 +7,9 @@ already says where each tensor lies, so the optimizer, lm_head and anything else
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.outside_files import read_json
 from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
 from mobile_vla_inference.policy.family import (
     check_trained_cell_depth,
@@ -50,6 +51,9 @@ MODEL_TYPE = "mobile_vla"
 
 #: Anonymous memory that loading takes beside the weights: the module tree, buffers and allocator slack.
 LOAD_MARGIN_BYTES = 128 * MIB
+
+#: Largest config.json of a converted folder.
+_MAX_CONFIG_BYTES = 4 * MIB
 
 _READ_AHEAD_BYTES = 256 * MIB
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -173,6 +177,12 @@ def _check_dtypes(path: Path, index: TensorIndex) -> None:
             )
 
 
+def is_converted(file: Path) -> bool:
+    """Tell whether a config.json is of convert; raise CheckpointError where it can't be read."""
+    content = read_json(file, "what convert wrote", _MAX_CONFIG_BYTES, error=CheckpointError)
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
 def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
     """Return a converted folder's config.json; None where there is none, or one of another program.
 
@@ -180,17 +190,17 @@ def _read_conversion(path: Path, config: HybridConfig) -> dict[str, Any] | None:
         CheckpointError: it is damaged, or describes another member than the tensors are.
     """
     file = path / CONFIG_FILE
-    if not path.is_dir() or not file.exists():
+    if not path.is_dir() or not os.path.lexists(file):  # a link to nothing is a lost file
         return None
     try:
-        conversion = json.loads(file.read_text(encoding="utf-8"))
+        conversion = read_json(file, "what convert wrote", _MAX_CONFIG_BYTES, error=CheckpointError)
         if not isinstance(conversion, dict) or conversion.get("model_type") != MODEL_TYPE:
             return None
-        described = HybridConfig.from_json(conversion["architecture"])
+        described = HybridConfig.from_json(conversion["architecture"], str(file))
         layers = [layers[key] for layers in conversion["keep_layers"].values() for key in ("kept", "of")]
         if not isinstance(conversion["training"], dict) or not all(isinstance(count, int) for count in layers):
             raise ValueError("training or keep_layers")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} can't be read ({type(error).__name__}: {error}), expected what convert wrote; "
             f"copy the folder again, or convert again"

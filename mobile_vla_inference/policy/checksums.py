@@ -7,17 +7,22 @@ installed. Reading is strict: every damaged byte, in a file or in the list itsel
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.outside_files import open_regular, read_text
 
 CHECKSUMS_FILE = "sha256sums.txt"
 
 #: Called with the bytes read so far and in all.
 Progress = Callable[[int, int], None]
+
+#: Largest list of hashes.
+_MAX_LIST_BYTES = 16 << 20
 
 _CHUNK_BYTES = 4 << 20
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -64,14 +69,11 @@ def read_checksums(folder: Path) -> dict[str, str]:
         CheckpointError: there is no list, or a line of it is damaged.
     """
     path = folder / CHECKSUMS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{folder} has no {CHECKSUMS_FILE}, expected a folder that convert wrote; convert the checkpoint again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}), expected a list of hashes; convert again") from error
+        )
+    lines = read_text(path, "a list of hashes", _MAX_LIST_BYTES, error=CheckpointError).split("\n")
     hashes = {}
     for number, line in enumerate(lines[:-1], start=1):
         match = _LINE.fullmatch(line)
@@ -97,7 +99,7 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Verificatio
     hashes = read_checksums(folder)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {CHECKSUMS_FILE}
     found = sorted(hashes.keys() & there)
-    sizes = {name: (folder / name).stat().st_size for name in found}
+    sizes = {name: _size(folder / name) for name in found}
     done, total = 0, sum(sizes.values())
     good, bad = [], []
     for name in found:
@@ -113,9 +115,14 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Verificatio
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return a file's SHA-256 in hexadecimal; `progress` is called with the bytes read so far."""
+    """Return a file's SHA-256 in hexadecimal; `progress` is called with the bytes read so far.
+
+    Raises:
+        CheckpointError: there is no such file, or it is no regular one.
+        OSError: it can't be read.
+    """
     digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_regular(path, "the content of its line in the list", error=CheckpointError) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)
@@ -124,8 +131,15 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a link to nothing
+
+
 def _is_as_listed(path: Path, expected: str, progress: Callable[[int], None]) -> bool:
     try:
         return sha256_of(path, progress) == expected
-    except OSError:
-        return False  # a disk that can't read it, or no permission: it can't be trusted either way
+    except (OSError, CheckpointError):
+        return False  # a disk that can't read it, no permission, no file but a pipe: it can't be trusted either way

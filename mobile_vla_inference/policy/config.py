@@ -121,7 +121,7 @@ class HybridConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> HybridConfig:
+    def from_json(cls, data: dict[str, Any], source: str = "model config") -> HybridConfig:
         """Build a config from what `to_json` gave; raise CheckpointError where a field is missing or unknown."""
         parts = {
             "kosmos_text": TextTower,
@@ -136,7 +136,8 @@ class HybridConfig:
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"model config is of no family member ({error}); convert the checkpoint again"
+                f"{source} can't be read ({type(error).__name__}: {error}), expected the sizes of a family member; "
+                f"convert the checkpoint again"
             ) from error
 
 

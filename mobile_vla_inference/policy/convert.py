@@ -30,6 +30,7 @@ from mobile_vla_inference.policy.checkpoint import (
     MODEL_TYPE,
     Checkpoint,
     MappedTensor,
+    is_converted,
     map_file,
     open_checkpoint,
     require_finite,
@@ -150,8 +151,8 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
 
 def _is_converted(folder: Path) -> bool:
     try:
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, AttributeError):
+        return is_converted(folder / CONFIG_FILE)
+    except CheckpointError:
         return (folder / CHECKSUMS_FILE).exists() and (folder / SHARD_INDEX_FILE).exists()
 
 

@@ -7,7 +7,6 @@ Face's layout, never from the network.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mobile_vla_inference.border import CheckpointError, InstructionError
+from mobile_vla_inference.outside_files import read_json, read_text
 from mobile_vla_inference.policy.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,6 +31,12 @@ _LOG = logging.getLogger(__name__)
 
 #: Positions that Kosmos-2 was trained with (`max_position_embeddings`); longer prompts are refused.
 MAX_PROMPT_TOKENS = 2048
+
+#: Largest file of a processor; Kosmos-2's tokenizer.json has 8 MB.
+_MAX_FILE_BYTES = 64 << 20
+
+#: Files of a processor's folder that the libraries may read.
+_TEXT_SUFFIXES = (".json", ".txt", ".jinja")
 
 _MEAN_STD = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "clip": (CLIP_MEAN, CLIP_STD)}
 
@@ -201,35 +207,35 @@ def _load_clip_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load(loader: type, folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for a file that it can't read
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer("go to the cup", verbose=False)  # a tokenizer can load and still be unable to encode
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception for a file that it can't read, and Rust's panics are none
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the tokenizer in {folder} can't be loaded ({reason}), expected Hugging Face's files; download it again"
         ) from error
+    return tokenizer
 
 
 def _check_files(folder: Path, names: tuple[str, ...]) -> None:
-    """Raise CheckpointError unless the folder holds the named files, and those that are JSON parse."""
-    for name in names:
+    """Raise CheckpointError unless the folder holds the named files, and each file that the libraries may read is good.
+
+    They would wait for a named pipe, and read whatever size and depth there is.
+    """
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _TEXT_SUFFIXES)
+    what = f"a processor's file ({', '.join(names)})"
+    for name in dict.fromkeys([*names, *others]):
         path = folder / name
-        try:
-            data = path.read_text(encoding="utf-8")
-            if path.suffix == ".json":
-                json.loads(data)
-        except OSError as error:
-            raise CheckpointError(
-                f"processor file {path} can't be read ({error.strerror}), expected {', '.join(names)} there; "
-                f"copy the processor's files"
-            ) from error
-        except ValueError as error:
-            raise CheckpointError(
-                f"processor file {path} is damaged ({error}), expected JSON; copy it again"
-            ) from error
+        if path.suffix == ".json":
+            read_json(path, what, _MAX_FILE_BYTES, error=CheckpointError)
+        else:
+            read_text(path, what, _MAX_FILE_BYTES, error=CheckpointError)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, folder: Path, model: str) -> None:
-    largest = max(tokenizer.get_vocab().values())
+    largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise CheckpointError(
             f"{folder} has token ids up to {largest}, but the checkpoint's {model} vocabulary is {vocab_size}; "

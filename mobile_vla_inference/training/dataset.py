@@ -64,19 +64,15 @@ def read_lessons(source: Path | str, side_px: int, instruction: str | None = Non
     source = Path(source)
     if (source / "actions.csv").is_file():
         return [_from_frames_folder(source, side_px, instruction)]
-    import h5py
-
-    from mobile_vla_inference.episodes.files import find_episodes
+    from mobile_vla_inference.episodes.files import find_episodes, read_world
 
     lessons = []
     for episode in find_episodes(source, instruction=instruction):
         if not episode.instruction:
             raise TrainingError(f"{episode.path} tells no instruction, expected what was told; give --instruction")
         frames = np.stack([reduce_frame(frame, side_px) for frame in episode.frames()])
-        with h5py.File(episode.path, "r") as file:
-            group = file[episode.group]
-            sight = group["sight"][()] if "sight" in group else None
-            seed, outcome = int(group.attrs.get("seed", -1)), str(group.attrs.get("outcome", ""))
+        seed, outcome, sight = read_world(episode)
+        seed = -1 if seed is None else seed
         commands = episode.commands.astype(np.float32)
         lessons.append(Lesson(frames, commands, episode.instruction, episode.scenario, seed, outcome, sight))
     return lessons

@@ -1,0 +1,332 @@
+"""HDF5 from outside: what a file only declares, keeps elsewhere or packs too tightly is refused before it is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mobile_vla_inference.episodes import hdf5, survey
+from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, episodes_in, find_episodes, read_world
+from mobile_vla_inference.training.dataset import read_lessons
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
+ACTIONS = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
+
+#: What reading a refused file may allocate beside the interpreter, bytes.
+ROOM_BYTES = 64 << 20
+
+
+def write(path: Path, change: Callable[[h5py.File], None]) -> Path:
+    """Write a good episode of 6 steps and change it."""
+    with h5py.File(path, "w") as file:
+        file["images"] = PICTURES
+        file["actions"] = ACTIONS
+        change(file)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """Read all of a file that is no good; return the sentence."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(EpisodeError) as error:
+            for episode in episodes_in(path):
+                for _ in episode.frames():
+                    pass
+                read_world(episode)
+        assert tracemalloc.get_traced_memory()[1] < ROOM_BYTES
+    finally:
+        tracemalloc.stop()
+    sentence = str(error.value)
+    assert sentence.startswith(str(path))
+    assert "\n" not in sentence
+    assert ", expected " in sentence and "; " in sentence
+    return sentence
+
+
+def replaced(name: str, make: Callable[[h5py.File], object]) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file.pop(name, None)
+        value = make(file)
+        if value is not None:
+            file[name] = value
+
+    return change
+
+
+def attribute(name: str, value: object) -> Callable[[h5py.File], None]:
+    return lambda file: file.attrs.__setitem__(name, value)
+
+
+def declared(name: str, shape: tuple[int, ...], **options: object) -> Callable[[h5py.File], None]:
+    dtype = options.pop("dtype", np.uint8 if name == "images" else np.float32)
+    return replaced(name, lambda file: file.create_dataset(name, shape, dtype, **options) and None)
+
+
+def only_some(file: h5py.File) -> None:
+    """As a recorder leaves it that was cut off: room for 6 images, 2 of them written."""
+    del file["images"]
+    images = file.create_dataset("images", PICTURES.shape, np.uint8, chunks=(1, *PICTURES.shape[1:]))
+    images[:2] = PICTURES[:2]
+
+
+def circle(file: h5py.File) -> None:
+    del file["images"]
+    file["images"], file["there"] = h5py.SoftLink("/there"), h5py.SoftLink("/images")
+
+
+def virtual(file: h5py.File) -> None:
+    del file["images"]
+    layout = h5py.VirtualLayout(PICTURES.shape, np.uint8)
+    layout[:] = h5py.VirtualSource("moved_away.h5", "images", PICTURES.shape)
+    file.create_virtual_dataset("images", layout)
+
+
+def another_filter(file: h5py.File) -> None:
+    del file["images"]
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((1, *PICTURES.shape[1:]))
+    plist.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, ())
+    space = h5py.h5s.create_simple(PICTURES.shape)
+    images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plist)
+    for step, picture in enumerate(PICTURES):
+        images.write_direct_chunk((step, 0, 0, 0), picture.tobytes())
+
+
+def bomb(file: h5py.File) -> None:
+    """A chunk of 576 bytes that gzip unpacks to 512 MiB."""
+    del file["images"]
+    shape = (2, 512, 1024, 3)
+    images = file.create_dataset("images", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip")
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
+    for step in range(2):
+        images.id.write_direct_chunk((step, 0, 0, 0), packed)
+    del file["actions"]
+    file["actions"] = ACTIONS[:2]
+
+
+def many_names_of_one_text(file: h5py.File) -> None:
+    file.create_dataset("action_event_types", data=["x" * 1_000_000] + ["y"] * 5, dtype=h5py.string_dtype())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (declared("images", (10**12, 12, 16, 3)), "stores 0 of"),
+        (declared("actions", (10**12, 3)), "stores 0 of"),
+        (declared("images", (6, 12, 16, 3), chunks=(1, 12, 16, 3)), "stores 0 of 6 chunks"),
+        (declared("images", (6, 12, 16, 3)), "stores 0 of 3456 bytes"),
+        (only_some, "stores 2 of 6 chunks"),
+        (declared("images", (6, 12, 16, 3), dtype="S100000000"), r"stores 0 of"),
+        (replaced("images", lambda file: h5py.Empty("u1")), r"has images uint8 \[\]"),
+        (replaced("images", lambda file: np.zeros((6, 0, 16, 3), np.uint8)), "16 x 0 pixels"),
+        (replaced("images", lambda file: np.zeros((6, 1, 5000, 3), np.uint8)), "5000 x 1 pixels"),
+        (replaced("images", lambda file: file.create_group("images/front") and None), "is a group of front"),
+        (replaced("images", lambda file: file.create_group("images") and None), "is an empty group"),
+        (replaced("images", lambda file: np.dtype("u1")), "is a type without data"),
+        (replaced("actions", lambda file: file.create_group("actions/arm") and None), "is a group of arm"),
+        (replaced("actions", lambda file: np.array([[b"w", b"a", b"s"]] * 6)), "actions of type text"),
+        (replaced("actions", lambda file: np.array([["w", "a", "s"]] * 6, object)), "actions of type text"),
+        (replaced("actions", lambda file: ACTIONS.astype(np.complex64)), "actions of type complex64"),
+        (replaced("actions", lambda file: ACTIONS > 0), "actions of type bool"),
+        (replaced("actions", lambda file: h5py.Empty("f")), r"actions \[\]"),
+        (replaced("actions", lambda file: np.full((6, 3), np.inf)), "NaN or Inf"),
+        (replaced("images", lambda file: h5py.SoftLink("/nothing")), "images is a link to nothing"),
+        (replaced("images", lambda file: h5py.ExternalLink("elsewhere.h5", "/images")), "images is a link to another"),
+        (circle, "images is a link in a circle"),
+        (virtual, "keeps its values in other files"),
+        (
+            declared("images", (6, 12, 16, 3), external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
+            "keeps its values in other files",
+        ),
+        (another_filter, r"zstd \(filter 32015\)"),
+        (bomb, "unpacks to more than its chunks"),
+        (attribute("total_duration", "1.2 s"), "total_duration is '1.2 s'"),
+        (attribute("total_duration", h5py.Empty("f")), "total_duration is empty"),
+        (attribute("total_duration", np.nan), "total_duration is 'nan'"),
+        (attribute("total_duration", -1.0), "total_duration is -1 s"),
+        (attribute("total_duration", [1.0, 2.0]), "expected a finite number"),
+        (attribute("episode_name", h5py.Empty("S1")), "episode_name is empty"),
+        (attribute("episode_name", ".."), "episode_name is '..'"),
+        (attribute("episode_name", "x" * 300), "expected a name of 1 to 200 bytes"),
+        (attribute("scenario", [1.5, 2.5]), r"scenario is float64 \[2\], expected text"),
+        (attribute("instruction", np.zeros(4)), "instruction is float64"),
+        (attribute("seed", "one"), "seed is 'one'"),
+        (attribute("seed", 1.5), "seed is 1.5"),
+        (lambda file: file.create_group("sight"), "sight is an empty group"),
+        (lambda file: file.create_dataset("sight", (6, 10**12), np.float32), "stores 0 of"),
+        (lambda file: file.create_dataset("sight", data=np.zeros((5, 2))), "has sight float64"),
+        (lambda file: file.create_dataset("action_event_types", data=[b"go"] * 5), "has action_event_types"),
+        (lambda file: file.create_group("action_event_types"), "action_event_types is an empty group"),
+        (many_names_of_one_text, "action_event_types is 1000000 characters long"),
+    ],
+)
+def test_what_can_not_be_an_episode_is_refused_before_it_is_read(tmp_path, change, found):
+    assert re.search(found, refusal(write(tmp_path / "e.h5", change)))
+
+
+@pytest.mark.timeout(20)
+def test_a_link_to_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+
+    def change(file: h5py.File) -> None:
+        del file["images"]
+        file["side"] = h5py.ExternalLink("pipe.h5", "/")
+        file["images"] = h5py.SoftLink("/side/images")
+
+    assert "images is a link to another file" in refusal(write(tmp_path / "e.h5", change))
+    assert "pipe.h5 is a named pipe" in refusal(tmp_path / "pipe.h5")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_a_folder_of_episodes_is_named(tmp_path):
+    write(tmp_path / "a.h5", lambda file: None)
+    os.mkfifo(tmp_path / "b.h5")
+    with pytest.raises(EpisodeError, match=r"b\.h5 is a named pipe"):
+        find_episodes(tmp_path)
+
+
+def test_the_names_that_another_layout_has_are_told(tmp_path):
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file["observations/images/top"] = PICTURES
+        file["action"] = ACTIONS
+    assert "lacks images and actions" in refusal(tmp_path / "e.h5")
+
+
+def test_a_link_within_the_file_is_followed(tmp_path):
+    def change(file: h5py.File) -> None:
+        file.move("images", "camera/front/frames")
+        file["camera/now"] = h5py.SoftLink("front")
+        file["images"] = h5py.SoftLink("camera/now/frames")
+
+    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
+
+
+def test_attributes_of_one_element_are_texts_and_numbers(tmp_path):
+    def change(file: h5py.File) -> None:
+        file.attrs["episode_name"] = np.array([b"a\tb\x1b[31m"])
+        file.attrs["total_duration"] = np.array([1.5], np.float32)
+        file.attrs["scenario"] = np.int32(3)
+
+    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    assert (episode.name, episode.scenario, episode.duration_s) == ("a b [31m", "3", 1.5)
+
+
+@pytest.mark.parametrize("chunks", [(4, 5, 16, 3), (6, 12, 16, 3), (1, 1, 1, 1), None])
+@pytest.mark.parametrize("compression", ["gzip", "lzf", None])
+def test_images_are_the_same_in_any_chunks(tmp_path, chunks, compression):
+    if chunks is None and compression is not None:
+        pytest.skip("what is packed is in chunks")
+
+    def change(file: h5py.File) -> None:
+        del file["images"]
+        file.create_dataset("images", data=PICTURES, chunks=chunks, compression=compression, shuffle=chunks is not None)
+
+    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
+
+
+def test_images_in_chunks_too_large_to_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "MAX_READ_BYTES", 2 * PICTURES[0].nbytes)
+
+    def change(file: h5py.File) -> None:
+        del file["images"]
+        file.create_dataset("images", data=PICTURES, chunks=(3, 12, 16, 3))
+
+    with pytest.raises(EpisodeError, match="h5repack -l images:CHUNK=1x12x16x3 IN OUT"):
+        find_episodes(write(tmp_path / "e.h5", change))
+
+
+def test_images_that_hardly_pack_are_no_bomb(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 400, 400, 3), dtype=np.uint8)
+    with EpisodeWriter(tmp_path / "e.h5", (400, 400), instruction="go") as writer:
+        for step, picture in enumerate(noise):
+            writer.add(float(step), picture, (0.0, 0.0, 0.0))
+    (episode,) = find_episodes(tmp_path / "e.h5")
+    assert np.array_equal(np.stack(list(episode.frames())), noise)
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path):
+    path = write(tmp_path / "e.h5", lambda file: None)
+    (episode,) = find_episodes(path)
+    with h5py.File(path, "a") as file:
+        del file["images"]
+    with pytest.raises(EpisodeError, match="was changed while it was read"):
+        list(episode.frames())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    """Return the bytes of a small file as the package writes it."""
+    path = tmp_path_factory.mktemp("whole") / "e.h5"
+    with EpisodeWriter(path, (16, 12), instruction="go", scenario="s") as writer:
+        for step, (picture, command) in enumerate(zip(PICTURES, ACTIONS)):
+            writer.add(float(step), picture, command)
+    return path.read_bytes()
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatch):
+    """The global heap's first object, which holds the attributes' texts, says that its successor has no size."""
+    monkeypatch.setattr(survey, "EPISODE_LIMIT_S", 1.0)
+    heap = whole.index(b"GCOL")
+    data = bytearray(whole)
+    size = int.from_bytes(data[heap + 24 : heap + 32], "little")
+    following = heap + 32 + -(-size // 8) * 8
+    data[following : following + 2] = b"\0\0"
+    data[following + 8 : following + 16] = bytes(8)
+    path = tmp_path / "e.h5"
+    path.write_bytes(data)
+    with pytest.raises(EpisodeError, match=r"e\.h5 (keeps the HDF5 library busy|is damaged|: the attribute)"):
+        find_episodes(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 keeps the HDF5 library busy"),
+        ("import os; print('rf', end='', flush=True); os.abort()", "c.h5 makes the HDF5 library crash .SIGABRT"),
+        ("print('rf!c.h5 is no good', end='', flush=True)", "c.h5 is no good"),
+    ],
+)
+def test_what_the_child_meets_is_told(tmp_path, monkeypatch, code, sentence):
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(survey, "__name__", "child")
+    monkeypatch.setattr(survey, "EPISODE_LIMIT_S", 1.0)
+    with pytest.raises(EpisodeError, match=sentence):
+        survey.survey([tmp_path / "b.h5", tmp_path / "c.h5"])
+
+
+def test_a_child_that_can_not_start_hinders_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "__name__", "no_such_module")
+    assert len(find_episodes(write(tmp_path / "e.h5", lambda file: None))) == 1
+
+
+@pytest.mark.timeout(120)
+def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path):
+    """The same kind of damage at many places: the library's answers differ, ours don't."""
+    generator = np.random.default_rng(0)
+    for index in range(12):
+        data = bytearray(whole[: len(whole) * 3 // 4] if index % 4 == 3 else whole)
+        for place in generator.integers(0, min(3000, len(data)), 1 + index % 4):
+            data[place] = generator.choice([0, 1, 255])
+        path = tmp_path / f"{index}.h5"
+        path.write_bytes(data)
+        try:
+            for lesson in read_lessons(path, 8, "go"):
+                assert len(lesson.frames) == len(lesson.commands)
+        except EpisodeError as error:
+            assert str(error).startswith(str(path))
