@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.policy.config import load_settings
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
@@ -40,7 +41,8 @@ def made_up_episode(seed: int, steps: int) -> Lesson:
         frame[:, place : place + 8] = 255
     turn = 1.0 - places / (SIDE_PX - 8) * 2.0
     commands = np.stack([np.full(steps, 0.5 * (seed % 2)), np.zeros(steps), turn], axis=1).astype(np.float32)
-    return Lesson(frames, commands, "go fast" if seed % 2 else "stand still", "", seed)
+    period = StepPeriod(f"made up {seed}", 0.3, steps - 1)
+    return Lesson(frames, commands, "go fast" if seed % 2 else "stand still", "", seed, period=period)
 
 
 @pytest.fixture
