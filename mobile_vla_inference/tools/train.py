@@ -278,7 +278,7 @@ def _train_on_episodes(
     store.add(training)
     validation.add(validating)
     steps = [sum(len(episode.frames) for episode in part) for part in (training, validating)]
-    print(f"training on {len(training)} episodes, {steps[0]} steps; validating on {len(validating)}, {steps[1]} others")
+    print(f"steps: {steps[0]} to train on, {steps[1]} others to validate on")
     trainer = Trainer(network, _recipe(args, args.updates or 2000), store.sight_width)
     if args.resume:
         state = load_progress(args.out)
