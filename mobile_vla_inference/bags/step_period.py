@@ -21,6 +21,7 @@ _FEW_STEPS = 12
 #: A step is uneven where it is this share of the period longer or shorter; at most MAX_UNEVEN_SHARE of all may be.
 _UNEVEN = 0.5
 MAX_UNEVEN_SHARE = 0.05
+_NOTABLE = 0.4
 #: Longer than so many medians is a gap and says nothing about the period.
 _GAP_MEDIANS = 2.5
 #: What a step of a policy can stand for (policy.json), seconds.
@@ -74,13 +75,11 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
             f"{where} has step {index + 1} stamped {stamps[index + 1]:g} s after {stamps[index]:g} s, expected stamps "
             "that rise; correct them or leave it out"
         )
+    # Images that are not a multiple of the period apart give two times in turn: neither is the period, their mean is.
     median_s = float(np.median(times))
-    period_s, uneven = median_s, _uneven(times, median_s)
-    if uneven > MAX_UNEVEN_SHARE * len(times):
-        # A camera that is not a multiple of the period gives two times in turn: neither is the period, their mean is.
-        mean_s = float(times[times < _GAP_MEDIANS * median_s].mean())
-        if _uneven(times, mean_s) < uneven:
-            period_s, uneven = mean_s, _uneven(times, mean_s)
+    mean_s = float(times[times < _GAP_MEDIANS * median_s].mean())
+    period_s = min(median_s, mean_s, key=lambda each: _beyond(times, each, _NOTABLE))
+    uneven = _beyond(times, period_s, _UNEVEN)
     tolerance = TOLERANCE
     if len(times) < _FEW_STEPS:
         spread = float(np.ptp(times)) / 2.0 / period_s if len(times) > 2 else _TOLERANCE_MOST
@@ -118,28 +117,31 @@ def common_period(periods: Sequence[StepPeriod]) -> StepPeriod:
     middle = ordered[int(np.searchsorted(steps, steps[-1] / 2.0))]
     for each in (ordered[0], ordered[-1], *ordered):
         if not each.agrees(middle.period_s):
+            slowest_s = max(each.period_s, middle.period_s)
             raise StepPeriodError(
                 f"{each.where} has {each.period_s:g} s from step to step, {middle.where} has {middle.period_s:g} s, "
-                f"expected the same in all; {resample_advice(middle.period_s)}, or use them apart"
+                f"expected the same in all; {resample_advice(slowest_s, 0.0)}, or use them apart"
             )
     uneven = sum(each.uneven for each in ordered)
     if uneven > MAX_UNEVEN_SHARE * steps[-1]:
         raise StepPeriodError(
             f"{uneven} of {steps[-1]} steps are more than half longer or shorter than {middle.period_s:g} s "
             f"({max(ordered, key=lambda each: each.uneven).where}), expected at most {MAX_UNEVEN_SHARE:.0%}; "
-            f"{resample_advice(middle.period_s)}, or leave out what is uneven"
+            f"{resample_advice(middle.period_s, 0.0)}, or leave out what is uneven"
         )
     by = "stamps" if any(each.by == "stamps" for each in ordered) else "duration"
     return StepPeriod(middle.where, middle.period_s, int(steps[-1]), uneven, by, middle.tolerance)
 
 
-def resample_advice(period_s: float) -> str:
-    """Say how a recording gets another period."""
+def resample_advice(period_s: float, recorded_s: float) -> str:
+    """Say how a recording gets another period: steps can be left out, not made up."""
+    if period_s < recorded_s:
+        return f"record it every {period_s:g} s"
     return f"resample (make-bag or episodes-to-bag, then bag-to-episodes --period {period_s:g})"
 
 
-def _uneven(times_s: np.ndarray, period_s: float) -> int:
-    return int((np.abs(times_s - period_s) > _UNEVEN * period_s).sum())
+def _beyond(times_s: np.ndarray, period_s: float, share: float) -> int:
+    return int((np.abs(times_s - period_s) > share * period_s).sum())
 
 
 def _rounded(period_s: float) -> float:

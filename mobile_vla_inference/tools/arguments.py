@@ -10,7 +10,8 @@ from pathlib import Path
 from mobile_vla_inference.bags.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS
 from mobile_vla_inference.border import MobileVlaError
 
-_STEP_PERIOD_S = 0.3
+#: The published policy's period, for whom nothing else tells one.
+STEP_PERIOD_S = 0.3
 
 
 def positive_number(text: str) -> float:
@@ -36,14 +37,14 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_period_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `--period`, the time of an episode's step."""
+def add_period_argument(parser: argparse.ArgumentParser, default: float | None = STEP_PERIOD_S) -> None:
+    """Declare `--period`, the time of an episode's step; without a default, the episodes' own."""
     parser.add_argument(
         "--period",
         type=positive_number,
-        default=_STEP_PERIOD_S,
+        default=default,
         metavar="S",
-        help="seconds from one step to the next (default: %(default)g)",
+        help=f"seconds from one step to the next (default: {'as the episodes say' if default is None else default})",
     )
 
 

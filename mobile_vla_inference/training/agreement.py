@@ -151,7 +151,7 @@ def _agreed_period(lessons: Sequence[Lesson], start: Start, options: Options) ->
         if given_s is not None and not common.agrees(given_s):
             raise StepPeriodError(
                 f"--step-period-s is {given_s:g}, but {common.where} has {common.period_s:g} s from step to step by "
-                f"its {common.by}; leave the option out, or {resample_advice(given_s)}"
+                f"its {common.by}; leave the option out, or {resample_advice(given_s, common.period_s)}"
             )
         period_s = common.period_s if given_s is None else given_s
     learned_s = start.settings.step_period_s if start.learned and _known(start, "step_period_s") else None
@@ -159,7 +159,7 @@ def _agreed_period(lessons: Sequence[Lesson], start: Start, options: Options) ->
         if given_s is None:
             raise StepPeriodError(
                 f"{start.name} has learned at {learned_s:g} s a step, but {told[0].where} has {period_s:g} s; "
-                f"{resample_advice(learned_s)}, or give --step-period-s {period_s:g} to train it to that"
+                f"{resample_advice(learned_s, period_s)}, or give --step-period-s {period_s:g} to train it to that"
             )
         source += f"; {start.name} had {learned_s:g} s"
     elif learned_s is not None and given_s is None:
