@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -299,7 +300,7 @@ def test_calibrate_needs_an_error_and_something_to_find(puzzle, capsys):
 
 
 def test_to_bags_and_back(episodes_dir, tmp_path):
-    assert cli.main(["episodes-to-bag", str(episodes_dir), str(tmp_path / "bags"), "--raw"]) == 0
+    assert cli.main(["episodes-to-bag", str(episodes_dir), str(tmp_path / "bags"), "--raw", "--period", "0.3"]) == 0
     bag = tmp_path / "bags" / "episode_20250808_123136_1box_vert_left"
     with BagReader(bag) as reader:
         assert {topic.name: topic.count for topic in reader.topics.values()} == {
@@ -322,6 +323,87 @@ def test_a_drive_is_thinned_to_the_period_and_cut_where_it_is_told_something_els
     episodes = find_episodes(tmp_path / "out")
     assert [(each.instruction, len(each.commands)) for each in episodes] == [("left", 2), ("right", 2)]
     assert episodes[0].commands[1] == pytest.approx([0.6, 0.0, -0.06])
+
+
+def stamped(path: Path, commands: np.ndarray, stamps_s: np.ndarray | None, duration_s: float | None = None) -> Path:
+    """Write an episode with stamps, with a duration, or without either."""
+    with h5py.File(path, "w") as file:
+        file["images"] = np.stack([picture(index) for index in range(len(commands))])
+        file["actions"] = commands.astype(np.float32)
+        file.attrs["instruction"] = "go"
+        if stamps_s is not None:
+            file["stamps_s"] = stamps_s
+        if duration_s is not None:
+            file.attrs["total_duration"] = duration_s
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stamps_s", "duration_s", "more", "expected_s"),
+    [
+        ([5.0, 5.05, 5.1, 5.2], None, [], [0.0, 0.05, 0.1, 0.2]),
+        (None, 1.5, [], [0.0, 0.5, 1.0, 1.5]),
+        ([5.0, 5.05, 5.1, 5.2], None, ["--period", "0.3"], [0.0, 0.3, 0.6, 0.9]),
+        (None, None, ["--period", "0.3"], [0.0, 0.3, 0.6, 0.9]),
+    ],
+)
+def test_a_bag_has_the_times_of_its_episode(tmp_path, stamps_s, duration_s, more, expected_s):
+    stamped(tmp_path / "one.h5", np.ones((4, 3)), stamps_s and np.array(stamps_s), duration_s)
+    assert cli.main(["episodes-to-bag", str(tmp_path / "one.h5"), str(tmp_path / "bags"), "--raw", *more]) == 0
+    with BagReader(tmp_path / "bags" / "one") as reader:
+        times_ns = [message.time_ns for message in reader.messages(("/image_raw",))]
+    assert [(time_ns - times_ns[0]) * 1e-9 for time_ns in times_ns] == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize(
+    ("stamps_s", "message"),
+    [
+        (None, "tells neither stamps_s nor total_duration"),
+        (np.array([0.0, 0.1, 0.1]), "expected stamps that rise"),
+        (np.array([0.0, 0.1]), r"stamps_s float64 \[2\], expected \[3\]"),
+        (np.array([b"a", b"b", b"c"]), "expected \\[3\\] numbers"),
+        (np.array([0.0, 0.1, np.inf]), "NaN or Inf"),
+    ],
+)
+def test_times_that_can_not_be_are_one_sentence(tmp_path, capsys, stamps_s, message):
+    stamped(tmp_path / "one.h5", np.ones((3, 3)), stamps_s)
+    assert cli.main(["episodes-to-bag", str(tmp_path / "one.h5"), str(tmp_path / "bags")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (tmp_path / "bags").exists()
+
+
+def test_evaluate_says_where_pace_scale_and_keys_are_not_the_policys(tmp_path, tiny_checkpoint, capsys):
+    commands = np.tile([2.5, 0.0, 0.4], (4, 1))
+    stamped(tmp_path / "fast.h5", commands, np.arange(4) * 0.05)
+    stamped(tmp_path / "silent.h5", commands, None)
+    arguments = [str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    assert cli.main(["evaluate", *arguments, "--json", str(tmp_path / "out.json")]) == 0
+    told = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
+    assert "1 of 2 episodes have another time from step to step" in told
+    assert "0.05 s) than the 0.3 s that a step of the policy stands for" in told
+    assert "1 of 2 episodes tell neither stamps_s nor total_duration" in told
+    assert "100.0% of the recorded linear.x is beyond the 2" in told
+    assert "give --key-speed" in told
+    assert "give --key-speed" in capsys.readouterr().err
+
+
+def test_evaluate_has_nothing_to_say_where_everything_agrees(tmp_path, tiny_checkpoint, capsys):
+    stamped(tmp_path / "good.h5", np.tile([1.15, 0.0, -1.15], (4, 1)), np.arange(4) * 0.3)
+    assert cli.main(["evaluate", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_bag_to_episodes_leaves_out_is_told(tmp_path, capsys):
+    bag = write_drive(tmp_path / "drive", instructions={5: "left"})
+    assert cli.main(["bag-to-episodes", str(bag), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "every 0.3 s (--period)" in printed.out
+    assert "5 without an instruction" in printed.out
+    assert "12 between the steps" in printed.out
+    assert printed.err == ""
+    assert cli.main(["bag-to-episodes", str(bag), str(tmp_path / "fast"), "--period", "0.01"]) == 0
+    assert "the steps are 0.05 s apart, not the 0.01 s of --period" in capsys.readouterr().err
 
 
 def test_a_bag_without_commands_is_one_sentence(tmp_path, capsys):

@@ -23,7 +23,7 @@ from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
 
 from mobile_vla_inference.border import CheckpointError, InstructionError, check_instruction
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
-from mobile_vla_inference.policy.config import PolicySettings, family_member, load_settings
+from mobile_vla_inference.policy.config import PolicySettings, family_member
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.processors import (
     CLIP_FOLDER,
@@ -33,6 +33,7 @@ from mobile_vla_inference.policy.processors import (
     processor_folders,
     write_processors,
 )
+from mobile_vla_inference.policy.settings_file import load_settings
 from mobile_vla_inference.tools.drive import SMALL_POLICY
 
 CONFIG = family_member("tiny", "hybrid")
@@ -312,7 +313,7 @@ def shipped() -> InstructionEncoder:
     """The tokenizers that come along with the small policy."""
     config = open_checkpoint(SMALL_POLICY).config
     folders = processor_folders(find_processors(SMALL_POLICY), config)
-    return InstructionEncoder(folders, config, load_settings(SMALL_POLICY))
+    return InstructionEncoder(folders, config, load_settings(SMALL_POLICY).settings)
 
 
 def tokens(encoder: InstructionEncoder, text: str) -> tuple[list[int], list[int]]:

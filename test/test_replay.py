@@ -16,7 +16,10 @@ import cv2
 import numpy as np
 import pytest
 from bag_files import PERIOD_NS, START_NS, picture, stamps, storage_file, write_drive
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mobile_vla_inference.bags.gate_model import GateModel, limited_by
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, BagError, BagReader, typestore
 from mobile_vla_inference.bags.replay import (
     DUE,
@@ -27,6 +30,8 @@ from mobile_vla_inference.bags.replay import (
 from mobile_vla_inference.bags.summary import Step, read_steps, result_json
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.border import Action, InstructionError, MobileVlaError
+from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.child_process import run_tool
 from mobile_vla_inference.tools.make_bag import twist_message
@@ -189,6 +194,72 @@ def test_the_gate_stays_latched_after_a_gap(tmp_path):
     result = run(write_drive(tmp_path / "drive", times_ns))
     assert {frame.reason for frame in result.frames[10:]} == {"image_stale"}
     assert all(frame.gated in (None, (0.0, 0.0, 0.0)) for frame in result.frames[10:])
+
+
+def test_what_the_limits_changed_is_counted_by_limit(tmp_path):
+    """The policy wants 0.2 m/s more at each frame, so all but the first two are beyond 0.5 m/s: 0, 0.05 m/s, ..."""
+    result = run(write_drive(tmp_path / "drive", stamps(60)))
+    held_back = sum(frame.gated[0] < 0.5 - 1e-6 for frame in result.frames if frame.reason == "moving")
+    assert result.gate["moving"] == result.reasons["moving"] == 57
+    assert result.gate["changed"] == 57
+    assert result.gate["by"] == {"speed of linear.x": 57, "acceleration": held_back}
+    assert 5 < held_back < 15
+    assert result.gate["frames"][0] is None
+    assert result.gate["frames"][-1] == ["speed of linear.x"]
+    assert result.gate["limits"]["max_linear_x_mps"] == 0.5
+
+
+def test_limits_that_change_nothing_count_nothing(tmp_path):
+    wide = GateLimits(1e3, 1e3, 1e3, 1e6, 1e6)
+    result = run(write_drive(tmp_path / "drive", stamps(30)), limits=wide)
+    assert (result.gate["moving"], result.gate["changed"], result.gate["by"]) == (27, 0, {})
+
+
+def test_between_due_steps_the_last_command_is_in_force(tmp_path):
+    result = run(write_drive(tmp_path / "drive", stamps(60)), pace="due")
+    moving = [index for index, frame in enumerate(result.frames) if frame.reason == "moving"]
+    wanted = [frame.command or None for frame in result.frames]
+    in_force = [next(value for value in wanted[index::-1] if value) for index in moving]
+    too_fast = sum(command[0] > 0.5 for command in in_force)
+    assert len(moving) > sum(value is not None for value in wanted)
+    assert result.gate["by"]["speed of linear.x"] == too_fast > 0
+
+
+@given(
+    st.tuples(*[st.floats(-3.0, 3.0)] * 3),
+    st.tuples(*[st.floats(-3.0, 3.0)] * 3),
+    st.floats(0.0, 2.0),
+)
+def test_a_limit_is_named_exactly_where_the_gate_changed_a_command(first, second, elapsed_s):
+    limits = GateLimits()
+    gate = GateModel(limits, True)
+    gate.instruction_changed(True)
+    gate.advance(0.0)
+    gated = []
+    for stamp_s, command in ((1.0, first), (1.0 + elapsed_s, second)):
+        gate.advance(stamp_s)
+        gate.image_accepted()
+        gate.action_ready(VelocityCommand(*command))
+        gated.append(gate.decide().command.values)
+    for command, values in zip((first, second), gated):
+        names = limited_by(command, values, limits)
+        assert bool(names) == (max(abs(a - b) for a, b in zip(command, values)) > 1e-6)
+        for axis, wanted, most in zip(("linear.x", "linear.y", "angular.z"), command, limits.max_velocity):
+            assert (f"speed of {axis}" in names) == (abs(wanted) > most + 1e-6)
+
+
+def test_the_limits_stand_in_the_summary_and_in_json(tmp_path, tiny_checkpoint, capsys):
+    path, out = write_drive(tmp_path / "drive", stamps(12)), tmp_path / "replay.json"
+    assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--json", str(out)]) == 0
+    content = json.loads(out.read_text())
+    gate = content["gate"]
+    assert gate["changed"] == sum(bool(names) for names in content["frame_limits"]) > 0
+    assert gate["moving"] == sum(names is not None for names in content["frame_limits"])
+    printed = capsys.readouterr()
+    assert f"changed {gate['changed']} of {gate['moving']} frames" in printed.out.replace("\n", " ")
+    assert "the policy was stepped every 0.05 s, but one step stands for 0.3 s" in printed.err
+    assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--due"]) == 0
+    assert "was stepped every" not in capsys.readouterr().err
 
 
 def test_assumed_settings_never_move(tmp_path):

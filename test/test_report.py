@@ -87,6 +87,19 @@ def test_the_page_holds_what_the_replay_found(result):
     assert result.versions["numpy"] in text
 
 
+def test_the_page_tells_what_the_limits_of_the_gate_changed(result):
+    gate = result.gate
+    text = report_html(result)
+    share = f"{gate['changed'] / gate['moving']:.1%}"
+    assert gate["changed"] > 10
+    assert f"its limits change</span><b>{share}</b>" in text
+    assert f"changed {gate['changed']} of {gate['moving']} frames" in text
+    assert f"<td>speed of linear.x</td><td class=number>{gate['by']['speed of linear.x']}</td>" in text
+    data = json.loads(Page(text).scripts["data"])
+    told = [data["limits"][code] for code in data["limit"]]
+    assert told == [", ".join(names or ()) for names in gate["frames"]]
+
+
 def test_nothing_is_fetched(result):
     text = report_html(result)
     for tag, attributes in Page(text).elements:
@@ -274,7 +287,8 @@ def test_it_fits_a_phone(opened):
 
 
 def test_an_empty_report_opens(chromium, result, tmp_path):
-    nothing = changed(result, frames=(), comparison=None, instructions=(), reasons={}, resets={})
+    nothing = {"moving": 0, "changed": 0, "by": {}, "limits": {}, "frames": []}
+    nothing = changed(result, frames=(), comparison=None, instructions=(), reasons={}, resets={}, gate=nothing)
     write_report(nothing, tmp_path / "empty.html")
     page = chromium.new_page()
     complaints: list[str] = []

@@ -14,6 +14,9 @@ from mobile_vla_inference.outside_files import read_text
 
 COLUMNS = ("frame", "stamp_s", "image", "steering", "throttle")
 
+#: What full throttle and full steering are, where nobody says more: the file knows shares of full only.
+FULL_LINEAR_MPS, FULL_ANGULAR_RADPS = 1.0, 1.0
+
 
 @dataclass(frozen=True)
 class RecordedFrame:

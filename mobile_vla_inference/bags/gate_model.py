@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mobile_vla_inference.bags.result import VELOCITY_AXES, ReplayFrame, Velocity
 from mobile_vla_inference.control.action import VelocityCommand
-from mobile_vla_inference.control.gate import CommandGate, Decision, GateLimits
+from mobile_vla_inference.control.gate import CommandGate, Decision, GateLimits, Reason
 
 #: How often the node asks its gate between steps (the default of its parameter publish_rate_hz).
 _ASK_PERIOD_S = 0.05
+
+#: Stamps are rounded: a decision this close before a frame is the frame's own, and no time to accelerate in between.
+_SAME_TIME_S = 1e-3
+
+#: Names of what changes a command: a speed limit for each axis, and the accelerations, which hold back all at once.
+LIMITS = (*(f"speed of {axis}" for axis in VELOCITY_AXES), "acceleration")
+
+#: A change smaller than this, m/s or rad/s, is rounding.
+_UNCHANGED = 1e-6
 
 
 class GateModel:
@@ -32,7 +44,7 @@ class GateModel:
         # After a longer silence every decision is the same: the gate is latched and holds nothing more.
         limits = self._gate.limits
         asked_until_s = min(goal_s, self._now_s + limits.resume_within_s + limits.stop_hold_s + 1.0)
-        while self._now_s + _ASK_PERIOD_S < asked_until_s:
+        while self._now_s + _ASK_PERIOD_S < asked_until_s - _SAME_TIME_S:
             self._now_s += _ASK_PERIOD_S
             self._gate.decide(self._now_s)
         self._now_s = goal_s
@@ -60,3 +72,25 @@ class GateModel:
     def decide(self) -> Decision:
         """Return what the node would publish at the present frame."""
         return self._gate.decide(self._now_s)
+
+
+def limited_by(wanted: Velocity, gated: Velocity, limits: GateLimits) -> tuple[str, ...]:
+    """Return which of LIMITS changed a command: what the policy wanted, what the gate let through while it moved."""
+    clamped = [max(-most, min(most, value)) for value, most in zip(wanted, limits.max_velocity)]
+    changed = [abs(value - within) > _UNCHANGED for value, within in zip(wanted, clamped)]
+    changed.append(any(abs(value - within) > _UNCHANGED for value, within in zip(gated, clamped)))
+    return tuple(name for name, is_changed in zip(LIMITS, changed) if is_changed)
+
+
+def frames_limited_by(frames: Sequence[ReplayFrame], limits: GateLimits) -> list[tuple[str, ...] | None]:
+    """Return for each frame which limits changed the command in force; None where the gate didn't let it move.
+
+    A frame that was not stepped goes on with the command of the last one that was.
+    """
+    found: list[tuple[str, ...] | None] = []
+    wanted: Velocity | None = None
+    for frame in frames:
+        wanted = wanted if frame.command is None else frame.command
+        moves = frame.reason == Reason.MOVING.value and frame.gated is not None and wanted is not None
+        found.append(limited_by(wanted, frame.gated, limits) if moves else None)
+    return found

@@ -151,6 +151,7 @@ def replay(
         frames,
         notes,
         clock.timing(len(frames)),
+        options.limits,
     )
 
 

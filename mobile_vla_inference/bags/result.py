@@ -104,6 +104,8 @@ class ReplayResult:
         resets: cause -> count.
         drops: cause -> count.
         reasons: the gate's reason -> number of frames.
+        gate: what its limits changed: `moving` and `changed` (frames), `by` (limit -> frames, gate_model.LIMITS),
+            `limits` (name -> value), and `frames`, per frame the limits, or None where it didn't move.
         notes: sentences that a reader should know (a bag cut off, settings assumed, ...).
         timing: what differs from run to run.
         open_frames: see frames_jpeg.
@@ -122,6 +124,7 @@ class ReplayResult:
     resets: dict[str, int]
     drops: dict[str, int]
     reasons: dict[str, int]
+    gate: dict[str, Any]
     notes: tuple[str, ...]
     timing: ReplayTiming
     open_frames: Callable[[Iterable[int] | None, int], Iterator[tuple[int, bytes]]] = field(repr=False, compare=False)

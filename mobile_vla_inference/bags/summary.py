@@ -6,7 +6,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.bags.comparison import compare
+from mobile_vla_inference.bags.gate_model import LIMITS, frames_limited_by
 from mobile_vla_inference.bags.images import frames_jpeg
 from mobile_vla_inference.bags.reader import BagError
 from mobile_vla_inference.bags.result import (
@@ -25,8 +26,10 @@ from mobile_vla_inference.bags.result import (
     ReplayResult,
     ReplayTiming,
 )
+from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.border import check_instruction
+from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.outside_files import read_json
 
 #: Of a replay's JSON file; one of 100,000 frames has a tenth.
@@ -51,8 +54,9 @@ def make_result(
     frames: Sequence[ReplayFrame],
     notes: Sequence[str],
     timing: ReplayTiming,
+    limits: GateLimits,
 ) -> ReplayResult:
-    """Sum up the frames of a replay."""
+    """Sum up the frames of a replay, whose gate had these limits."""
     return ReplayResult(
         bag=path,
         image_topic=topics.image.name,
@@ -67,7 +71,8 @@ def make_result(
         resets=_counted(frame.reset for frame in frames),
         drops=_counted(frame.drop for frame in frames),
         reasons=_counted(frame.reason for frame in frames),
-        notes=tuple(notes),
+        gate=_gate(frames, limits),
+        notes=(*notes, *_pace_notes(frames, policy)),
         timing=timing,
         open_frames=lambda indices, max_width: frames_jpeg(path, topics.image.name, indices, max_width),
     )
@@ -75,6 +80,43 @@ def make_result(
 
 def _counted(causes: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(cause for cause in causes if cause).items()))
+
+
+def _gate(frames: Sequence[ReplayFrame], limits: GateLimits) -> dict[str, Any]:
+    """Count what the limits of the gate changed of what the policy wanted."""
+    limited = frames_limited_by(frames, limits)
+    counts = Counter(name for names in limited for name in names or ())
+    return {
+        "moving": sum(names is not None for names in limited),
+        "changed": sum(bool(names) for names in limited),
+        "by": {name: counts[name] for name in LIMITS if counts[name]},
+        "limits": asdict(limits),
+        "frames": [None if names is None else list(names) for names in limited],
+    }
+
+
+def limits_sentence(gate: dict[str, Any]) -> str:
+    """Say how many frames the limits changed, and which limit how many."""
+    changed, moving = gate["changed"], gate["moving"]
+    if not moving:
+        return "nothing moved"
+    by = ", ".join(f"{name} {count}" for name, count in gate["by"].items())
+    return f"changed {changed} of {moving} frames that move ({changed / moving:.1%})" + (f": {by}" if by else "")
+
+
+def _pace_notes(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> list[str]:
+    """Say where the policy's steps were not as far apart as one step of its memory stands for."""
+    times = np.diff([frame.stamp_s for frame in frames if frame.stepped])
+    times = times[times > 0.0]
+    period_s = policy["step_period_s"]
+    if len(times) == 0 or StepPeriod("", float(period_s), 0).agrees(float(np.median(times))):
+        return []
+    stepped_s = float(np.median(times))
+    advice = "; --due steps as the node does" if stepped_s < period_s else ""
+    return [
+        f"the policy was stepped every {stepped_s:.3g} s, but one step stands for {period_s:g} s: its memory ran "
+        f"{period_s / stepped_s:.2g} times as fast as it learned{advice}"
+    ]
 
 
 def _comparison(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> dict[str, Any] | None:
@@ -136,12 +178,14 @@ def _content(result: ReplayResult) -> dict[str, Any]:
         "resets": result.resets,
         "drops": result.drops,
         "reasons": result.reasons,
+        "gate": {name: value for name, value in result.gate.items() if name != "frames"},
         "stamps_s": [frame.stamp_s for frame in frames],
         "actions": [frame.action for frame in frames],
         "commands": [frame.command for frame in frames],
         "gated": [frame.gated for frame in frames],
         "recorded": [frame.recorded for frame in frames],
         "frame_reasons": [frame.reason for frame in frames],
+        "frame_limits": result.gate["frames"],
         "frame_resets": [frame.reset for frame in frames],
         "frame_drops": [frame.drop for frame in frames],
         "steps": [

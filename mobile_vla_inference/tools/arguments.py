@@ -7,9 +7,11 @@ import math
 import tempfile
 from pathlib import Path
 
+from mobile_vla_inference.bags.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS
 from mobile_vla_inference.border import MobileVlaError
 
-_STEP_PERIOD_S = 0.3
+#: The published policy's period, for whom nothing else tells one.
+STEP_PERIOD_S = 0.3
 
 
 def positive_number(text: str) -> float:
@@ -35,15 +37,36 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_period_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `--period`, the time of an episode's step."""
+def add_period_argument(parser: argparse.ArgumentParser, default: float | None = STEP_PERIOD_S) -> None:
+    """Declare `--period`, the time of an episode's step; without a default, the episodes' own."""
     parser.add_argument(
         "--period",
         type=positive_number,
-        default=_STEP_PERIOD_S,
+        default=default,
         metavar="S",
-        help="seconds from one step to the next (default: %(default)g)",
+        help=f"seconds from one step to the next (default: {'as the episodes say' if default is None else default})",
     )
+
+
+def add_full_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what full throttle and full steering of an actions.csv are; `full_speeds` reads them."""
+    parser.add_argument(
+        "--max-linear-mps",
+        type=positive_number,
+        metavar="V",
+        help=f"linear.x at full throttle of actions.csv, m/s (default: {FULL_LINEAR_MPS:g})",
+    )
+    parser.add_argument(
+        "--max-angular-radps",
+        type=positive_number,
+        metavar="W",
+        help=f"angular.z at full steering to the left, rad/s (default: {FULL_ANGULAR_RADPS:g})",
+    )
+
+
+def full_speeds(args: argparse.Namespace) -> tuple[float, float]:
+    """Return m/s at full throttle and rad/s at full steering."""
+    return args.max_linear_mps or FULL_LINEAR_MPS, args.max_angular_radps or FULL_ANGULAR_RADPS
 
 
 def check_output(path: Path | None, *inputs: Path | None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 
 from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagError, BagReader
+from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.border import FrameError, InstructionError, MobileVlaError, check_instruction
 from mobile_vla_inference.episodes.files import SCENARIO_INSTRUCTIONS, EpisodeWriter
@@ -26,6 +29,7 @@ HELP = "make HDF5 episodes from a bag with images, instruction and cmd_vel"
 #: A longer silence between frames ends an episode, as it ends the policy's memory on the node.
 _GAP_S = 2.0
 _COMMAND_VALID_S = 0.5
+_NOT_TOLD = "without an instruction"
 #: A frame that comes this early for its period is taken: stamps jitter.
 _EARLY_S = 0.01
 
@@ -59,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.instruction is not None and not check_instruction(args.instruction):
         raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    counts: Counter[str] = Counter()
     with BagReader(args.bag) as bag:
         topics = choose_topics(bag, args.image_topic, args.command_topic, args.instruction is None)
         if topics.command is None:
@@ -68,18 +73,27 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
         with tqdm(total=topics.image.count, unit="image", delay=1, disable=None) as bar:
-            moments = _paced(_moments(bag, topics, args.instruction, bar.update), args.period)
+            moments = _paced(_moments(bag, topics, args.instruction, bar.update, counts), args.period, counts)
             written = _write(moments, args)
         for note in bag.notes:
             print(f"mobile_vla: warning: {note}")
     if not written:
         raise BagError(f"{args.bag} holds no image with a command and an instruction in force, expected some")
-    print(f"{args.out}: {len(written)} episodes, {sum(written)} steps")
+    print(f"{args.out}: {len(written)} episodes, {sum(map(len, written))} steps every {args.period:g} s (--period)")
+    left_out = ", ".join(f"{number} {cause}" for cause, number in counts.items())
+    print(f"images left out: {left_out or 'none'}")
+    times = np.concatenate([np.diff(stamps_s) for stamps_s in written])
+    if len(times) and not StepPeriod("", args.period, 0).agrees(float(np.median(times))):
+        print(
+            f"mobile_vla: warning: the steps are {np.median(times):.3g} s apart, not the {args.period:g} s of "
+            "--period: the images come no faster; the episodes' stamps tell it",
+            file=sys.stderr,
+        )
     return 0
 
 
-def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen) -> Iterator[_Moment]:
-    """Yield the frames that have an instruction and a fresh command."""
+def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen, counts: Counter[str]) -> Iterator[_Moment]:
+    """Yield the frames that have an instruction and a fresh command; count the others by cause."""
     instruction = check_instruction(told or "")
     command, command_ns = (0.0, 0.0, 0.0), -math.inf
     check, convert = CONVERSIONS[topics.image.type_name]
@@ -89,11 +103,13 @@ def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen) -> Itera
             seen()
             fresh = message.time_ns - command_ns <= _COMMAND_VALID_S * 1e9
             if decoded is None or not instruction or not fresh:
+                counts["unreadable" if decoded is None else "without a command" if instruction else _NOT_TOLD] += 1
                 continue
             try:
                 check(decoded)
                 rgb = convert(decoded)
             except FrameError:
+                counts["unreadable"] += 1
                 continue
             stamp = decoded.header.stamp
             stamp_s = stamp.sec + stamp.nanosec * 1e-9 or message.time_ns * 1e-9
@@ -108,7 +124,7 @@ def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen) -> Itera
             instruction = check_instruction(decoded.data)
 
 
-def _paced(moments: Iterator[_Moment], period_s: float) -> Iterator[_Moment]:
+def _paced(moments: Iterator[_Moment], period_s: float, counts: Counter[str]) -> Iterator[_Moment]:
     """Yield no more than a frame a period; one that comes late begins the period anew."""
     due_s = taken_s = -math.inf
     for moment in moments:
@@ -118,25 +134,27 @@ def _paced(moments: Iterator[_Moment], period_s: float) -> Iterator[_Moment]:
             due_s = (moment.stamp_s if late else due_s) + period_s
             taken_s = moment.stamp_s
             yield moment
+        else:
+            counts["between the steps"] += 1
 
 
-def _write(moments: Iterator[_Moment], args: argparse.Namespace) -> list[int]:
-    """Write an episode for each stretch of moments; return how many steps each has."""
+def _write(moments: Iterator[_Moment], args: argparse.Namespace) -> list[list[float]]:
+    """Write an episode for each stretch of moments; return the stamps of each, seconds."""
     written = []
     moment = next(moments, None)
     while moment is not None:
         height, width = moment.rgb.shape[:2]
         path = args.out / f"{args.bag.stem}_{len(written):03d}{f'_{args.scenario}' if args.scenario else ''}.h5"
-        steps = 0
+        stamps_s = []
         with EpisodeWriter(
             path, (width, height), instruction=moment.instruction, scenario=args.scenario or ""
         ) as episode:
             first = moment
             while moment is not None and _belongs(moment, first):
                 episode.add(moment.stamp_s, moment.rgb, moment.command)
-                steps += 1
+                stamps_s.append(moment.stamp_s)
                 first, moment = moment, next(moments, None)
-        written.append(steps)
+        written.append(stamps_s)
     return written
 
 

@@ -11,6 +11,7 @@ from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TW
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.episodes.files import Episode
+from mobile_vla_inference.episodes.step_period import episode_period, episode_stamps, named
 from mobile_vla_inference.tools.arguments import add_period_argument
 from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
 from mobile_vla_inference.tools.make_bag import (
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(parser)
     parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
     parser.add_argument("--raw", action="store_true", help="Image instead of CompressedImage (JPEG)")
-    add_period_argument(parser)
+    add_period_argument(parser, None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     episodes = read_episodes(args)
+    times = [_times(episode, args.period) for episode in episodes]
     targets = [args.out / _file_name(episode) for episode in episodes]
     if len(set(targets)) < len(targets):
         raise MobileVlaError(f"{args.episodes} holds episodes of the same name, expected each once; rename them")
@@ -54,19 +56,35 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         check_new_bag(target)
     with tqdm(total=sum(len(each.commands) for each in episodes), unit="frame", delay=1, disable=None) as bar:
-        for episode, target in zip(episodes, targets):
+        for episode, target, times_s in zip(episodes, targets, times):
             with BagWriter(target, args.storage) as bag:
-                for _ in _written(bag, episode, args.raw, args.period):
+                for _ in _written(bag, episode, args.raw, times_s):
                     bar.update()
     print(f"{args.out}: {len(episodes)} bags")
     return 0
+
+
+def _times(episode: Episode, period_s: float | None) -> np.ndarray:
+    """Return when each step is, seconds from the first: by the period that is given, else as the episode tells."""
+    steps = len(episode.commands)
+    if period_s is None:
+        stamps_s, period = episode_stamps(episode), episode_period(episode)
+        if stamps_s is not None:
+            return stamps_s - stamps_s[0]
+        if period is None and steps > 1:
+            raise MobileVlaError(
+                f"{named(episode)} tells neither stamps_s nor total_duration, expected the time from step to step; "
+                "give --period"
+            )
+        period_s = 0.0 if period is None else period.period_s
+    return np.arange(steps) * period_s
 
 
 def _file_name(episode: Episode) -> str:
     return episode.name.replace("/", "_")
 
 
-def _written(bag: BagWriter, episode: Episode, raw: bool, period_s: float):
+def _written(bag: BagWriter, episode: Episode, raw: bool, times_s: np.ndarray):
     """Write an episode and yield after each frame."""
     image_topic = IMAGE_TOPIC if raw else f"{IMAGE_TOPIC}/compressed"
     bag.add_topic(INSTRUCTION_TOPIC, STRING)
@@ -74,8 +92,8 @@ def _written(bag: BagWriter, episode: Episode, raw: bool, period_s: float):
     bag.add_topic(image_topic, IMAGE if raw else COMPRESSED_IMAGE)
     make_image = image_message if raw else _compressed
     bag.write_message(INSTRUCTION_TOPIC, START_S * _NS, typestore().types[STRING](data=episode.instruction))
-    for index, (frame, (x_mps, y_mps, z_radps)) in enumerate(zip(episode.frames(), episode.commands.tolist())):
-        time_ns = START_S * _NS + round(index * period_s * _NS)
+    for time_s, frame, (x_mps, y_mps, z_radps) in zip(times_s, episode.frames(), episode.commands.tolist()):
+        time_ns = START_S * _NS + round(time_s * _NS)
         bag.write_message(COMMAND_TOPIC, time_ns, twist_message(x_mps, z_radps, y_mps))
         bag.write_message(image_topic, time_ns, make_image(frame, time_ns))
         yield

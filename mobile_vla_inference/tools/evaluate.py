@@ -19,6 +19,7 @@ import numpy as np
 
 from mobile_vla_inference.bags.comparison import BASELINES
 from mobile_vla_inference.bags.result import VELOCITY_AXES
+from mobile_vla_inference.bags.step_period import resample_advice
 from mobile_vla_inference.border import CheckpointError, InstructionError, check_instruction, write_text_atomically
 from mobile_vla_inference.episodes.figures import KEY_SPEED, Prediction, figures
 from mobile_vla_inference.episodes.files import (
@@ -28,6 +29,8 @@ from mobile_vla_inference.episodes.files import (
     find_episodes,
     read_instructions,
 )
+from mobile_vla_inference.episodes.step_period import episode_period
+from mobile_vla_inference.policy.training_units import clipped_shares
 from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
 from mobile_vla_inference.tools.arguments import check_output, count, positive_number
 
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 HELP = "run a checkpoint over recorded HDF5 episodes; --calibrate finds its settings"
 
 _SHOWN_TRIALS = 10
+#: A value this near to a pressed key's, as a share, was driven by one; a recording was, where so many values are.
+_KEY_TOLERANCE = 0.2
+_KEY_SHARE = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +144,7 @@ def _evaluate(args: argparse.Namespace, episodes: Sequence[Episode]) -> int:
         force=args.force,
     )
     settings = policy.settings
-    notes = _notes(policy.describe(), episodes)
+    notes = _notes(policy.describe(), episodes, args.key_speed)
     for note in notes:
         print(f"mobile_vla: warning: {note}", file=sys.stderr)
     result = figures(
@@ -180,7 +186,7 @@ def predict(policy: VlaPolicy, episodes: Sequence[Episode]) -> list[Prediction]:
     return predictions
 
 
-def _notes(policy: dict[str, Any], episodes: Sequence[Episode]) -> list[str]:
+def _notes(policy: dict[str, Any], episodes: Sequence[Episode], key_speed: float) -> list[str]:
     """Return what a reader of the figures should know."""
     notes = list(policy["warnings"])
     if policy["assumed_settings"]:
@@ -195,7 +201,47 @@ def _notes(policy: dict[str, Any], episodes: Sequence[Episode]) -> list[str]:
                 f"{driven} recorded steps move along {axis}, which the policy does not drive (action_axes): they are "
                 "not compared"
             )
+    axes = policy["action_axes"]
+    driven = np.concatenate([each.commands for each in episodes])[:, [VELOCITY_AXES.index(axis) for axis in axes]]
+    shares = clipped_shares(driven, policy["action_scale"], policy["action_offset"])
+    notes += [
+        f"{share:.1%} of the recorded {axis} is beyond the {scale:g} that one unit stands for (action_scale): clipped "
+        "in normalised units"
+        for axis, scale, share in zip(axes, policy["action_scale"], shares)
+        if share > 0.0
+    ]
+    return [*notes, *_period_notes(policy["step_period_s"], episodes), *_key_notes(driven, key_speed)]
+
+
+def _period_notes(period_s: float, episodes: Sequence[Episode]) -> list[str]:
+    """Say where the episodes' time from step to step is not what a step of the policy stands for."""
+    notes = []
+    told = [period for each in episodes if (period := episode_period(each)) is not None]
+    other = [each for each in told if not each.agrees(period_s)]
+    if other:
+        notes.append(
+            f"{len(other)} of {len(episodes)} episodes have another time from step to step ({other[0].where}: "
+            f"{other[0].period_s:g} s) than the {period_s:g} s that a step of the policy stands for: its memory "
+            f"runs at another pace than it learned; {resample_advice(period_s, other[0].period_s)}"
+        )
+    if len(told) < len(episodes):
+        notes.append(
+            f"{len(episodes) - len(told)} of {len(episodes)} episodes tell neither stamps_s nor total_duration: nobody "
+            f"knows whether their steps are the policy's {period_s:g} s apart"
+        )
     return notes
+
+
+def _key_notes(driven: np.ndarray, key_speed: float) -> list[str]:
+    """Say where the recording was not driven by keys of this speed, by which directions are told."""
+    moving = np.abs(driven[driven != 0.0])
+    share = float((np.abs(moving / key_speed - 1.0) < _KEY_TOLERANCE).mean()) if moving.size else 1.0
+    if share >= _KEY_SHARE:
+        return []
+    return [
+        f"{share:.0%} of the recorded values that are not 0 are near a key's {key_speed:g} m/s or rad/s: directions "
+        "say little; give --key-speed"
+    ]
 
 
 def _print_figures(console: Console, result: dict[str, Any]) -> None:

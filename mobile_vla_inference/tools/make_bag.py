@@ -16,7 +16,7 @@ from mobile_vla_inference.bags.frames_folder import RecordedFrame, read_frames_f
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.border import FrameError, InstructionError, check_instruction, read_image
-from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.arguments import add_full_speed_arguments, full_speeds
 
 HELP = "make a bag from a folder with images/ and actions.csv"
 
@@ -49,20 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="what was told (default: %(default)r)",
     )
-    parser.add_argument(
-        "--max-linear-mps",
-        type=positive_number,
-        default=1.0,
-        metavar="V",
-        help="linear.x at full throttle, m/s (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--max-angular-radps",
-        type=positive_number,
-        default=1.0,
-        metavar="W",
-        help="angular.z at full steering to the left, rad/s (default: %(default)g)",
-    )
+    add_full_speed_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,12 +74,13 @@ def _write(bag: BagWriter, frames: list[RecordedFrame], instruction: str, args: 
     bag.add_topic(image_topic, COMPRESSED_IMAGE if args.compressed else IMAGE)
     make_image = compressed_message if args.compressed else raw_message
     told_s = -np.inf
+    linear_mps, angular_radps = full_speeds(args)
     for frame in tqdm(frames, unit="frame", delay=1, disable=None):
         time_ns = START_S * _NS + round(frame.stamp_s * _NS)
         if frame.stamp_s - told_s >= _INSTRUCTION_PERIOD_S:
             told_s = frame.stamp_s
             bag.write_message(INSTRUCTION_TOPIC, time_ns, typestore().types[STRING](data=instruction))
-        twist = twist_message(frame.throttle * args.max_linear_mps, -frame.steering * args.max_angular_radps)
+        twist = twist_message(frame.throttle * linear_mps, -frame.steering * angular_radps)
         bag.write_message(COMMAND_TOPIC, time_ns, twist)
         bag.write_message(image_topic, time_ns, make_image(frame.image, time_ns))
 

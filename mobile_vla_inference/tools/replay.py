@@ -16,7 +16,7 @@ from mobile_vla_inference.bags.comparison import BASELINES
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReader, typestore
 from mobile_vla_inference.bags.replay import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
 from mobile_vla_inference.bags.result import ReplayFrame, ReplayResult, Velocity
-from mobile_vla_inference.bags.summary import difference, read_steps, result_json
+from mobile_vla_inference.bags.summary import difference, limits_sentence, read_steps, result_json
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
 from mobile_vla_inference.border import (
@@ -257,6 +257,7 @@ def _summary_rows(result: ReplayResult) -> dict[str, str]:
         "drops": _listed(result.drops),
         "state cleared": _listed(result.resets),
         "gate": _listed(result.reasons),
+        "its limits": limits_sentence(result.gate),
         "step": _latency(timing.latency_ms),
         "beyond the policy": _latency(timing.overhead_ms),
         "rate": f"{timing.frames_per_s:.1f} frames/s",

@@ -202,6 +202,7 @@ class _Session:
             frames,
             (*self._bag.notes, self._graph.counts_sentence()),
             timing,
+            self._options.limits,
         )
 
 

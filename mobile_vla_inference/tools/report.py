@@ -26,7 +26,7 @@ from mobile_vla_inference.bags.result import (
     ReplayResult,
     Velocity,
 )
-from mobile_vla_inference.bags.summary import difference
+from mobile_vla_inference.bags.summary import difference, limits_sentence
 from mobile_vla_inference.border import write_text_atomically
 
 #: A report over a long drive shows a picture for every n-th image, so that a browser opens it at once: at most so many.
@@ -130,6 +130,7 @@ def page_data(result: ReplayResult, against: ReplayResult | None = None) -> dict
     drop_words, drop = _coded(frame.drop for frame in frames)
     reset_words, reset = _coded(frame.reset for frame in frames)
     told_words, told = _coded(frame.instruction for frame in frames)
+    limit_words, limit = _coded(", ".join(names or ()) for names in result.gate["frames"])
     axes = _shown_axes(result, [values for _, values in lists.values()])
     rate = 1.0 if in_order else _NOMINAL_RATE_HZ
     return {
@@ -153,6 +154,8 @@ def page_data(result: ReplayResult, against: ReplayResult | None = None) -> dict
         ],
         "reasons": _colored(reason_words),
         "reason": reason,
+        "limits": limit_words,
+        "limit": limit,
         "drops": drop_words,
         "drop": drop,
         "lost": [int(frame.drop not in ("", *_NO_LOSS)) for frame in frames],
@@ -267,8 +270,15 @@ def _tiles(result: ReplayResult) -> list[str]:
     tiles.append(
         _tile("the gate lets move", f"{moving / frames:.1%}" if frames else "-", f"{moving} of {frames} images")
     )
+    tiles.append(_limits_tile(result.gate))
     tiles.append(_tile("lost images", str(lost), f"the state was cleared before {sum(result.resets.values())}"))
     return tiles
+
+
+def _limits_tile(gate: Mapping[str, Any]) -> str:
+    """Tell how much of what moves is what the policy wanted, and how much the gate's limits made of it."""
+    moving, changed = gate["moving"], gate["changed"]
+    return _tile("its limits change", f"{changed / moving:.1%}" if moving else "-", limits_sentence(gate))
 
 
 def _tile(name: str, value: str, more: str) -> str:
@@ -425,6 +435,7 @@ def _counts(results: Sequence[ReplayResult]) -> str:
     for result in results:
         for what, counts in (("dropped", result.drops), ("cleared", result.resets), ("gate", result.reasons)):
             rows += [[_label(result), what, cause, str(count)] for cause, count in counts.items()]
+        rows += [[_label(result), "changed by", limit, str(count)] for limit, count in result.gate["by"].items()]
     return _table(("checkpoint", "what", "cause", "images"), rows) if rows else "<p>none</p>"
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobile_vla_inference.bags.result import VELOCITY_AXES
 from mobile_vla_inference.border import MobileVlaError, check_instruction
 from mobile_vla_inference.sim.scenarios import training_sentences
-from mobile_vla_inference.tools.arguments import check_output, count, positive_number
+from mobile_vla_inference.tools.arguments import (
+    add_full_speed_arguments,
+    check_output,
+    count,
+    full_speeds,
+    positive_number,
+)
 
 if TYPE_CHECKING:
+    from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
+    from mobile_vla_inference.training.agreement import Agreement, Start
     from mobile_vla_inference.training.dataset import Lesson
     from mobile_vla_inference.training.network import SequenceModel
     from mobile_vla_inference.training.trainer import Store, Trainer
@@ -45,11 +56,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frozen-towers", action="store_true", help="train fusion, cell and head only")
     parser.add_argument("--no-memory", action="store_true", help="clear the cell's state before every step")
     parser.add_argument(
-        "--instruction", type=check_instruction, metavar="TEXT", help="what was told, where the episodes don't say"
+        "--instruction", type=check_instruction, metavar="TEXT", help="what was told (default: as the episodes say)"
     )
+    parser.add_argument("--channel-order", choices=("rgb", "bgr"), default="rgb", help="of HDF5 images (default rgb)")
+    add_full_speed_arguments(parser)
     parser.add_argument("--steps", type=_steps, metavar="A:B", help="train on these steps of each episode")
-    parser.add_argument("--validate-steps", type=_steps, metavar="A:B", help="validate on these steps")
-    parser.add_argument("--action-scale", type=_scale, metavar="X,Z", help="commands per unit (default: the policy's)")
+    parser.add_argument("--validate-steps", type=_steps, metavar="A:B", help="validate on these others")
+    parser.add_argument(
+        "--step-period-s",
+        type=positive_number,
+        metavar="S",
+        help="seconds from one step to the next (default: as the episodes' stamps or duration say)",
+    )
+    parser.add_argument(
+        "--action-axes",
+        type=_axes,
+        metavar="A,B",
+        help="what the policy drives, of linear.x,linear.y,angular.z; what else was recorded is left out",
+    )
+    parser.add_argument(
+        "--action-scale",
+        type=_scale,
+        metavar="X,Z",
+        help="m/s or rad/s per unit, one for each axis (default: the start checkpoint's, else the episodes' fastest)",
+    )
+    parser.add_argument(
+        "--max-clipped",
+        type=_share,
+        metavar="SHARE",
+        help="share of the samples of an axis that may be beyond its scale, 0 to 1 (default 0.01)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and batches (default 0)")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default cpu)")
@@ -70,25 +106,92 @@ def run(args: argparse.Namespace) -> int:
         raise MobileVlaError(f"{training_path(args.out)} doesn't exist, expected it to go on from; leave out --resume")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise MobileVlaError("--device is cuda, but torch finds none, expected an NVIDIA GPU; use --device cpu")
+    config, start = _start(args)
+    lessons = [] if args.episodes == WORLD else _lessons(args, config.image_size)
+    parts = ([], []) if args.episodes == WORLD else _split(args, lessons)
+    agreement = _agreement(args, start, [*parts[0], *parts[1]])
+    print(*agreement.told, sep="\n")
+    for warning in agreement.warnings:
+        _warn(warning)
     with tempfile.TemporaryDirectory() as folder:
-        network, processors = _network(args, Path(folder))
+        network, processors = _network(args, config, agreement.settings, Path(folder))
         if args.episodes == WORLD:
             _train_in_world(args, network, processors)
         else:
-            _train_on_episodes(args, network, processors)
+            _train_on_episodes(args, network, processors, *parts)
     return 0
 
 
-def _network(args: argparse.Namespace, folder: Path) -> tuple[SequenceModel, Path]:
-    """Return the network to train and the folder of its processors."""
-    from dataclasses import replace
-
-    from mobile_vla_inference.policy.preprocess import InstructionEncoder
-    from mobile_vla_inference.policy.processors import find_processors, processor_folders, write_processors
-    from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_member, starting_model
+def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
+    """Return the sizes of what is trained and what it begins with; of a checkpoint, nothing but its index is read."""
+    from mobile_vla_inference.policy.checkpoint import open_checkpoint
+    from mobile_vla_inference.training.agreement import Start
+    from mobile_vla_inference.training.network import starting_member
 
     if args.init in _SIZES:
-        config, settings = starting_member(args.init)
+        config, settings = starting_member(args.init, args.action_axes)
+        start = Start(settings, False, f"--init {args.init}")
+    else:
+        checkpoint = open_checkpoint(args.init)
+        config, start = checkpoint.config, Start(checkpoint.settings, True, str(args.init))
+    axes = start.settings.action_axes
+    if args.action_axes is not None and args.action_axes != axes:
+        raise MobileVlaError(
+            f"--action-axes is {','.join(args.action_axes)}, but {args.init} drives {','.join(axes)}, expected the "
+            f"same; begin with one of the sizes {', '.join(_SIZES)}"
+        )
+    if args.action_scale is not None and len(args.action_scale) != len(axes):
+        raise MobileVlaError(
+            f"--action-scale has {len(args.action_scale)} numbers, expected {len(axes)}, one for each of "
+            f"{', '.join(axes)}; correct it"
+        )
+    return config, start
+
+
+def _agreement(args: argparse.Namespace, start: Start, lessons: list[Lesson]) -> Agreement:
+    """Return the settings that the training gives, and what to tell about them."""
+    from mobile_vla_inference.training.agreement import MAX_CLIPPED_SHARE, Options, agreed_settings, check_world
+
+    max_clipped = MAX_CLIPPED_SHARE if args.max_clipped is None else args.max_clipped
+    options = Options(args.step_period_s, args.action_scale, args.action_axes is not None, max_clipped)
+    return check_world(start, options) if args.episodes == WORLD else agreed_settings(lessons, start, options)
+
+
+def _lessons(args: argparse.Namespace, side_px: int) -> list[Lesson]:
+    """Read the episodes, and tell what options put in place of what they say."""
+    from mobile_vla_inference.training.dataset import read_lessons
+
+    is_table = (Path(args.episodes) / "actions.csv").is_file()
+    if not is_table and (args.max_linear_mps or args.max_angular_radps):
+        raise MobileVlaError(
+            f"--max-linear-mps and --max-angular-radps are for a folder with actions.csv, but {args.episodes} holds "
+            "m/s and rad/s already; leave them out"
+        )
+    speeds = full_speeds(args)
+    lessons = read_lessons(
+        args.episodes, side_px, args.instruction, channel_order=args.channel_order, full_speeds=speeds
+    )
+    if is_table:
+        print(f"full throttle is {speeds[0]:g} m/s, full steering {speeds[1]:g} rad/s (--max-linear-mps, ...)")
+    replaced = sum(lesson.recorded_instruction not in ("", lesson.instruction) for lesson in lessons)
+    if replaced:
+        _warn(f"--instruction replaces what {replaced} of {len(lessons)} episodes tell")
+    return lessons
+
+
+def _warn(sentence: str) -> None:
+    print(f"mobile_vla: warning: {sentence}", file=sys.stderr)
+
+
+def _network(
+    args: argparse.Namespace, config: HybridConfig, settings: PolicySettings, folder: Path
+) -> tuple[SequenceModel, Path]:
+    """Return the network to train and the folder of its processors."""
+    from mobile_vla_inference.policy.preprocess import InstructionEncoder
+    from mobile_vla_inference.policy.processors import find_processors, processor_folders, write_processors
+    from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_model
+
+    if args.init in _SIZES:
         model = starting_model(config, settings, args.seed)
         processors = args.processors
         if processors is None:
@@ -96,14 +199,8 @@ def _network(args: argparse.Namespace, folder: Path) -> tuple[SequenceModel, Pat
             write_processors(processors, config, training_sentences())
     else:
         model = loaded_model(args.init)
+        model.settings = settings
         processors = find_processors(args.init, args.processors)
-    if args.action_scale is not None:
-        if len(args.action_scale) != len(model.settings.action_axes):
-            raise MobileVlaError(
-                f"--action-scale has {len(args.action_scale)} numbers, expected {len(model.settings.action_axes)}, one "
-                f"for each of {', '.join(model.settings.action_axes)}; correct it"
-            )
-        model.settings = replace(model.settings, action_scale=args.action_scale)
     encoder = InstructionEncoder(processor_folders(processors, model.config), model.config, model.settings)
     return SequenceModel(model.to(args.device), encoder), processors
 
@@ -134,7 +231,7 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
     bar = tqdm(total=course.updates, initial=trainer.update, unit="update", disable=None)
 
     def done(number: int, loss: float, outcomes: Counter[str]) -> None:
-        save_progress(args.out, trainer, {"rounds_done": number + 1, "given": _given(args)})
+        save_progress(args.out, trainer, {"rounds_done": number + 1, "given": _given(args), "units": _units(trainer)})
         ends = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
         tqdm.write(
             f"round {number + 1} of {course.rounds}: loss {loss:.4f}; trained on new episodes that ended: {ends}"
@@ -165,20 +262,25 @@ def _validation_tasks() -> list[Any]:
     return draw_tasks(_VALIDATION_EPISODES, 2 * EVALUATION_SEEDS_FROM, expert_drives=True)
 
 
-def _train_on_episodes(args: argparse.Namespace, network: SequenceModel, processors: Path) -> None:
-    """Train on what a file or folder holds."""
+def _train_on_episodes(
+    args: argparse.Namespace,
+    network: SequenceModel,
+    processors: Path,
+    training: list[Lesson],
+    validating: list[Lesson],
+) -> None:
+    """Train on some episodes, validate on others."""
     from tqdm import tqdm
 
-    from mobile_vla_inference.training.dataset import read_lessons
     from mobile_vla_inference.training.saving import load_progress, save_progress
     from mobile_vla_inference.training.trainer import Store, Trainer
 
     settings = network.model.settings
-    episodes = read_lessons(args.episodes, network.model.config.image_size, args.instruction)
-    training, validating = _split(args, episodes)
     store, validation = (Store(settings, network.model.device) for _ in range(2))
     store.add(training)
     validation.add(validating)
+    steps = [sum(len(episode.frames) for episode in part) for part in (training, validating)]
+    print(f"steps: {steps[0]} to train on, {steps[1]} others to validate on")
     trainer = Trainer(network, _recipe(args, args.updates or 2000), store.sight_width)
     if args.resume:
         state = load_progress(args.out)
@@ -187,28 +289,41 @@ def _train_on_episodes(args: argparse.Namespace, network: SequenceModel, process
     with tqdm(total=trainer.recipe.updates, initial=trainer.update, unit="update", disable=None) as bar:
         while trainer.update < trainer.recipe.updates:
             trainer.run(store, _SAVE_EVERY_UPDATES, lambda loss: bar.update())
-            save_progress(args.out, trainer, {"given": _given(args)})
+            save_progress(args.out, trainer, {"given": _given(args), "units": _units(trainer)})
             bar.set_postfix_str(f"loss {trainer.losses[-1]:.4f}")
-    steps = sum(len(episode.frames) for episode in training)
-    epochs = round(trainer.update * args.batch * args.window / max(steps, 1))
+    epochs = round(trainer.update * args.batch * args.window / max(steps[0], 1))
     _finish(args, trainer, store, validation, processors, epochs)
 
 
 def _split(args: argparse.Namespace, episodes: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
-    """Return the episodes to train on and to validate on: by steps where those are given, else every tenth."""
+    """Return what to train on and to validate on, never the same: by --steps, else every tenth episode or the last."""
     if args.steps is None and args.validate_steps is None:
         if len(episodes) < 2:
             raise MobileVlaError(
                 f"{args.episodes} holds one episode, expected more, or which steps of it are for what; "
                 f"give --steps and --validate-steps"
             )
-        return [e for i, e in enumerate(episodes) if i % 10 != 9], episodes[9::10] or episodes[-1:]
-    training = [episode.steps(*(args.steps or (0, None))) for episode in episodes]
-    validating = [episode.steps(*(args.validate_steps or (0, None))) for episode in episodes]
-    for name, part in (("--steps", training), ("--validate-steps", validating)):
-        if not all(len(episode.frames) for episode in part):
-            raise MobileVlaError(f"{name} leaves an episode without a step, expected some of each; choose others")
-    return training, validating
+        tenths = range(9, len(episodes), 10) or range(len(episodes) - 1, len(episodes))
+        return [e for i, e in enumerate(episodes) if i not in tenths], [episodes[i] for i in tenths]
+    if args.steps is None or args.validate_steps is None:
+        given, missing = ("--steps", "--validate-steps") if args.steps else ("--validate-steps", "--steps")
+        raise MobileVlaError(f"{given} is given without {missing}, expected both; say which steps are for the other")
+    first, end = max(args.steps[0], args.validate_steps[0]), min(args.steps[1], args.validate_steps[1])
+    if first < end:
+        raise MobileVlaError(
+            f"--steps and --validate-steps both name {first}:{end}, expected to validate on what isn't trained on; "
+            "choose others"
+        )
+    parts = []
+    for name, (first, end) in (("--steps", args.steps), ("--validate-steps", args.validate_steps)):
+        short = [episode for episode in episodes if len(episode.frames) < end]
+        if short:
+            raise MobileVlaError(
+                f"{name} is {first}:{end}, but {short[0].where} has {len(short[0].frames)} steps, expected {end} or "
+                "more; choose others"
+            )
+        parts.append([episode.steps(first, end) for episode in episodes])
+    return parts[0], parts[1]
 
 
 def _recipe(args: argparse.Namespace, updates: int) -> Any:
@@ -256,6 +371,18 @@ def _check_same(args: argparse.Namespace, state: dict[str, Any], trainer: Traine
     if different:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in different)
         raise MobileVlaError(f"{named} differs from what the training began with, expected the same; correct it")
+    units = _units(trainer)
+    if state.get("units", units) != units:
+        raise MobileVlaError(
+            f"the episodes give the step period and scale {units}, but the training began with {state['units']}, "
+            "expected the same episodes; leave out --resume"
+        )
+
+
+def _units(trainer: Trainer) -> list[float]:
+    """Return what the weights mean: step period and scale."""
+    settings = trainer.network.model.settings
+    return [settings.step_period_s, *settings.action_scale]
 
 
 def _steps(text: str) -> tuple[int, int]:
@@ -267,3 +394,20 @@ def _steps(text: str) -> tuple[int, int]:
 
 def _scale(text: str) -> tuple[float, ...]:
     return tuple(positive_number(part) for part in text.split(","))
+
+
+def _axes(text: str) -> tuple[str, ...]:
+    axes = tuple(text.split(","))
+    if not set(axes) <= set(VELOCITY_AXES) or len(set(axes)) < len(axes):
+        raise argparse.ArgumentTypeError(f"{text} names other than {', '.join(VELOCITY_AXES)}, each once")
+    return axes
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is no share, expected 0 to 1")
+    return share

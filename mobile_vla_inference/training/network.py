@@ -40,6 +40,7 @@ START_SIZES = ("world", *SIZES)
 
 _POSITION_GAIN = 10.0
 
+_WORLD_SPEEDS = {"linear.x": MAX_LINEAR_MPS, "linear.y": MAX_LINEAR_MPS, "angular.z": MAX_ANGULAR_RADPS}
 _WORLD_HEAD = (
     HeadLayer(0, "linear", 128, 64),
     HeadLayer(1, "layer_norm", 64, 64),
@@ -49,24 +50,36 @@ _WORLD_HEAD = (
 )
 
 
-def starting_member(size: str) -> tuple[HybridConfig, PolicySettings]:
-    """Return the sizes and confirmed settings of a member to train from nothing, one of START_SIZES."""
+def starting_member(size: str, axes: Sequence[str] | None = None) -> tuple[HybridConfig, PolicySettings]:
+    """Return the sizes and confirmed settings of a member to train from nothing.
+
+    Args:
+        size: one of START_SIZES.
+        axes: what it drives, some of ACTION_AXES; None: linear.x and angular.z.
+    """
     if size != "world":
         config = family_member(size, "hybrid")
-        return config, synthetic_settings(config)
-    config = HybridConfig(
-        kosmos_text=TextTower(1024, 64, 128, 1),
-        kosmos_vision=VisionTower(64, 128, 2, 56, 14),
-        latent_query_num=4,
-        clip_text=TextTower(1024, 64, 128, 1, 77),
-        clip_projection_dim=64,
-        cell=Cell("lstm", 128, 128, 1),
-        head=_WORLD_HEAD,
-        fusion_in=128,
-        fusion_out=128,
-    )
+    else:
+        config = HybridConfig(
+            kosmos_text=TextTower(1024, 64, 128, 1),
+            kosmos_vision=VisionTower(64, 128, 2, 56, 14),
+            latent_query_num=4,
+            clip_text=TextTower(1024, 64, 128, 1, 77),
+            clip_projection_dim=64,
+            cell=Cell("lstm", 128, 128, 1),
+            head=_WORLD_HEAD,
+            fusion_in=128,
+            fusion_out=128,
+        )
     settings = synthetic_settings(config)
-    return config, replace(settings, action_scale=(MAX_LINEAR_MPS, MAX_ANGULAR_RADPS))
+    if axes is not None:
+        last = replace(config.head[-1], out_features=len(axes))
+        config = replace(config, head=(*config.head[:-1], last))
+        scale = (settings.action_scale[0],) * len(axes)
+        settings = replace(settings, action_axes=tuple(axes), action_scale=scale, action_offset=(0.0,) * len(axes))
+    if size == "world":
+        settings = replace(settings, action_scale=tuple(_WORLD_SPEEDS[axis] for axis in settings.action_axes))
+    return config, settings
 
 
 def starting_model(config: HybridConfig, settings: PolicySettings, seed: int) -> HybridModel:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.border import reduce_frame
 from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.policy.architecture import HybridModel
@@ -33,7 +34,7 @@ from mobile_vla_inference.training.network import SequenceModel
 
 #: Steps that are recorded after the cup is reached, so that a policy learns to stand there.
 _PARKING_STEPS = 3
-_MAX_STEPS = 64
+_MAX_EPISODE_S = 19.2  # 64 steps of 0.3 s
 _WORLDS_AT_ONCE = 32
 
 # Disturbances while an episode is recorded: now and then a command of its own for a few steps.
@@ -90,7 +91,8 @@ class Recorder:
         """Run the tasks side by side; `weights` of the driving policy, None where the expert drives."""
         if weights is not None:
             self._network.model.load_state_dict(weights)
-        runs = [_Run(task, self._renderer, self._side_px) for task in tasks]
+        period_s = self._settings.step_period_s
+        runs = [_Run(task, self._renderer, self._side_px, period_s) for task in tasks]
         texts = self._network.texts([run.instruction for run in runs])
         state = None
         while any(run.is_going for run in runs):
@@ -101,14 +103,14 @@ class Recorder:
                 values, state = self._network.act(features.unsqueeze(1), state if memory else None)
                 actions = values[:, 0].numpy()
             for run, action in zip(runs, actions):
-                run.drive(self._mapping.velocity(action) if weights is not None else None, self._settings.step_period_s)
+                run.drive(self._mapping.velocity(action) if weights is not None else None)
         return [run.episode() for run in runs]
 
 
 class _Run:
     """One world while it is recorded."""
 
-    def __init__(self, task: Task, renderer: Renderer, side_px: int) -> None:
+    def __init__(self, task: Task, renderer: Renderer, side_px: int, period_s: float) -> None:
         self._task = task
         self._rng = np.random.default_rng([task.seed, 4])
         layout = draw_layout(task.scenario, task.seed)
@@ -119,6 +121,8 @@ class _Run:
         self._expert = Expert(self._world)
         self._scene = renderer.scene(layout)
         self._side_px = side_px
+        self._period_s = period_s
+        self._max_steps = round(_MAX_EPISODE_S / period_s)
         self._frames: list[np.ndarray] = []
         self._labels: list[tuple[float, float, float]] = []
         self._sights: list[np.ndarray] = []
@@ -133,7 +137,7 @@ class _Run:
             self._frames.append(reduce_frame(self._scene.frame(self._world.pose), self._side_px))
         return self._frames[-1]
 
-    def drive(self, policy_command: VelocityCommand | None, period_s: float) -> None:
+    def drive(self, policy_command: VelocityCommand | None) -> None:
         """Note what the expert would do, and do what the driver does."""
         if not self.is_going:
             return
@@ -143,11 +147,11 @@ class _Run:
         begins = self._task.expert_steps
         expert_drives = policy_command is None or begins is None or len(self._labels) <= begins
         self._world.command(self._disturbed(label if expert_drives else policy_command, expert_drives))
-        self._world.step(period_s)
+        self._world.step(self._period_s)
         outcome = self._world.outcome
         self._parked += outcome == "success"
         lost = outcome in ("collision", "wrong side")
-        if lost or self._parked > _PARKING_STEPS or len(self._labels) >= _MAX_STEPS:
+        if lost or self._parked > _PARKING_STEPS or len(self._labels) >= self._max_steps:
             self.is_going = False
             self._scene.close()
 
@@ -161,6 +165,7 @@ class _Run:
             self._task.seed,
             self._world.outcome or "timeout",
             np.stack(self._sights),
+            StepPeriod(f"{self._task.scenario} {self._task.seed}", self._period_s, len(self._frames) - 1),
         )
 
     def _disturbed(self, command: VelocityCommand, pushed: bool) -> VelocityCommand:

@@ -290,11 +290,12 @@
     const stepMs = data.step_ms[0].values[cursor];
     const drop = data.drops[data.drop[cursor]];
     const reset = data.resets[data.reset[cursor]];
+    const limit = data.limits[data.limit[cursor]];
     const facts = [
       ["image", `${cursor} of ${count - 1}`],
       ["time", data.time_unit === "s" ? timeText(times[cursor]) : "(stamps are not in order)"],
       ["instruction", data.instructions[data.instruction[cursor]] || "none"],
-      ["gate", data.reasons[data.reason[cursor]].name],
+      ["gate", data.reasons[data.reason[cursor]].name + (limit ? `, changed by: ${limit}` : "")],
       ["policy", drop ? `not stepped: ${drop}` : `stepped${stepMs === null ? "" : `, ${stepMs.toFixed(1)} ms`}`],
     ];
     if (reset) facts.push(["state", `cleared before: ${reset}`]);
