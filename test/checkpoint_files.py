@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 from mobile_vla_inference.policy.config import Cell, HeadLayer, HybridConfig, TextTower, VisionTower
-from mobile_vla_inference.policy.tensor_index import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.state_dict import PREFIXES, WRAPPERS
 
 _WIDTHS = st.sampled_from((64, 128, 192))
 _DEPTHS = st.integers(1, 3)
@@ -152,7 +152,7 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "compressed": (lambda good: _rezip(good, zipfile.ZIP_DEFLATED), "compressed.*zip -0"),
     "zip bomb": (lambda good: _zip({"a/data.pkl": bytes(4 << 20)}, zipfile.ZIP_DEFLATED), "zip bomb"),
-    "memo bomb": (lambda good: _zip({"a/data.pkl": _MEMO_BOMB}), "damaged data.pkl"),
+    "memo bomb": (lambda good: _zip({"a/data.pkl": _MEMO_BOMB}), "no tensors by name .an empty dict"),
     "foreign zip": (lambda good: _zip({"readme.txt": b"hello"}), "zip archive of something else.*readme.txt"),
     "empty zip": (lambda good: _zip({}), "zip archive of something else"),
     "TorchScript": (lambda good: _zip({"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/m.py": b""}), "TorchScript"),
