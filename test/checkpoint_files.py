@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from mobile_vla_inference.policy.config import Cell, HeadLayer, HybridConfig, TextTower, VisionTower
 from mobile_vla_inference.policy.state_dict import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.tensor_index import TensorEntry
 
 _WIDTHS = st.sampled_from((64, 128, 192))
 _DEPTHS = st.integers(1, 3)
@@ -123,6 +125,19 @@ def saved(value: Any, **options: Any) -> bytes:
     out = io.BytesIO()
     torch.save(value, out, **options)
     return out.getvalue()
+
+
+def entry_values(entry: TensorEntry) -> torch.Tensor:
+    """Read a tensor's values by its entry alone."""
+    data = bytearray(entry.file.read_bytes()[entry.offset :])
+    dtype = getattr(torch, entry.dtype)
+    count = math.prod(entry.shape)
+    if count == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.strides is None:
+        return torch.frombuffer(data, dtype=dtype, count=count).view(entry.shape)
+    count = 1 + sum((length - 1) * stride for length, stride in zip(entry.shape, entry.strides))
+    return torch.frombuffer(data, dtype=dtype, count=count).as_strided(entry.shape, entry.strides)
 
 
 def _without_record(good: bytes, ending: str) -> bytes:

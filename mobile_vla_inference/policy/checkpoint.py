@@ -122,7 +122,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 def _check_number_types(path: Path, index: TensorIndex) -> None:
     """Raise CheckpointError, before the shapes are looked at, for number types that no checkpoint of the family has."""
     for name, entry in index.tensors.items():
-        if entry.dtype.startswith(_FOREIGN_TYPES) or entry.dtype not in ITEM_BYTES:
+        if entry.dtype.startswith(_FOREIGN_TYPES):
             raise CheckpointError(
                 f"{path}: {name[:100]} is {entry.dtype}, expected {', '.join(WEIGHT_DTYPES)}; "
                 f"save it again in one of these, with any scale multiplied in"

@@ -75,7 +75,7 @@ def find_state_dict(source: str, graph: Any) -> StateDict:
         names = [state.path or "the file itself" for state in different.values()]
         more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
         raise CheckpointError(
-            f"{source} holds {len(names)} sets of weights, {' and '.join(map(_shown, names[:_MAX_SHOWN]))}{more}, "
+            f"{source} holds {len(names)} sets of weights, {' and '.join(map(shown, names[:_MAX_SHOWN]))}{more}, "
             f"expected one; save the one that is to drive alone, as model_state_dict"
         )
     if not fitting:
@@ -103,7 +103,7 @@ def clean_names(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]
     for name, short in own.items():
         if short in files:
             raise CheckpointError(
-                f"{source} holds {_shown(files[short])} and {_shown(name)}, which are {_shown(short)} twice, expected "
+                f"{source} holds {shown(files[short])} and {shown(name)}, which are {shown(short)} twice, expected "
                 f"each tensor once; save the state dict of the bare module"
             )
         files[short] = name
@@ -128,7 +128,7 @@ def _policy_prefix(source: str, names: Iterable[str]) -> str:
     if len(whole) > 1:
         raise CheckpointError(
             f"{source} holds {len(whole)} sets of weights, "
-            f"{' and '.join(_shown(prefix + '*') for prefix in whole[:_MAX_SHOWN])}, expected one; "
+            f"{' and '.join(shown(prefix + '*') for prefix in whole[:_MAX_SHOWN])}, expected one; "
             f"save the one that is to drive alone, as model_state_dict"
         )
     return whole[0] if whole else ""
@@ -188,16 +188,16 @@ def _check_values(source: str, state: StateDict) -> None:
     for name, tensor in state.tensors.items():
         if isinstance(tensor, ForeignTensor):
             raise CheckpointError(
-                f"{source}: {_shown(name)} is {tensor.what}, expected a dense tensor; save it again {tensor.advice}"
+                f"{source}: {shown(name)} is {tensor.what}, expected a dense tensor; save it again {tensor.advice}"
             )
     for key, value in (pair for container in state.containers for pair in container.pairs):
         if not isinstance(key, str) and isinstance(value, (Tensor, ForeignTensor)):
             raise CheckpointError(
-                f"{source} holds a tensor under {_shown(key)}, expected names that are text; save model.state_dict()"
+                f"{source} holds a tensor under {shown(key)}, expected names that are text; save model.state_dict()"
             )
         if isinstance(value, (PickledObject, Global, Storage)) and not is_plain_object(value):
             raise CheckpointError(
-                f"{source}: {_shown(key)} is {describe(value)}, expected a tensor; save model.state_dict() alone"
+                f"{source}: {shown(key)} is {describe(value)}, expected a tensor; save model.state_dict() alone"
             )
 
 
@@ -227,13 +227,14 @@ def _nothing_found(source: str, graph: Any) -> str:
             f"{source} holds {describe(graph)}, expected a dict with the model's tensors by name; "
             f"save model.state_dict()"
         )
-    shown = ", ".join(f"{_shown(key)}: {describe(value)}" for key, value in graph.pairs[: 2 * _MAX_SHOWN])
+    found = ", ".join(f"{shown(key)}: {describe(value)}" for key, value in graph.pairs[: 2 * _MAX_SHOWN])
     return (
-        f"{source} holds no tensors by name ({shown or 'an empty dict'}), expected a policy's; "
+        f"{source} holds no tensors by name ({found or 'an empty dict'}), expected a policy's; "
         f"give the file that training wrote, or save model.state_dict()"
     )
 
 
-def _shown(name: Any) -> str:
+def shown(name: Any) -> str:
+    """Return a key or a record's name for a message: short, and on one line."""
     text = str(name) if isinstance(name, (str, int, float, bool)) else describe(name)
     return text if text.isprintable() and len(text) <= 120 else f"{text[:120]!a}..."

@@ -37,7 +37,7 @@ from mobile_vla_inference.policy.pickle_graph import (
     numpy_array_values,
     read_graph,
 )
-from mobile_vla_inference.policy.state_dict import clean_names, describe, find_state_dict, is_plain_object
+from mobile_vla_inference.policy.state_dict import clean_names, describe, find_state_dict, is_plain_object, shown
 
 SHARD_INDEX_FILE = "model.safetensors.index.json"
 
@@ -61,6 +61,7 @@ _MAX_PLAIN_TEXT = 1000
 _MAX_PLAIN_VALUES = 20_000
 _HEAD_BYTES = 512
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, which opens files of torch before 1.6
+_FOLDER_ATTRIBUTE = 0x10  # of a zip entry, as MS-DOS has it
 _ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
 _OTHER_FORMATS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (of recorded episodes?)"),
@@ -374,9 +375,14 @@ def _check_apart(path: Path, infos: list[zipfile.ZipInfo], directory: int) -> No
     wrong = next((info.filename for info, end, start in zip(ordered, ends, starts) if end > start), None)
     if len({info.filename for info in infos}) < len(infos) or ordered[0].header_offset != 0:
         wrong = wrong or ordered[0].filename
+    folder = next((info.filename for info in infos if info.external_attr & _FOLDER_ATTRIBUTE), None)
+    if folder is not None:  # of which torch reads nothing, and gives whatever its memory held
+        raise CheckpointError(
+            f"{path} is damaged: its record {shown(folder)} is marked as a folder, expected a file; copy the file again"
+        )
     if wrong is not None:
         raise CheckpointError(
-            f"{path} is damaged: its record {wrong[:80]!a} overlaps another or is named twice, expected records one "
+            f"{path} is damaged: its record {shown(wrong)} overlaps another or is named twice, expected records one "
             f"after the other, as torch.save writes them; copy the file again"
         )
 
@@ -433,7 +439,7 @@ def _zip_entry(path: Path, places: Mapping[str, int], name: str, tensor: Tensor)
     nbytes = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
     if nbytes > tensor.storage.nbytes:
         raise CheckpointError(
-            f"{path}: {name[:100]!a} repeats the values of its storage ({tensor.storage.nbytes} bytes for a tensor of "
+            f"{path}: {shown(name)} repeats the values of its storage ({tensor.storage.nbytes} bytes for a tensor of "
             f"{nbytes}), expected each value stored; save it again after .contiguous()"
         )
     return TensorEntry(
@@ -501,7 +507,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
     try:
         metadata = header.pop("__metadata__", {})
         metadata = {str(key)[:_MAX_PLAIN_TEXT]: str(value)[:_MAX_PLAIN_TEXT] for key, value in metadata.items()}
-        tensors = {name: _safetensors_entry(path, entry, 8 + header_bytes) for name, entry in header.items()}
+        tensors = {name: _safetensors_entry(path, name, entry, 8 + header_bytes) for name, entry in header.items()}
     except _MALFORMED as error:
         raise CheckpointError(
             f"{path} has a damaged safetensors header ({str(error)[:120]}), expected JSON with types, shapes and "
@@ -511,7 +517,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset != end:
             raise CheckpointError(
-                f"{path} is damaged: {name[:100]!a} begins at byte {entry.offset}, where the tensor before it ends at "
+                f"{path} is damaged: {shown(name)} begins at byte {entry.offset}, where the tensor before it ends at "
                 f"{end}, expected tensors one after the other; copy the file again"
             )
         end += entry.nbytes
@@ -522,14 +528,19 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
     return tensors, metadata
 
 
-def _safetensors_entry(path: Path, entry: dict[str, Any], data_start: int) -> TensorEntry:
-    dtype = SAFETENSORS_TYPES.get(entry["dtype"]) or str(entry["dtype"])[:20]
+def _safetensors_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorEntry:
+    code = entry["dtype"]
+    if not isinstance(code, str) or code not in SAFETENSORS_TYPES:
+        raise CheckpointError(
+            f"{path}: {shown(name)} has the number type {str(code)[:20]!a}, expected one of "
+            f"{', '.join(SAFETENSORS_TYPES)}; save it again as F32"
+        )
+    dtype = SAFETENSORS_TYPES[code]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if not all(map(is_count, (*shape, begin, end))) or len(shape) > _MAX_RANK or end < begin:
         raise ValueError("a shape or an offset that is no number")
-    # Of a type that is not known here only the place matters: nothing can be loaded from it.
-    nbytes = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end - begin
+    nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != nbytes:
         raise ValueError(f"{end - begin} bytes for a tensor of {nbytes}")
     return TensorEntry(dtype, shape, nbytes, path, data_start + begin)
