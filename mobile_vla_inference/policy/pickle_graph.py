@@ -18,7 +18,7 @@ from typing import Any
 from mobile_vla_inference.policy.number_types import ITEM_BYTES, STORAGE_TYPES, is_differentiable, numpy_values
 
 #: More instructions describe no policy: the published file's pickle has some 60,000.
-MAX_OPERATIONS = 1_500_000
+MAX_OPERATIONS = 1_000_000
 
 _MAX_RANK = 8
 _MAX_COUNT = 1 << 48
@@ -132,6 +132,10 @@ class Instruction(ValueError):  # noqa: N818 - a message about one, caught as da
     """An instruction that the pickle of a checkpoint doesn't have, or one with the wrong arguments."""
 
 
+class TooMany(Instruction):
+    """More instructions than MAX_OPERATIONS."""
+
+
 def read_graph(data: bytes, check_global: Callable[[str], None]) -> tuple[Any, dict[str, Storage]]:
     """Return what a pickle describes, and the storages that it names by their keys.
 
@@ -140,6 +144,7 @@ def read_graph(data: bytes, check_global: Callable[[str], None]) -> tuple[Any, d
         check_global: called with the name of each class and function, to raise for those that no file may name.
 
     Raises:
+        TooMany: it has more than MAX_OPERATIONS instructions.
         Instruction, or another of MALFORMED: it is damaged, or no pickle that torch.save writes.
     """
     return _Machine(check_global).run(data)
@@ -215,7 +220,7 @@ class _Machine:
             else:
                 raise Instruction(f"instruction {name} of protocol {opcode.proto}")
             if count >= MAX_OPERATIONS:
-                raise Instruction(f"more than {MAX_OPERATIONS} instructions")
+                raise TooMany
         raise Instruction("no end")
 
     # --- the stack ---

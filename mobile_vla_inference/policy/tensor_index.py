@@ -27,12 +27,14 @@ from mobile_vla_inference.outside_files import parse_json, read_json
 from mobile_vla_inference.policy.number_types import ITEM_BYTES, SAFETENSORS_TYPES, scalar
 from mobile_vla_inference.policy.pickle_graph import (
     MALFORMED,
+    MAX_OPERATIONS,
     ForeignTensor,
     Global,
     PickledDict,
     PickledObject,
     Storage,
     Tensor,
+    TooMany,
     is_count,
     numpy_array_values,
     read_graph,
@@ -50,8 +52,9 @@ _DEAD_KEYS = {
 }
 _MAX_DESCRIPTION_BYTES = 64 << 20  # the published file's data.pkl has 0.2 MB
 _MAX_DIRECTORY_BYTES = 16 << 20  # the published file's has 0.1 MB
-_MAX_HEADER_BYTES = 8 << 20  # of safetensors; the full-size policy's has 0.15 MB
+_MAX_HEADER_BYTES = 4 << 20  # of safetensors; the full-size policy's has 0.15 MB
 _MAX_SHARDS = 10_000
+_MAX_TENSORS = 20_000  # the full-size policy has 911
 _MAX_RANK = 8
 _BOMB_RATIO = 100
 _FILE_FORMATS = range(1, 11)  # of torch's zip archives, as torch 2.13 reads them
@@ -250,6 +253,11 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> TensorIndex:
     data = _read_record(path, file, description, size)
     try:
         graph, named = read_graph(data, _refuse_commands(path))
+    except TooMany as error:
+        raise CheckpointError(
+            f"{path} describes more than {MAX_OPERATIONS} values, expected a policy and its training's state; "
+            f"save model.state_dict() alone"
+        ) from error
     except _MALFORMED as error:
         raise CheckpointError(
             f"{path} has a damaged data.pkl ({_reason(error)}), expected what torch.save writes; "
@@ -622,6 +630,10 @@ def _model_index(
     """Give the tensors their own names, and take what inference never uses out of them."""
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a policy's; give the file that training wrote")
+    if len(tensors) > _MAX_TENSORS:
+        raise CheckpointError(
+            f"{path} holds {len(tensors)} tensors, expected at most {_MAX_TENSORS}; give the file that training wrote"
+        )
     prefix, file_keys = clean_names(str(path), tensors)
     tensors = {name: tensors[key] for name, key in file_keys.items()}
     kinds = {name: _dead_kind(name) for name in tensors}
