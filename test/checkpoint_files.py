@@ -87,7 +87,7 @@ def wrap(state: dict[str, torch.Tensor], prefix: str, wrapper: str | None) -> di
     return state if wrapper is None else {"epoch": 3, wrapper: state, "val_mae": 0.25}
 
 
-class _Call:
+class Call:
     """Pickles as a call of a function, which plain unpickling would run."""
 
     def __init__(self, function: Callable, *arguments: Any) -> None:
@@ -179,10 +179,10 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "HTML": (lambda good: b"\n<!DOCTYPE html><html></html>", "an HTML page"),
     "HDF5": (lambda good: b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
     "noise": (lambda good: b"\x17\x2a" * 99, "no checkpoint does"),
-    "os.system": (lambda good: saved({"model": _Call(os.system, "false")}), r"(posix|nt)\.system"),
-    "eval": (lambda good: saved({"args": _Call(eval, "1")}), "eval"),
+    "os.system": (lambda good: saved({"model": Call(os.system, "false")}), r"(posix|nt)\.system"),
+    "eval": (lambda good: saved({"args": Call(eval, "1")}), "eval"),
     "a module's class": (lambda good: saved(torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear"),
-    "bare os.system": (lambda good: pickle.dumps(_Call(os.system, "false")), r"(posix|nt)\.system"),
+    "bare os.system": (lambda good: pickle.dumps(Call(os.system, "false")), r"(posix|nt)\.system"),
     "bare pickle": (lambda good: pickle.dumps({"a": 1}), "a bare pickle"),
     "no tensors": (lambda good: saved({"epoch": 3}), "holds no tensors"),
     "a list": (lambda good: saved([torch.ones(2)]), "holds a list"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,12 +287,11 @@ class _Machine:
     # --- classes, functions and objects ---
 
     def _global(self, module: Any, name: Any) -> None:
-        parts = f"{module}.{name}".split(".")
-        if not all(part.isidentifier() for part in parts):
+        # Protocol 2 has the names of Python 2, as pickle and torch translate them too.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full_name = f"{module}.{name}"
+        if not all(part.isidentifier() for part in full_name.split(".")):
             raise Instruction("the name of a class or function that is none")
-        if parts[0] == "__builtin__":  # Python 2's name
-            parts[0] = "builtins"
-        full_name = ".".join(parts)
         self._check_global(full_name)
         self._push(Global(full_name))
 
@@ -508,7 +508,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _bytes,
     "builtins.bytearray": _bytearray,
     "builtins.complex": lambda real, imaginary=0.0: f"{complex(real, imaginary)}",
-    "builtins.range": lambda *ends: f"range{ends}"[:80] if all(type(end) is int for end in ends) else None,
+    "builtins.range": lambda *ends: f"range{ends[:2]}"[:80] if all(type(end) is int for end in ends) else None,
     "pathlib.Path": _joined_path,
     "pathlib.PosixPath": _joined_path,
     "pathlib.PurePosixPath": _joined_path,

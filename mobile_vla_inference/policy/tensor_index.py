@@ -78,7 +78,7 @@ _OTHER_FORMATS = (
 _COMMANDS = re.compile(
     r"(?:posix|nt|os)\.(?:system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*|startfile|unlink|remove|rmdir)"
     r"|builtins\.(?:eval|exec|execfile|compile|__import__)"
-    r"|(?:subprocess|runpy)\..*|pty\.spawn|commands\.getoutput|webbrowser\.open"
+    r"|(?:subprocess|runpy)\..*|pty\.spawn|webbrowser\.open"
 )
 
 #: What zipfile and the pickle's reader raise on damaged input.
