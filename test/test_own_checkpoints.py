@@ -270,7 +270,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "quantized": (_quantized(), "a quantized tensor"),
     "meta": (torch.empty(3, device="meta"), "without values"),
     "negated": (
-        torch.view_as_real(torch.ones(2, dtype=torch.complex64)).new_ones(2)._neg_view(),
+        torch.ones(2)._neg_view(),
         "lazily changed (neg)",
     ),
     "conjugated": (torch.ones(2, dtype=torch.complex64).conj(), "lazily changed (conj)"),
