@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -16,7 +17,8 @@ import torch
 from hypothesis import strategies as st
 
 from mobile_vla_inference.policy.config import Cell, HeadLayer, HybridConfig, TextTower, VisionTower
-from mobile_vla_inference.policy.tensor_index import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.state_dict import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.tensor_index import TensorEntry
 
 _WIDTHS = st.sampled_from((64, 128, 192))
 _DEPTHS = st.integers(1, 3)
@@ -85,7 +87,7 @@ def wrap(state: dict[str, torch.Tensor], prefix: str, wrapper: str | None) -> di
     return state if wrapper is None else {"epoch": 3, wrapper: state, "val_mae": 0.25}
 
 
-class _Call:
+class Call:
     """Pickles as a call of a function, which plain unpickling would run."""
 
     def __init__(self, function: Callable, *arguments: Any) -> None:
@@ -125,6 +127,19 @@ def saved(value: Any, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def entry_values(entry: TensorEntry) -> torch.Tensor:
+    """Read a tensor's values by its entry alone."""
+    data = bytearray(entry.file.read_bytes()[entry.offset :])
+    dtype = getattr(torch, entry.dtype)
+    count = math.prod(entry.shape)
+    if count == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.strides is None:
+        return torch.frombuffer(data, dtype=dtype, count=count).view(entry.shape)
+    count = 1 + sum((length - 1) * stride for length, stride in zip(entry.shape, entry.strides))
+    return torch.frombuffer(data, dtype=dtype, count=count).as_strided(entry.shape, entry.strides)
+
+
 def _without_record(good: bytes, ending: str) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w") as target:
@@ -152,7 +167,7 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "compressed": (lambda good: _rezip(good, zipfile.ZIP_DEFLATED), "compressed.*zip -0"),
     "zip bomb": (lambda good: _zip({"a/data.pkl": bytes(4 << 20)}, zipfile.ZIP_DEFLATED), "zip bomb"),
-    "memo bomb": (lambda good: _zip({"a/data.pkl": _MEMO_BOMB}), "damaged data.pkl"),
+    "memo bomb": (lambda good: _zip({"a/data.pkl": _MEMO_BOMB}), "no tensors by name .an empty dict"),
     "foreign zip": (lambda good: _zip({"readme.txt": b"hello"}), "zip archive of something else.*readme.txt"),
     "empty zip": (lambda good: _zip({}), "zip archive of something else"),
     "TorchScript": (lambda good: _zip({"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/m.py": b""}), "TorchScript"),
@@ -164,10 +179,10 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "HTML": (lambda good: b"\n<!DOCTYPE html><html></html>", "an HTML page"),
     "HDF5": (lambda good: b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
     "noise": (lambda good: b"\x17\x2a" * 99, "no checkpoint does"),
-    "os.system": (lambda good: saved({"model": _Call(os.system, "false")}), r"(posix|nt)\.system"),
-    "eval": (lambda good: saved({"args": _Call(eval, "1")}), "eval"),
+    "os.system": (lambda good: saved({"model": Call(os.system, "false")}), r"(posix|nt)\.system"),
+    "eval": (lambda good: saved({"args": Call(eval, "1")}), "eval"),
     "a module's class": (lambda good: saved(torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear"),
-    "bare os.system": (lambda good: pickle.dumps(_Call(os.system, "false")), r"(posix|nt)\.system"),
+    "bare os.system": (lambda good: pickle.dumps(Call(os.system, "false")), r"(posix|nt)\.system"),
     "bare pickle": (lambda good: pickle.dumps({"a": 1}), "a bare pickle"),
     "no tensors": (lambda good: saved({"epoch": 3}), "holds no tensors"),
     "a list": (lambda good: saved([torch.ones(2)]), "holds a list"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import BAD_FILES, saved, wrap
+from checkpoint_files import BAD_FILES, entry_values, saved, wrap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -38,17 +38,10 @@ def _state() -> dict[str, torch.Tensor]:
     return state
 
 
-def _values(entry: TensorEntry) -> torch.Tensor:
-    """Read a tensor's values by its entry alone."""
-    flat = torch.frombuffer(bytearray(entry.file.read_bytes()[entry.offset :][: entry.nbytes]), dtype=torch.uint8)
-    flat = flat.view(getattr(torch, entry.dtype))
-    return flat.view(entry.shape) if entry.strides is None else flat.as_strided(entry.shape, entry.strides)
-
-
 def _assert_holds(entries: dict[str, TensorEntry], state: dict[str, torch.Tensor]) -> None:
     assert entries.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(_values(entries[name]), tensor), name
+        assert torch.equal(entry_values(entries[name]), tensor), name
         assert entries[name].shape == tuple(tensor.shape)
         assert entries[name].dtype == str(tensor.dtype).removeprefix("torch.")
 

@@ -43,6 +43,10 @@ Progress = Callable[[int, int], None]
 #: Number types that weights can have in a file.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
+#: Number types, by how their names begin, that weights can't have: nothing here computes with them as they are, and
+#: what they stand for (a scale, the half of a pair) is not in the tensor.
+_FOREIGN_TYPES = ("float8", "float4", "uint", "complex", "q", "bits")
+
 MIB = 1 << 20
 
 #: What a converted folder is, in that folder.
@@ -134,6 +138,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     index = read_index(path)
+    _check_number_types(path, index)
     config = infer_config(index.shapes, str(path))
     check_trained_cell_depth(config, index.optimizer_shapes, index.metadata.get("args"), str(path))
     _check_dtypes(path, index)
@@ -158,6 +163,16 @@ def _disk_state(path: Path) -> str:
         raise CheckpointError(
             f"{path} is not there any more ({error.strerror}), expected it unchanged; load it again"
         ) from error
+
+
+def _check_number_types(path: Path, index: TensorIndex) -> None:
+    """Raise CheckpointError, before the shapes are looked at, for number types that no checkpoint of the family has."""
+    for name, entry in index.tensors.items():
+        if entry.dtype.startswith(_FOREIGN_TYPES):
+            raise CheckpointError(
+                f"{path}: {name[:100]} is {entry.dtype}, expected {', '.join(WEIGHT_DTYPES)}; "
+                f"save it again in one of these, with any scale multiplied in"
+            )
 
 
 def _check_dtypes(path: Path, index: TensorIndex) -> None:

@@ -43,6 +43,10 @@ _RNN = "rnn."
 _HEAD = "actions.mlp."
 _PARTS = (_KOSMOS_TEXT, _KOSMOS_VISION, _RESAMPLER, _CLIP_TEXT, _CLIP_VISION, _FUSION, _RNN, _HEAD)
 
+#: The first words of a member's tensors' names, and those that every member has.
+PART_NAMES = ("kosmos_model", "clip_model", "feature_fusion", "rnn", "actions")
+REQUIRED_PARTS = frozenset(("kosmos_model", "rnn", "actions"))
+
 _CELL_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 #: The combinations that the published notes describe; they win where another sum of widths would fit too.

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SAFETENSORS_TYPES
+from mobile_vla_inference.policy.number_types import ITEM_BYTES, SAFETENSORS_TYPES
 
 ALIGNMENT_BYTES = 64
 

@@ -1,53 +1,45 @@
 """Where each tensor of a checkpoint lies in its file: name, type, shape, offset. No torch, no tensor data read.
 
 A `.pth` is a zip archive: a pickle that describes the tensors, and one uncompressed record per storage. The pickle is
-never run: a restricted unpickler rebuilds only the object graph, and refuses by name whatever a checkpoint doesn't
-need. Of a safetensors file only the header is read. What can't be read gives one sentence, as a CheckpointError.
+never run: pickle_graph.py reads what it describes, and state_dict.py finds the policy's tensors in that. Of a
+safetensors file only the header is read. What can't be read gives one sentence, as a CheckpointError.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import math
 import os
-import pickle
-import pickletools
 import re
 import shlex
 import stat
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mobile_vla_inference.border import CheckpointError
-
-#: Bytes per value of the number types that a tensor can have, by torch's names.
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-
-#: Keys of a training checkpoint that hold the model's state dict.
-WRAPPERS = ("model_state_dict", "state_dict", "model")
-
-#: What DataParallel, a holding module and torch.compile put before every key.
-PREFIXES = ("module.", "model.", "_orig_mod.")
+from mobile_vla_inference.outside_files import parse_json, read_json
+from mobile_vla_inference.policy.number_types import ITEM_BYTES, SAFETENSORS_TYPES, scalar
+from mobile_vla_inference.policy.pickle_graph import (
+    MALFORMED,
+    MAX_OPERATIONS,
+    ForeignTensor,
+    Global,
+    PickledDict,
+    PickledObject,
+    Storage,
+    Tensor,
+    TooMany,
+    is_count,
+    numpy_array_values,
+    read_graph,
+)
+from mobile_vla_inference.policy.state_dict import clean_names, describe, find_state_dict, is_plain_object, shown
 
 SHARD_INDEX_FILE = "model.safetensors.index.json"
 
@@ -58,43 +50,21 @@ _DEAD_KEYS = {
     "lm_head": re.compile(r"(^|\.)lm_head\.(weight|bias)$"),
     "position_ids": re.compile(r"(^|\.)position_ids$"),
 }
-_STORAGE_TYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-#: Number types of safetensors files, by their codes.
-SAFETENSORS_TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-
-#: struct's formats of numpy's scalar types.
-_NUMPY_FORMATS = {"f2": "<e", "f4": "<f", "f8": "<d", "b1": "<?", "i2": "<h", "i4": "<i", "i8": "<q", "u1": "<B"}
-
 _MAX_DESCRIPTION_BYTES = 64 << 20  # the published file's data.pkl has 0.2 MB
+_MAX_DIRECTORY_BYTES = 16 << 20  # the published file's has 0.1 MB
+_MAX_HEADER_BYTES = 4 << 20  # of safetensors; the full-size policy's has 0.15 MB
+_MAX_SHARDS = 10_000
+_MAX_TENSORS = 20_000  # the full-size policy has 911
 _MAX_RANK = 8
 _BOMB_RATIO = 100
+_FILE_FORMATS = range(1, 11)  # of torch's zip archives, as torch 2.13 reads them
 _MAX_PLAIN_DEPTH = 2
 _MAX_PLAIN_ITEMS = 200
 _MAX_PLAIN_TEXT = 1000
+_MAX_PLAIN_VALUES = 20_000
 _HEAD_BYTES = 512
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, which opens files of torch before 1.6
+_FOLDER_ATTRIBUTE = 0x10  # of a zip entry, as MS-DOS has it
 _ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
 _OTHER_FORMATS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (of recorded episodes?)"),
@@ -104,32 +74,15 @@ _OTHER_FORMATS = (
     (b"\x93NUMPY", "a numpy array"),
 )
 
-#: Opcodes that torch.save and pickle's protocols 2 to 4 use for plain data; others have no place in a checkpoint.
-# fmt: off
-_OPCODES = frozenset((
-    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
-    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-    "SHORT_BINSTRING", "BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_SET", "DICT", "LIST", "TUPLE",
-    "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BINPUT",
-    "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD",
-    "BINPERSID",
-))
-# fmt: on
-#: What pickle, zipfile and json raise on damaged input (their documentation names these and leaves the list open).
-_MALFORMED = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    NotImplementedError,
+#: Functions that run commands. No training saves one; a file that names one was made to attack who loads it.
+_COMMANDS = re.compile(
+    r"(?:posix|nt|os)\.(?:system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*|startfile|unlink|remove|rmdir)"
+    r"|builtins\.(?:eval|exec|execfile|compile|__import__)"
+    r"|(?:subprocess|runpy)\..*|pty\.spawn|webbrowser\.open"
 )
+
+#: What zipfile and the pickle's reader raise on damaged input.
+_MALFORMED = (*MALFORMED, zipfile.BadZipFile, AttributeError, EOFError, MemoryError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -163,11 +116,13 @@ class TensorIndex:
         file_size: bytes of all its files.
         tensors: the model's state dict without prefix and without what inference never uses.
         wrapper: key of the training checkpoint that held it; None for a bare state dict.
-        prefix: what was stripped from every key.
+        prefix: what was stripped from every key; empty where not all of them had the same.
         metadata: plain values beside the tensors (epoch, val_mae, args as a dict).
         dead: bytes that inference never uses: `optimizer`, `lm_head`, `position_ids`.
         optimizer_shapes: shapes of the parameters that the optimizer trained, where its state is in the file.
         scales: of the int8 weights that have them, by the weight's name; not among `tensors`.
+        file_keys: the key in the file of each tensor of `stored`, by its name here.
+        skipped: what the file holds beside the weights that is not read, each with what it is.
     """
 
     path: Path
@@ -180,6 +135,8 @@ class TensorIndex:
     dead: dict[str, int] = field(default_factory=dict)
     optimizer_shapes: tuple[tuple[int, ...], ...] = ()
     scales: dict[str, TensorEntry] = field(default_factory=dict)
+    file_keys: dict[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     @property
     def stored(self) -> dict[str, TensorEntry]:
@@ -275,7 +232,7 @@ def _legacy_sentence(path: Path) -> str:
 def _refuse_bare_pickle(path: Path, file: BinaryIO) -> None:
     """Raise for a pickle outside an archive: the names it asks for, if unsafe, or else that it is no checkpoint."""
     with contextlib.suppress(*_MALFORMED):  # cut or not plain data: what it is has been found already
-        _load_graph(path, file.read(_MAX_DESCRIPTION_BYTES), storages={})
+        read_graph(file.read(_MAX_DESCRIPTION_BYTES), _refuse_commands(path))
     raise CheckpointError(
         f"{path} is a bare pickle, expected a checkpoint as torch.save writes it (zip format); save it again that way"
     )
@@ -292,46 +249,112 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> TensorIndex:
             f"{path} has a data.pkl of {description.file_size / 1e6:.0f} MB, expected at most "
             f"{_MAX_DESCRIPTION_BYTES / 1e6:.0f} MB; it describes no policy: give the file that training wrote"
         )
-    byte_order = records.get(f"{root}/byteorder")
-    if byte_order is not None and _read_record(path, file, byte_order, size) != b"little":
-        raise CheckpointError(f"{path} is not little-endian, expected that; save it again on an x86 or ARM machine")
+    _check_format(path, file, size, records, root)
     data = _read_record(path, file, description, size)
-    folder = f"{root}/data/"
-    storages = {name.removeprefix(folder): info for name, info in records.items() if name.startswith(folder)}
     try:
-        graph = _load_graph(path, data, storages)
+        graph, named = read_graph(data, _refuse_commands(path))
+    except TooMany as error:
+        raise CheckpointError(
+            f"{path} describes more than {MAX_OPERATIONS} values, expected a policy and its training's state; "
+            f"save model.state_dict() alone"
+        ) from error
     except _MALFORMED as error:
         raise CheckpointError(
-            f"{path} has a damaged data.pkl ({str(error)[:120] or type(error).__name__}), expected what torch.save "
-            f"writes; download or copy it again"
+            f"{path} has a damaged data.pkl ({_reason(error)}), expected what torch.save writes; "
+            f"download or copy it again"
         ) from error
-    wrapper, state = _unwrap(path, graph)
-    tensors = {name: _zip_entry(path, file, size, name, tensor) for name, tensor in state.items()}
-    rest = {k: v for k, v in graph.items() if k != wrapper} if wrapper else {}
-    metadata = {k: _plain(v) for k, v in (rest or graph).items() if isinstance(k, str) and not _holds_tensors(v)}
-    optimizer = {tensor.storage.key: tensor.storage.nbytes for tensor in _tensors_in(list(rest.values()))}
-    dead = {"optimizer": sum(optimizer.values())}
+    places = {
+        key: _storage_place(path, file, size, records.get(f"{root}/data/{key}"), storage)
+        for key, storage in named.items()
+    }
+    state = find_state_dict(str(path), graph)
+    tensors = {name: _zip_entry(path, places, name, tensor) for name, tensor in state.tensors.items()}
+    own = {id(container) for container in state.containers}
+    rest = {
+        key: value
+        for key, value in (graph.named() if isinstance(graph, PickledDict) else {}).items()
+        if id(value) not in own and not (id(graph) in own and isinstance(value, (Tensor, ForeignTensor)))
+    }
+    metadata = _Metadata(lambda tensor: _single_value(file, places, tensor), own)
+    plain = {key: metadata.plain(value) for key, value in rest.items()}
+    used = {tensor.storage.key for tensor in state.tensors.values()}
+    # A tensor of one value is read; any more is an optimizer's, an averaged copy or the like.
+    with_tensors = {
+        key: value
+        for key, value in rest.items()
+        if next(_tensors_in(value, own), None) and not (isinstance(value, Tensor) and plain[key] != "tensor")
+    }
+    others = {t.storage.key: t.storage.nbytes for t in _tensors_in(list(with_tensors.values()), own)}
+    others = {key: nbytes for key, nbytes in others.items() if key not in used}
     return _model_index(
         path,
         "zip",
         size,
         tensors,
-        wrapper=wrapper,
-        metadata=metadata,
-        dead=dead,
-        optimizer_shapes=_optimizer_shapes(rest),
+        wrapper=state.path,
+        metadata={key: value for key, value in plain.items() if key not in with_tensors},
+        dead={"optimizer": sum(others.values())},
+        optimizer_shapes=_optimizer_shapes(rest.values()),
+        skipped=tuple(f"{key} ({what})" for key, value in rest.items() if (what := metadata.unread(value))),
     )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)[:120]
+    return text if text and text.isprintable() else type(error).__name__
+
+
+def _check_format(path: Path, file: BinaryIO, size: int, records: Mapping[str, zipfile.ZipInfo], root: str) -> None:
+    """Refuse what a record beside the pickle says about the others, where that is not what is read here."""
+    order = records.get(f"{root}/byteorder")
+    if order is not None and _read_record(path, file, order, size, 100) != b"little":
+        raise CheckpointError(f"{path} is not little-endian, expected that; save it again on an x86 or ARM machine")
+    version = records.get(f"{root}/version") or records.get(f"{root}/.data/version")
+    if version is None:
+        return
+    text = _read_record(path, file, version, size, 100).decode("latin1").strip()
+    if not text.isdecimal() or int(text) not in _FILE_FORMATS:
+        raise CheckpointError(
+            f"{path} has version {text[:20]!a} of torch's file format, expected {_FILE_FORMATS[0]} to "
+            f"{_FILE_FORMATS[-1]}; update this package, or save it again with torch 2"
+        )
+
+
+def _storage_place(path: Path, file: BinaryIO, size: int, record: zipfile.ZipInfo | None, storage: Storage) -> int:
+    """Return where a storage's first byte lies in the file."""
+    if record is None:
+        raise CheckpointError(
+            f"{path} is damaged: it names the record data/{storage.key[:40]}, which its archive lacks, "
+            f"expected a whole checkpoint; copy the file again"
+        )
+    if record.file_size < storage.nbytes:
+        raise CheckpointError(
+            f"{path} is damaged: a storage needs {storage.nbytes} bytes, but its record {record.filename} has "
+            f"{record.file_size}, expected a whole checkpoint; copy the file again"
+        )
+    return _record_offset(path, file, record, size)
+
+
+class _BoundedReads(io.BufferedReader):
+    """A file that gives no more bytes at once than a zip directory can have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = _MAX_DIRECTORY_BYTES + 1 if size is None or size < 0 else size  # zipfile reads to the end at the end
+        data = super().read(min(wanted, _MAX_DIRECTORY_BYTES + 1))
+        if len(data) > _MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of more than {_MAX_DIRECTORY_BYTES} bytes")
+        return data
 
 
 def _zip_directory(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
     """Return the records of a checkpoint's archive by name, and the name of its one folder."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
+        with _BoundedReads(io.FileIO(file.fileno(), closefd=False)) as bounded, zipfile.ZipFile(bounded) as archive:
+            infos, directory = archive.infolist(), archive.start_dir
     except _MALFORMED as error:
         raise CheckpointError(
-            f"{path} is cut off or damaged: its {size} bytes have no zip directory at their end, expected a whole "
-            f"checkpoint; compare its size with the source and copy it again"
+            f"{path} is cut off or damaged: its {size} bytes have no zip directory at their end ({_reason(error)}), "
+            f"expected a whole checkpoint; compare its size with the source and copy it again"
         ) from error
     records = {info.filename: info for info in infos}
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -348,7 +371,28 @@ def _zip_directory(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, zip
             f"save its state_dict() with torch.save"
         )
     _check_stored(path, infos)
+    _check_apart(path, infos, directory)
     return records, root
+
+
+def _check_apart(path: Path, infos: list[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse records that overlap, or that two entries of the directory name: values would be read as others."""
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    ends = [info.header_offset + _ZIP_LOCAL_HEADER.size + len(info.orig_filename) + info.file_size for info in ordered]
+    starts = [*(info.header_offset for info in ordered[1:]), directory]
+    wrong = next((info.filename for info, end, start in zip(ordered, ends, starts) if end > start), None)
+    if len({info.filename for info in infos}) < len(infos) or ordered[0].header_offset != 0:
+        wrong = wrong or ordered[0].filename
+    folder = next((info.filename for info in infos if info.external_attr & _FOLDER_ATTRIBUTE), None)
+    if folder is not None:  # of which torch reads nothing, and gives whatever its memory held
+        raise CheckpointError(
+            f"{path} is damaged: its record {shown(folder)} is marked as a folder, expected a file; copy the file again"
+        )
+    if wrong is not None:
+        raise CheckpointError(
+            f"{path} is damaged: its record {shown(wrong)} overlaps another or is named twice, expected records one "
+            f"after the other, as torch.save writes them; copy the file again"
+        )
 
 
 def _check_stored(path: Path, infos: list[zipfile.ZipInfo]) -> None:
@@ -367,7 +411,14 @@ def _check_stored(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     )
 
 
-def _read_record(path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int) -> bytes:
+def _read_record(
+    path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int, max_bytes: int = _MAX_DESCRIPTION_BYTES
+) -> bytes:
+    if info.file_size > max_bytes:
+        raise CheckpointError(
+            f"{path} has a record {info.filename} of {info.file_size} bytes, expected at most {max_bytes}; "
+            f"give the file that training wrote"
+        )
     data = os.pread(file.fileno(), info.file_size, _record_offset(path, file, info, size))
     if zlib.crc32(data) != info.CRC:
         raise CheckpointError(
@@ -382,7 +433,9 @@ def _record_offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int)
     if len(header) == _ZIP_LOCAL_HEADER.size:
         magic, name_bytes, extra_bytes = _ZIP_LOCAL_HEADER.unpack(header)
         offset = info.header_offset + len(header) + name_bytes + extra_bytes
-        if magic == b"PK\x03\x04" and offset + info.file_size <= size:
+        name = os.pread(file.fileno(), name_bytes, info.header_offset + len(header))
+        is_same = name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") == info.orig_filename
+        if magic == b"PK\x03\x04" and is_same and offset + info.file_size <= size:
             return offset
     raise CheckpointError(
         f"{path} is damaged: record {info.filename} of {info.file_size} bytes is not where the zip directory says, "
@@ -390,51 +443,30 @@ def _record_offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int)
     )
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """A storage that the pickle names: record `data/<key>` with `count` values."""
-
-    key: str
-    dtype: str
-    count: int
-    record: zipfile.ZipInfo
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor that the pickle describes; offset and strides in values."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _zip_entry(path: Path, file: BinaryIO, size: int, name: str, tensor: _Tensor) -> TensorEntry:
-    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
-    item_bytes = ITEM_BYTES[storage.dtype]
-    if storage.record.file_size < storage.nbytes:
+def _zip_entry(path: Path, places: Mapping[str, int], name: str, tensor: Tensor) -> TensorEntry:
+    nbytes = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+    if nbytes > tensor.storage.nbytes:
         raise CheckpointError(
-            f"{path} is damaged: {name} needs {storage.nbytes} bytes, but its record {storage.record.filename} has "
-            f"{storage.record.file_size}, expected a whole checkpoint; copy the file again"
-        )
-    last = tensor.offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
-    if 0 not in shape and last >= storage.count:
-        raise CheckpointError(
-            f"{path} is damaged: {name} reaches value {last}, but its storage has {storage.count}, "
-            f"expected a tensor inside its storage; copy the file again"
+            f"{path}: {shown(name)} repeats the values of its storage ({tensor.storage.nbytes} bytes for a tensor of "
+            f"{nbytes}), expected each value stored; save it again after .contiguous()"
         )
     return TensorEntry(
-        dtype=storage.dtype,
-        shape=shape,
-        nbytes=math.prod(shape) * item_bytes,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        nbytes=nbytes,
         file=path,
-        offset=_record_offset(path, file, storage.record, size) + tensor.offset * item_bytes,
-        strides=None if _is_contiguous(shape, strides) else strides,
+        offset=places[tensor.storage.key] + tensor.offset * ITEM_BYTES[tensor.dtype],
+        strides=None if _is_contiguous(tensor.shape, tensor.strides) else tensor.strides,
+    )
+
+
+def _single_value(file: BinaryIO, places: Mapping[str, int], tensor: Tensor) -> Any:
+    """Return the value of a tensor that has one, such as a val_mae that was kept as a tensor; else None."""
+    if math.prod(tensor.shape) != 1:
+        return None
+    item_bytes = ITEM_BYTES[tensor.dtype]
+    return scalar(
+        tensor.dtype, os.pread(file.fileno(), item_bytes, places[tensor.storage.key] + tensor.offset * item_bytes)
     )
 
 
@@ -447,117 +479,15 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _load_graph(path: Path, data: bytes, storages: Mapping[str, zipfile.ZipInfo]) -> Any:
-    """Rebuild the object graph of a pickle, with `_Tensor` for tensors.
-
-    Raises:
-        CheckpointError: it asks for a class or function that a checkpoint doesn't need.
-    """
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"opcode {opcode.name}")
-        if opcode.name == "LONG_BINPUT" and argument > len(data):  # its memo would be as large as the number says
-            raise pickle.UnpicklingError(f"memo {argument}")
-    return _GraphUnpickler(path, data, storages).load()
-
-
-class _GraphUnpickler(pickle.Unpickler):
-    """Rebuild tensors' descriptions and plain data; nothing that it can name runs code of the file."""
-
-    def __init__(self, path: Path, data: bytes, storages: Mapping[str, zipfile.ZipInfo]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._path = path
-        self._storages = storages
-        self._known = {
-            "collections.OrderedDict": OrderedDict,
-            # A class of this unpickler's own: a pickle can set attributes of what it names.
-            "argparse.Namespace": type("Namespace", (argparse.Namespace,), {}),
-            "torch._utils._rebuild_tensor_v2": self._rebuild_tensor,
-            "torch._utils._rebuild_parameter": self._first,
-            "torch._utils._rebuild_parameter_with_state": self._first,
-            "torch.Size": self._rebuild_size,
-            "torch.device": self._rebuild_device,
-            "_codecs.encode": self._encode,
-            "numpy.dtype": self._rebuild_numpy_type,
-            "numpy.core.multiarray.scalar": self._rebuild_numpy_scalar,
-            "numpy._core.multiarray.scalar": self._rebuild_numpy_scalar,
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return our stand-in for a global; raise CheckpointError, with its name, where a checkpoint needs none."""
-        full_name = f"{module}.{name}"
-        if full_name in self._known:
-            return self._known[full_name]
-        if module == "torch" and name in (*_STORAGE_TYPES, *ITEM_BYTES):
-            return full_name
-        raise CheckpointError(
-            f"{self._path} asks to load {full_name}, which could run code of the file's author, expected tensors and "
-            f"plain values only; don't use it, or have its author save model.state_dict() alone"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """Return a storage's description; check that its record is in the archive."""
-        kind, storage_type, key, _device, count = pid
-        dtype = _STORAGE_TYPES.get(str(storage_type).removeprefix("torch."))
-        if kind != "storage" or dtype is None or not isinstance(key, str) or not _is_count(count):
-            raise pickle.UnpicklingError("a storage of an unknown kind")
-        if key not in self._storages:
+def _refuse_commands(path: Path) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        if _COMMANDS.fullmatch(name):
             raise CheckpointError(
-                f"{self._path} is damaged: it names the record data/{key[:40]}, which its archive lacks, "
-                f"expected a whole checkpoint; copy the file again"
+                f"{path} asks to call {name[:100]}, which would run code of its author's on the machine that loads it, "
+                f"expected weights; nothing of it was run: don't use this file"
             )
-        return _Storage(key, dtype, count, self._storages[key])
 
-    @staticmethod
-    def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-        numbers = (offset, *shape, *strides)
-        if not isinstance(storage, _Storage) or len(shape) != len(strides) or not all(map(_is_count, numbers)):
-            raise pickle.UnpicklingError("a tensor of an unknown kind")
-        if len(shape) > _MAX_RANK:
-            raise pickle.UnpicklingError(f"a tensor of {len(shape)} dimensions")
-        return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-    @staticmethod
-    def _first(data: Any, *_: Any) -> Any:
-        return data
-
-    @staticmethod
-    def _rebuild_size(values: Any) -> tuple[Any, ...]:
-        return tuple(values)
-
-    @staticmethod
-    def _rebuild_device(*parts: Any) -> str:
-        return ":".join(str(part) for part in parts)
-
-    @staticmethod
-    def _encode(text: Any, encoding: Any) -> bytes:
-        if encoding != "latin1" or not isinstance(text, str):
-            raise pickle.UnpicklingError(f"text in encoding {encoding!r:.20}")
-        return text.encode("latin1")
-
-    @staticmethod
-    def _rebuild_numpy_type(code: Any, *_: Any) -> _NumpyType:
-        return _NumpyType(str(code))
-
-    @staticmethod
-    def _rebuild_numpy_scalar(numpy_type: Any, data: Any) -> int | float | bool | str:
-        return numpy_type.value(data)
-
-
-class _NumpyType:
-    """The type of a numpy scalar such as a val_mae that `numpy.mean` gave."""
-
-    def __init__(self, code: str) -> None:
-        self._code = code
-
-    def __setstate__(self, state: Any) -> None:
-        """Take numpy's state (version, byte order, ...), of which nothing is needed: files are little-endian."""
-
-    def value(self, data: bytes) -> int | float | bool | str:
-        """Return the scalar as a plain value; a description where it is none."""
-        if self._code not in _NUMPY_FORMATS:
-            return f"numpy {self._code[:20]}"
-        return struct.unpack(_NUMPY_FORMATS[self._code], data)[0]
+    return check
 
 
 # --- safetensors ---
@@ -570,21 +500,35 @@ def _looks_like_safetensors(head: bytes, size: int) -> bool:
 def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     head = os.pread(file.fileno(), 8, 0)
     header_bytes = int.from_bytes(head, "little")
-    if len(head) < 8 or 8 + header_bytes > size or header_bytes > _MAX_DESCRIPTION_BYTES:
+    if len(head) < 8 or 8 + header_bytes > size:
         raise CheckpointError(
             f"{path} is cut off or no safetensors file: {size} bytes with a header of {header_bytes}, "
             f"expected a whole file; copy it again"
         )
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path} has a safetensors header of {header_bytes} bytes, expected at most {_MAX_HEADER_BYTES}; "
+            f"it describes no policy: give the right file"
+        )
+    text = os.pread(file.fileno(), header_bytes, 8)
+    header = parse_json(text, f"{path}: its header", "that of a safetensors file", error=CheckpointError)
     try:
-        header = json.loads(os.pread(file.fileno(), header_bytes, 8))
-        metadata = dict(header.pop("__metadata__", {}))
-        tensors = {name: _safetensors_entry(path, entry, 8 + header_bytes) for name, entry in header.items()}
+        metadata = header.pop("__metadata__", {})
+        metadata = {str(key)[:_MAX_PLAIN_TEXT]: str(value)[:_MAX_PLAIN_TEXT] for key, value in metadata.items()}
+        tensors = {name: _safetensors_entry(path, name, entry, 8 + header_bytes) for name, entry in header.items()}
     except _MALFORMED as error:
         raise CheckpointError(
             f"{path} has a damaged safetensors header ({str(error)[:120]}), expected JSON with types, shapes and "
             f"offsets; copy the file again"
         ) from error
-    end = max((entry.offset + entry.nbytes for entry in tensors.values()), default=8 + header_bytes)
+    end = 8 + header_bytes
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != end:
+            raise CheckpointError(
+                f"{path} is damaged: {shown(name)} begins at byte {entry.offset}, where the tensor before it ends at "
+                f"{end}, expected tensors one after the other; copy the file again"
+            )
+        end += entry.nbytes
     if end != size:
         raise CheckpointError(
             f"{path} has {size} bytes, expected {end} by its header, so it is cut off or damaged; copy the file again"
@@ -592,13 +536,17 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, 
     return tensors, metadata
 
 
-def _safetensors_entry(path: Path, entry: dict[str, Any], data_start: int) -> TensorEntry:
-    if entry["dtype"] not in SAFETENSORS_TYPES:
-        raise ValueError(f"number type {entry['dtype']!r:.20}")
-    dtype = SAFETENSORS_TYPES[entry["dtype"]]
+def _safetensors_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorEntry:
+    code = entry["dtype"]
+    if not isinstance(code, str) or code not in SAFETENSORS_TYPES:
+        raise CheckpointError(
+            f"{path}: {shown(name)} has the number type {str(code)[:20]!a}, expected one of "
+            f"{', '.join(SAFETENSORS_TYPES)}; save it again as F32"
+        )
+    dtype = SAFETENSORS_TYPES[code]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if not all(map(_is_count, (*shape, begin, end))) or len(shape) > _MAX_RANK:
+    if not all(map(is_count, (*shape, begin, end))) or len(shape) > _MAX_RANK or end < begin:
         raise ValueError("a shape or an offset that is no number")
     nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != nbytes:
@@ -614,6 +562,10 @@ def _read_folder(folder: Path) -> TensorIndex:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt"))
         hint = f"give the file itself: {folder / others[0]}" if others else "check the path"
         raise CheckpointError(f"{folder} is a folder without safetensors files, expected a converted one; {hint}")
+    if len(names) > _MAX_SHARDS:
+        raise CheckpointError(
+            f"{folder} has {len(names)} safetensors files, expected at most {_MAX_SHARDS}; give a folder with one model"
+        )
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, Any] = {}
     total = 0
@@ -647,8 +599,9 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
     path = folder / SHARD_INDEX_FILE
     if not path.exists():
         return {}
+    content = read_json(path, "the index of safetensors files", _MAX_HEADER_BYTES, error=CheckpointError)
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = content["weight_map"]
         names = list(weight_map.values())
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("no weight_map of names of files in the same folder")
@@ -672,11 +625,17 @@ def _model_index(
     metadata: dict[str, Any],
     dead: dict[str, int] | None = None,
     optimizer_shapes: tuple[tuple[int, ...], ...] = (),
+    skipped: tuple[str, ...] = (),
 ) -> TensorIndex:
-    """Strip prefixes, and take what inference never uses out of the tensors."""
+    """Give the tensors their own names, and take what inference never uses out of them."""
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a policy's; give the file that training wrote")
-    prefix, tensors = _strip_prefixes(tensors)
+    if len(tensors) > _MAX_TENSORS:
+        raise CheckpointError(
+            f"{path} holds {len(tensors)} tensors, expected at most {_MAX_TENSORS}; give the file that training wrote"
+        )
+    prefix, file_keys = clean_names(str(path), tensors)
+    tensors = {name: tensors[key] for name, key in file_keys.items()}
     kinds = {name: _dead_kind(name) for name in tensors}
     live = {name: entry for name, entry in tensors.items() if kinds[name] is None}
     scales = {
@@ -691,85 +650,134 @@ def _model_index(
         if kind is not None and place not in counted:
             counted.add(place)
             dead[kind] += tensors[name].nbytes
-    return TensorIndex(path, file_format, size, live, wrapper, prefix, metadata, dead, optimizer_shapes, scales)
+    stored = {name: file_keys[name] for name in (*live, *(name + SCALE_SUFFIX for name in scales))}
+    return TensorIndex(
+        path,
+        file_format,
+        size,
+        live,
+        wrapper=wrapper,
+        prefix=prefix,
+        metadata=metadata,
+        dead=dead,
+        optimizer_shapes=optimizer_shapes,
+        scales=scales,
+        file_keys=stored,
+        skipped=skipped,
+    )
 
 
 def _dead_kind(name: str) -> str | None:
     return next((kind for kind, pattern in _DEAD_KEYS.items() if pattern.search(name)), None)
 
 
-def _strip_prefixes(tensors: dict[str, TensorEntry]) -> tuple[str, dict[str, TensorEntry]]:
-    stripped = ""
-    while True:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
-            return stripped, tensors
-        stripped += prefix
-        tensors = {name.removeprefix(prefix): entry for name, entry in tensors.items()}
+# --- what a .pth holds beside the weights ---
 
 
-def _unwrap(path: Path, graph: Any) -> tuple[str | None, dict[str, _Tensor]]:
-    """Return the key that holds the model's state dict (None: the file is one) and its tensors by name."""
-    if not isinstance(graph, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(graph).__name__.lstrip('_')}, expected a dict with the model's tensors by name; "
-            f"save model.state_dict()"
-        )
-    for wrapper in WRAPPERS:
-        state = graph.get(wrapper)
-        if isinstance(state, dict) and any(isinstance(value, _Tensor) for value in state.values()):
-            return wrapper, _named_tensors(state)
-    return None, _named_tensors(graph)
+def _inside(value: Any) -> Iterable[Any]:
+    """Return what a container holds, an object's attributes and arguments included."""
+    if isinstance(value, PickledObject):
+        return (*(child for _, child in value.pairs), value.state, *value.arguments, *value.items)
+    if isinstance(value, PickledDict):
+        return [child for _, child in value.pairs]
+    return value if isinstance(value, (list, tuple)) else ()
 
 
-def _named_tensors(state: dict[Any, Any]) -> dict[str, _Tensor]:
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, _Tensor)}
-
-
-def _tensors_in(value: Any) -> Iterator[_Tensor]:
-    """Yield the tensors in nested dicts and lists, each container once (a pickle can nest without end)."""
-    pending, seen = [value], set()
+def _walk(value: Any, skip: Iterable[int] = ()) -> Iterator[Any]:
+    """Yield a value and all that it holds, each container once (a pickle can nest without end, and in a circle)."""
+    pending, seen = [value], set(skip)
     while pending:
         value = pending.pop()
-        if isinstance(value, _Tensor):
-            yield value
-        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        if isinstance(value, (PickledDict, list, tuple)):
+            if id(value) in seen:
+                continue
             seen.add(id(value))
-            pending.extend(value.values() if isinstance(value, dict) else value)
+            pending.extend(_inside(value))
+        yield value
 
 
-def _optimizer_shapes(rest: dict[Any, Any]) -> tuple[tuple[int, ...], ...]:
+def _tensors_in(value: Any, skip: Iterable[int] = ()) -> Iterator[Tensor]:
+    return (found for found in _walk(value, skip) if isinstance(found, Tensor))
+
+
+def _optimizer_shapes(rest: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
     """Return the shape of each parameter that an optimizer's state_dict() has moments of (Adam, SGD and the like)."""
     shapes = []
-    for value in rest.values():
-        state = value.get("state") if isinstance(value, dict) else None
-        for moments in state.values() if isinstance(state, dict) else ():
-            shapes.append(next((tensor.shape for tensor in _tensors_in(moments) if tensor.shape), ()))
+    for value in rest:
+        state = value.named().get("state") if isinstance(value, PickledDict) else None
+        for _, moments in state.pairs if isinstance(state, PickledDict) else ():
+            shapes.append(_moments_shape(moments))
     return tuple(shapes)
 
 
-def _holds_tensors(value: Any) -> bool:
-    return next(_tensors_in(value), None) is not None
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, PickledDict) and {"state", "param_groups"} <= value.named().keys()
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Return metadata as JSON-ready values; what is too deep, long or strange becomes its type's name."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 63 else "int"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, str):
-        return value[:_MAX_PLAIN_TEXT]
-    if isinstance(value, argparse.Namespace):
-        value = vars(value)
-    if isinstance(value, (dict, list, tuple)) and depth < _MAX_PLAIN_DEPTH and len(value) <= _MAX_PLAIN_ITEMS:
-        if isinstance(value, dict):
-            return {str(k)[:_MAX_PLAIN_TEXT]: _plain(v, depth + 1) for k, v in value.items()}
-        return [_plain(item, depth + 1) for item in value]
-    return type(value).__name__
+def _moments_shape(moments: Any) -> tuple[int, ...]:
+    tensors = moments.named().values() if isinstance(moments, PickledDict) else ()
+    return next((tensor.shape for tensor in tensors if isinstance(tensor, Tensor) and tensor.shape), ())
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+class _Metadata:
+    """What stands beside the weights, as JSON-ready values; what is too deep, long or strange becomes its type's name.
+
+    Args:
+        single_value: reads the value of a tensor that has one.
+        skip: identities of the containers that hold the weights.
+    """
+
+    def __init__(self, single_value: Callable[[Tensor], Any], skip: set[int]) -> None:
+        self._single_value = single_value
+        self._skip = skip
+        self._room = _MAX_PLAIN_VALUES
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """Return a value for JSON."""
+        self._room -= 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return value if abs(value) < 1 << 63 else "int"
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, str):
+            return value[:_MAX_PLAIN_TEXT].encode("utf-8", "replace").decode()
+        if isinstance(value, Tensor):
+            single = self._single_value(value)
+            return "tensor" if single is None else self.plain(single)
+        if isinstance(value, PickledObject):
+            numbers = numpy_array_values(value)
+            if numbers is not None:
+                return self.plain(numbers, depth)
+            value = value.attributes or value
+        if depth < _MAX_PLAIN_DEPTH and self._room > 0:
+            if isinstance(value, PickledDict) and not isinstance(value, PickledObject):
+                if len(value.pairs) <= _MAX_PLAIN_ITEMS:
+                    return {self._key(k): self.plain(v, depth + 1) for k, v in value.pairs}
+            elif isinstance(value, (list, tuple)) and len(value) <= _MAX_PLAIN_ITEMS:
+                return [self.plain(item, depth + 1) for item in value]
+        return _type_name(value)
+
+    def unread(self, value: Any) -> str | None:
+        """Return what a value beside the weights is, where it is not (or not all) read; None where it is."""
+        tensors, objects = 0, []
+        for found in _walk(value, self._skip):
+            if isinstance(found, PickledObject) and not is_plain_object(found) and numpy_array_values(found) is None:
+                objects.append(describe(found))
+            tensors += isinstance(found, ForeignTensor) or (
+                isinstance(found, Tensor) and (found is not value or self._single_value(found) is None)
+            )
+        texts = list(dict.fromkeys(objects))[:2]
+        if _is_optimizer(value):  # counted as dead weight
+            tensors = 0
+        return ", ".join(([f"{tensors} tensors"] if tensors else []) + texts) or None
+
+    def _key(self, key: Any) -> str:
+        return self.plain(key) if isinstance(key, str) else str(self.plain(key, _MAX_PLAIN_DEPTH))
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, (PickledObject, Global)):
+        return value.name[:_MAX_PLAIN_TEXT]
+    return "dict" if isinstance(value, PickledDict) else type(value).__name__

@@ -47,7 +47,7 @@ def load_as_usual(path: Path, device: str, dtype: str) -> HybridModel:
         content = torch.load(path, map_location="cpu", weights_only=True)
     state = content if index.wrapper is None else content[index.wrapper]
     model = HybridModel(checkpoint.config, checkpoint.settings)
-    model.load_state_dict({name: state[index.prefix + name] for name in index.stored}, strict=True)
+    model.load_state_dict({name: state[index.file_keys[name]] for name in index.stored}, strict=True)
     return model.to(device=device, dtype=getattr(torch, dtype)).eval()
 
 

@@ -21,8 +21,8 @@ from mobile_vla_inference.border import write_text_atomically
 from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
 from mobile_vla_inference.policy.config import HybridConfig, TextTower, VisionTower
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts
+from mobile_vla_inference.policy.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.settings_file import confirm_command, save_settings
-from mobile_vla_inference.policy.tensor_index import ITEM_BYTES
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
 
@@ -80,6 +80,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "val_mae": index.metadata.get("val_mae"),
         "val_mae_unit": _VAL_MAE_UNIT,
         "args": index.metadata.get("args"),
+        "skipped": list(index.skipped),
         "dead_weight": {name: {"bytes": size} for name, size in index.dead.items()},
         "fusion": {
             "input": config.cell.input_size if config.fusion_in is None else config.fusion_in,
@@ -186,6 +187,7 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
         ("validation MAE", f"{_text(description['val_mae'])} ({description['val_mae_unit']} units)"),
         ("fusion input", f"{fusion['input']} = {features} ({origin})"),
         ("dead weight", f"{dead} (never loaded)"),
+        *([("not read", "; ".join(description["skipped"]))] if description["skipped"] else []),
         ("wrapper, prefix", f"{_text(description['wrapper'])}, {description['prefix'] or '-'}"),
     ]
 
