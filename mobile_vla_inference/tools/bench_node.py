@@ -30,6 +30,7 @@ from mobile_vla_inference.tools.bench_machine import describe_machine, machine_l
 from mobile_vla_inference.tools.bench_node_figures import (
     STAGES,
     account,
+    deviation,
     drift,
     gaps_ms,
     is_flat,
@@ -346,9 +347,7 @@ def _misses(report: dict[str, Any], soak: bool) -> list[str]:
         for what, tolerance in tolerances.items():
             series = figures["drift"][what]
             if not is_flat(series, tolerance):
-                found = (
-                    "too short to tell" if series is None else f"off by {max(series['range'], series['growth']):.1f}"
-                )
+                found = "too short to tell" if series is None else f"off by {deviation(series):.1f}"
                 misses.append(f"{what} of the {name} is not flat ({found})")
     return misses + [f"{what} was left behind" for what in report["left_behind"]]
 
