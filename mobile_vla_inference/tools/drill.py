@@ -177,6 +177,8 @@ def _run_rounds(args: argparse.Namespace, checkpoint: Path, console: Console) ->
             cleanup.callback(domain.close)
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_drill.")))
         os.environ[PANEL_VARIABLE] = str(folder / "panel")
+        # Threads that share out a tiny step wait for each other: on a busy machine that took a second, which is a hang.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         cmd_vel = args.cmd_vel or "cmd_vel"
         with cleanup.held():
             graph = DrillGraph(NAMESPACE, "vla_node", cmd_vel)

@@ -26,8 +26,8 @@ from mobile_vla_inference.tools.drill_worker import INJECTED, NODE_FAULTS, PANEL
 _POLL_S = 0.02
 
 
-class InjectedError(Exception):
-    """What no code of the node expects."""
+class _Injected:
+    """What no code of the node expects, and when it came."""
 
     panel: DrillPanel
 
@@ -35,6 +35,21 @@ class InjectedError(Exception):
         super().__init__(INJECTED)
         # The interpreter makes the error where it raises it, in the thread that was told to: now.
         self.panel.node_fired_s = time.monotonic()
+
+
+class InjectedError(_Injected, Exception):
+    """An error."""
+
+
+class InjectedEnd(_Injected, BaseException):
+    """What ends a thread although every error is caught there."""
+
+
+#: What is raised in the thread that supervises the worker, by the panel's fault.
+_SUPERVISOR_FAULTS = {
+    NODE_FAULTS.index("supervisor"): InjectedEnd,
+    NODE_FAULTS.index("supervisor_error"): InjectedError,
+}
 
 
 def _raise_if_told(panel: DrillPanel, kind: str, error: Exception, *, once: bool = True) -> None:
@@ -79,15 +94,14 @@ def _trap_executor(panel: DrillPanel) -> None:
 def _trap_supervisor(panel: DrillPanel) -> None:
     """Let an error appear wherever the supervising thread happens to be."""
     supervise = PolicyWorker._supervise
-    InjectedError.panel = panel
+    _Injected.panel = panel
 
     def watch(thread: threading.Thread) -> None:
         while thread.is_alive():
-            if int(panel.node_fault) == NODE_FAULTS.index("supervisor"):
+            error = _SUPERVISOR_FAULTS.get(int(panel.node_fault))
+            if error is not None:
                 panel.node_fault = 0
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident), ctypes.py_object(InjectedError)
-                )
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
             time.sleep(_POLL_S)
 
     @wraps(supervise)

@@ -43,7 +43,7 @@ _PUBLISH_RATE_HZ = 20.0
 #: How long something goes on before the fault comes into it.
 _LEAD_S = 0.3
 #: The node may see another publisher so much later than the drill does.
-_DISCOVERY_S = 0.1
+_DISCOVERY_S = 0.2
 _SLIDER_RATE_HZ = 40.0
 #: Longer than every timeout of the node.
 _STALL_S = RESUME_WITHIN_S + 0.5
@@ -64,6 +64,7 @@ def _reason(value: str) -> Any:
 
 
 _CMD_VEL_SHARED = _reason("cmd_vel_shared")
+_NODE_STALLED = _reason("node_stalled")
 _WORKER_CHANGED = _reason("worker_changed")
 
 
@@ -397,11 +398,26 @@ ON_A_RUNNING_NODE = (
         "SIGSTOP to the node for longer than its timeouts, then SIGCONT",
         _stall_node,
         _require_same_worker,
-        (Reason.IMAGE_STALE, Reason.IMAGE_REFUSED, Reason.NO_IMAGE, Reason.NO_STEP, Reason.STEP_STALE),
+        (
+            _NODE_STALLED,
+            Reason.IMAGE_STALE,
+            Reason.IMAGE_REFUSED,
+            Reason.NO_IMAGE,
+            Reason.NO_STEP,
+            Reason.STEP_STALE,
+        ),
         Recovery.AS_TOLD,
         hold_s=0.0,
         latched_s=0.1,
         repeats=8,
+    ),
+    Fault(
+        "supervisor_error",
+        "an error in the thread that supervises the worker",
+        partial(_fail_node, "supervisor_error"),
+        Rig.await_another_worker,
+        (Reason.WORKER_FAULT, Reason.WORKER_NOT_READY),
+        Recovery.AFTER_ENABLE,
     ),
     _sharing_fault(
         "second_commander", "another publisher on the velocity topic; then exclusive_cmd_vel", _share_cmd_vel
@@ -430,7 +446,7 @@ THAT_END_IT = (
     _thread_fault("pulse", "RCLError in the thread that repeats the commands"),
     _thread_fault("executor", "ValueError where the executor waits for work"),
     _thread_fault("executor_deaf", "RCLError each time the executor waits for work"),
-    _thread_fault("supervisor", "an error in the thread that supervises the worker"),
+    _thread_fault("supervisor", "what no handler of errors catches, in the thread that supervises the worker"),
     _settings_fault(
         "changed",
         "the sign of action_scale changed in policy.json",

@@ -24,7 +24,7 @@ PANEL_VARIABLE = "MOBILE_VLA_DRILL_PANEL"
 FORWARD_ACTION = 2.0
 
 #: What the node can be told to do (drill_node.py); the number of a fault is its place here.
-NODE_FAULTS = ("none", "pulse", "executor", "executor_deaf", "supervisor")
+NODE_FAULTS = ("none", "pulse", "executor", "executor_deaf", "supervisor", "supervisor_error")
 
 #: What an error that the drill brings about says of itself.
 INJECTED = "injected by the drill"
