@@ -154,6 +154,7 @@ class DrillGraph:
         self._transitions = node.create_client(ChangeState, f"{node_name}/change_state")
         self._parameters = node.create_client(SetParameters, f"{node_name}/set_parameters")
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._namespace = namespace
         self._full_name = f"{namespace}/{node_name}"
         self._second_camera: Any = None
         self._other: tuple[Context, Any] | None = None
@@ -367,7 +368,7 @@ class DrillGraph:
         """Let another node, which sends nothing, publish on the velocity topic; return when its publisher was seen."""
         context = Context()
         context.init(args=[])
-        node = rclpy.create_node(name, namespace=self._node.get_namespace(), context=context)
+        node = rclpy.create_node(name, namespace=self._namespace, context=context)
         self._other = (context, node)
         node.create_publisher(Twist, self._cmd_vel, _RELIABLE)
         if not self.wait_for(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):

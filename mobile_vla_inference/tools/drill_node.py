@@ -14,8 +14,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from rclpy.impl.implementation_singleton import rclpy_implementation
-
 from mobile_vla_inference.control.pulse import Pulse
 from mobile_vla_inference.control.worker import PolicyWorker
 from mobile_vla_inference.ros import node
@@ -64,13 +62,13 @@ def _raise_if_told(panel: DrillPanel, kind: str, error: Exception, *, once: bool
 
 
 def _trap_pulse(panel: DrillPanel) -> None:
-    """Let a beat fail as a publisher does whose middleware has gone wrong."""
+    """Let a beat fail as a publisher does whose middleware has gone wrong: rclpy's RCLError is a RuntimeError."""
     make = Pulse.__init__
 
     @wraps(make)
     def make_trapped(self: Pulse, beat: Callable[[], object], *others: Any, **options: Any) -> None:
         def trapped_beat() -> object:
-            _raise_if_told(panel, "pulse", rclpy_implementation.RCLError(INJECTED))
+            _raise_if_told(panel, "pulse", RuntimeError(INJECTED))
             return beat()
 
         make(self, trapped_beat, *others, **options)
@@ -85,7 +83,7 @@ def _trap_executor(panel: DrillPanel) -> None:
     @wraps(wait)
     def trapped_wait(self: NodeExecutor, *arguments: Any, **options: Any) -> Any:
         _raise_if_told(panel, "executor", ValueError(INJECTED))
-        _raise_if_told(panel, "executor_deaf", rclpy_implementation.RCLError(INJECTED), once=False)
+        _raise_if_told(panel, "executor_deaf", RuntimeError(INJECTED), once=False)
         return wait(self, *arguments, **options)
 
     NodeExecutor.wait_for_ready_callbacks = trapped_wait

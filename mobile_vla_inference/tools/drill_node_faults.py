@@ -443,9 +443,9 @@ THAT_END_IT = (
         Recovery.NEVER,
         hold_s=0.0,
     ),
-    _thread_fault("pulse", "RCLError in the thread that repeats the commands"),
+    _thread_fault("pulse", "RuntimeError, as of rclpy, in the thread that repeats the commands"),
     _thread_fault("executor", "ValueError where the executor waits for work"),
-    _thread_fault("executor_deaf", "RCLError each time the executor waits for work"),
+    _thread_fault("executor_deaf", "RuntimeError, as of rclpy, each time the executor waits for work"),
     _thread_fault("supervisor", "what no handler of errors catches, in the thread that supervises the worker"),
     _settings_fault(
         "changed",
