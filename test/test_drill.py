@@ -25,7 +25,7 @@ from mobile_vla_inference.tools import drill as drill_tool
 from mobile_vla_inference.tools.child_process import OutputPipe
 from mobile_vla_inference.tools.drill_faults import CATALOGUE
 from mobile_vla_inference.tools.drill_judge import Command, Onset, SpeedLimits, judge, judge_rest
-from mobile_vla_inference.tools.drill_rig import Fault, Recovery, leave
+from mobile_vla_inference.tools.drill_rig import DrillError, Fault, Recovery, leave
 from mobile_vla_inference.tools.drill_worker import FORWARD_ACTION, STEP_FAULTS, DrillPanel, FaultyPolicy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -160,12 +160,15 @@ class _Rig:
 class _Nodes:
     """Counts the nodes that are started and ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *refused: int) -> None:
         self.started = self.ended = 0
+        self._refused = refused
 
     @contextlib.contextmanager
     def start_node(self, transport: str) -> Iterator[_Rig]:
         self.started += 1
+        if self.started in self._refused:
+            raise DrillError("it did not start")
         yield _Rig()
         self.ended += 1
 
@@ -190,6 +193,16 @@ def test_a_fault_that_spoils_the_node_is_followed_by_a_fresh_one(monkeypatch, sp
     assert len(list(drill_tool._run_round(bench, faults))) == 3
     assert rigs[0] is rigs[1] is not rigs[2]
     assert bench.started == bench.ended == 2
+
+
+def test_a_node_that_does_not_start_is_a_miss_unless_it_is_the_first(monkeypatch):
+    faults = [Fault(name, "", leave, leave, (), Recovery.AFTER_RESTART) for name in ("first", "second", "third")]
+    right = drill_tool.Outcome(0, "any", "", None, None, "", "", ())
+    monkeypatch.setattr(drill_tool, "_run_fault", lambda rig, fault: right)
+    misses = [outcome.misses for outcome in drill_tool._run_round(_Nodes(2), faults)]
+    assert misses == [(), ("it did not start",), ()]
+    with pytest.raises(DrillError, match="did not start"):
+        next(drill_tool._run_round(_Nodes(1), faults))
 
 
 def test_a_fault_is_injected_as_often_as_it_says_up_to_the_first_miss(monkeypatch):

@@ -199,14 +199,26 @@ def _run_rounds(args: argparse.Namespace, checkpoint: Path, console: Console) ->
 
 
 def _run_round(bench: _Bench, faults: Sequence[Fault]) -> Iterator[Outcome]:
-    """Inject each fault once; faults that need the same node share it as long as it lives and is as it was."""
+    """Inject each fault once; faults that need the same node share it as long as it lives and is as it was.
+
+    Raises:
+        MobileVlaError: not even the first node could be started.
+    """
+    started = False
     for transport in ("raw", "compressed"):
         wanted = [fault for fault in faults if fault.transport == transport]
         with contextlib.ExitStack() as running:
             rig = None
             for fault in wanted:
                 if rig is None:
-                    rig = running.enter_context(bench.start_node(transport))
+                    try:
+                        rig = running.enter_context(bench.start_node(transport))
+                        started = True
+                    except MobileVlaError as error:
+                        if not started:
+                            raise
+                        yield _not_tried(fault, "", error)  # what was found before must not be lost
+                        continue
                 outcome = _run_fault(rig, fault)
                 yield outcome
                 # What went wrong must not spoil the faults after it.
@@ -299,7 +311,11 @@ def _run_once(rig: Rig, fault: Fault) -> Outcome:
             _bring_to_full_speed(rig, fault)
         return _inject(rig, fault)
     except MobileVlaError as error:
-        return Outcome(0, fault.name, fault.injection, None, None, rig.graph.reason, "not tried", (str(error),))
+        return _not_tried(fault, rig.graph.reason, error)
+
+
+def _not_tried(fault: Fault, reason: str, error: MobileVlaError) -> Outcome:
+    return Outcome(0, fault.name, fault.injection, None, None, reason, "not tried", (str(error),))
 
 
 def _bring_to_full_speed(rig: Rig, fault: Fault) -> None:
