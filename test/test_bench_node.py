@@ -84,6 +84,16 @@ def test_noise_is_flat_and_a_leak_is_not(base_mib: float, noise_mib: float, seed
     assert not is_flat(drift(times_s, base_mib + leak + noise, 0.0), 5.0)
 
 
+@given(st.floats(-1e3, 1e3), st.floats(0.0, 1e3))
+def test_what_a_soak_tells_is_what_it_judges_by(growth: float, range_: float) -> None:
+    series = {"range": range_, "growth": growth, "slope_per_hour": 0.0, "last": 0.0}
+    figures = {"drift": dict.fromkeys(("resident_mib", "shared_mib", "threads", "descriptors"), series)}
+    report = {"frames": {"missing": 0}, "processes": {"node": figures}, "left_behind": []}
+    off = max(range_, abs(growth))
+    told = [f"resident_mib of the node is not flat (off by {off:.1f})"] if off > bench_node.FLAT_LIMIT_MIB else []
+    assert [miss for miss in bench_node._misses(report, soak=True) if "resident" in miss] == told
+
+
 def test_what_happens_while_it_warms_up_does_not_count() -> None:
     times_s = np.arange(SAMPLES, dtype=float)
     values = np.where(times_s < 20.0, times_s, 20.0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.control.gate import Reason
-from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.drill_faults import CATALOGUE, Recovery
+from mobile_vla_inference.tools import cli, drill_node_faults
+from mobile_vla_inference.tools import drill as drill_tool
+from mobile_vla_inference.tools.child_process import OutputPipe
+from mobile_vla_inference.tools.drill_faults import CATALOGUE
 from mobile_vla_inference.tools.drill_judge import Command, Onset, SpeedLimits, judge, judge_rest
+from mobile_vla_inference.tools.drill_rig import DrillError, Fault, Recovery, leave
 from mobile_vla_inference.tools.drill_worker import FORWARD_ACTION, STEP_FAULTS, DrillPanel, FaultyPolicy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -95,6 +101,26 @@ def test_after_a_momentary_fault_motion_may_follow_but_the_zero_has_to_come_in_t
     assert misses(moving(10.02), momentary=True)
 
 
+def test_zero_has_to_be_repeated_while_it_is_held_and_motion_is_not_allowed():
+    zeros = [zero(10.02 + 0.1 * number) for number in range(10)]
+    assert misses(*zeros, zero_held_s=1.0) == ()
+    (gap,) = misses(*zeros[:3], *zeros[6:], zero_held_s=1.0)
+    assert gap == "no zero for 400 ms while zero has to be held"
+    (gap,) = misses(*zeros[:5], zero_held_s=1.0)
+    assert gap == "no zero for 580 ms while zero has to be held"
+    assert misses(*zeros[:5], zero_held_s=0.5) == ()
+    assert misses(*zeros[:5], zero_held_s=1.0, momentary=True) == ()
+    # What comes after motion was allowed again is no longer held.
+    assert misses(*zeros[:5], onset=Onset(10.0, until_s=10.5), zero_held_s=1.0) == ()
+
+
+def test_where_nothing_but_zero_may_come_a_velocity_before_the_deadline_is_a_miss_until_motion_is_right_again():
+    stalled = Onset(10.0, at_once=True, until_s=10.6)
+    assert misses(zero(10.01), moving(10.7), onset=stalled) == ()
+    assert len(misses(moving(10.01), zero(10.02), onset=stalled)) == 1
+    assert len(misses(zero(10.01), moving(10.5), onset=stalled)) == 1
+
+
 def test_a_robot_at_rest_may_be_silent_but_not_start():
     assert judge_rest([moving(9.9), zero(10.2)], 10.0, UNTIL_S).misses == ()
     assert judge_rest([], 10.0, UNTIL_S).misses == ()
@@ -118,14 +144,97 @@ def test_every_fault_has_a_name_of_its_own_and_reasons_to_stand_still():
     names = [fault.name for fault in CATALOGUE]
     assert len(set(names)) == len(names)
     for fault in CATALOGUE:
-        assert fault.reasons
-        assert Reason.MOVING not in fault.reasons
+        # A node that leaves with an error says why as it goes.
+        assert fault.reasons or (fault.leaves_with_error and fault.tells)
+        assert Reason.MOVING not in (*fault.reasons, *fault.last_reasons)
+        assert bool(fault.last_reasons) == (fault.recovery is Recovery.AFTER_RESTART)
 
 
-def test_what_ends_a_node_is_the_last_fault_of_its_transport():
-    for transport in ("raw", "compressed"):
-        recoveries = [fault.recovery for fault in CATALOGUE if fault.transport == transport]
-        assert Recovery.NEVER not in recoveries[:-1]
+class _Rig:
+    """A running node that a fault may end."""
+
+    def __init__(self) -> None:
+        self.node = type("Process", (), {"status": None})()
+
+
+class _Nodes:
+    """Counts the nodes that are started and ended."""
+
+    def __init__(self, *refused: int) -> None:
+        self.started = self.ended = 0
+        self._refused = refused
+
+    @contextlib.contextmanager
+    def start_node(self, transport: str) -> Iterator[_Rig]:
+        self.started += 1
+        if self.started in self._refused:
+            raise DrillError("it did not start")
+        yield _Rig()
+        self.ended += 1
+
+
+@pytest.mark.parametrize("spoils", ["ends the node", "is missed", "needs a restart"])
+def test_a_fault_that_spoils_the_node_is_followed_by_a_fresh_one(monkeypatch, spoils):
+    bench, rigs = _Nodes(), []
+    recovery = Recovery.AFTER_RESTART if spoils == "needs a restart" else Recovery.BY_ITSELF
+    faults = [
+        Fault(name, "", leave, leave, (), recovery if name == "second" else Recovery.BY_ITSELF)
+        for name in ("first", "second", "third")
+    ]
+
+    def run_fault(rig: _Rig, fault: Fault) -> drill_tool.Outcome:
+        rigs.append(rig)
+        if fault.name == "second" and spoils == "ends the node":
+            rig.node.status = 0
+        misses = ("late",) if fault.name == "second" and spoils == "is missed" else ()
+        return drill_tool.Outcome(0, fault.name, "", None, None, "", "", misses)
+
+    monkeypatch.setattr(drill_tool, "_run_fault", run_fault)
+    assert len(list(drill_tool._run_round(bench, faults))) == 3
+    assert rigs[0] is rigs[1] is not rigs[2]
+    assert bench.started == bench.ended == 2
+
+
+def test_a_node_that_does_not_start_is_a_miss_unless_it_is_the_first(monkeypatch):
+    faults = [Fault(name, "", leave, leave, (), Recovery.AFTER_RESTART) for name in ("first", "second", "third")]
+    right = drill_tool.Outcome(0, "any", "", None, None, "", "", ())
+    monkeypatch.setattr(drill_tool, "_run_fault", lambda rig, fault: right)
+    misses = [outcome.misses for outcome in drill_tool._run_round(_Nodes(2), faults)]
+    assert misses == [(), ("it did not start",), ()]
+    with pytest.raises(DrillError, match="did not start"):
+        next(drill_tool._run_round(_Nodes(1), faults))
+
+
+def test_a_fault_is_injected_as_often_as_it_says_up_to_the_first_miss(monkeypatch):
+    late = [drill_tool.Outcome(0, "often", "", float(time_ms), 100.0, "", "", ()) for time_ms in (3, 7, 5)]
+    missed = replace(late[0], misses=("late",))
+    fault = Fault("often", "", leave, leave, (), repeats=3)
+
+    def run(*outcomes: drill_tool.Outcome) -> tuple[drill_tool.Outcome, int]:
+        left = list(outcomes)
+        monkeypatch.setattr(drill_tool, "_run_once", lambda rig, fault: left.pop(0))
+        return drill_tool._run_fault(None, fault), len(left)
+
+    assert run(*late) == (late[1], 0)
+    outcome, left = run(late[0], missed, late[2])
+    assert outcome.misses == ("time 2 of 3: late",)
+    assert left == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"action_scale": {"value": [0.5, -1.0], "confirmed": True}},
+        {"action_scale": [0.5, -1.0]},
+        {"checkpoint": "tiny.pth", "settings": {"action_scale": {"value": [0.5, -1.0]}, "prompt": "p"}},
+    ],
+)
+def test_the_sign_of_the_scale_changes_wherever_it_stands_in_the_settings(tmp_path, content):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(content))
+    drill_node_faults._flip_scale(file)
+    text = json.dumps(content).replace("[0.5, -1.0]", "[-0.5, 1.0]")
+    assert file.read_text() == text
 
 
 class _Still:
@@ -174,6 +283,98 @@ def test_an_action_is_bad_once_when_it_is_told_to(panel, kind, test):
     panel.fault = list(STEP_FAULTS).index(kind)
     assert test(policy.step(None).values[0])
     assert policy.step(None).values[0] == FORWARD_ACTION
+
+
+# ---- its output and its end ------------------------------------------------------------------------------------------
+
+
+def test_output_that_is_not_read_makes_the_writer_wait_and_none_of_it_is_lost(tmp_path):
+    log = tmp_path / "log"
+    pipe = OutputPipe(log)
+    wrote = threading.Event()
+
+    def write(text: bytes) -> None:
+        os.write(pipe.writer, text)
+        wrote.set()
+
+    write(b"before\n")
+    pipe.block()
+    wrote.clear()
+    thread = threading.Thread(target=write, args=(b"meanwhile\n",), daemon=True)
+    thread.start()
+    assert not wrote.wait(0.1)
+    pipe.read()
+    assert wrote.wait(10.0)
+    thread.join()
+    os.close(pipe.writer)
+    pipe.close()
+    pipe.close()
+    assert log.read_bytes() == b"before\nmeanwhile\n"
+
+
+#: Runs a command that asks itself to end a moment after the first child process was started, and once more when a
+#: function is entered for the first time after that.
+INTERRUPTED = """
+import importlib, os, signal, sys, threading
+from mobile_vla_inference.tools import child_process, cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module, owner, name = sys.argv[1:4]
+asked = threading.Event()
+
+
+def ask():
+    asked.set()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def again(function):
+    def wrapped(*arguments, **options):
+        if asked.is_set() and threading.current_thread() is threading.main_thread():
+            asked.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*arguments, **options)
+    return wrapped
+
+
+owner = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+setattr(owner, name, again(getattr(owner, name)))
+start = child_process.NodeProcess.__init__
+
+
+def start_and_ask(*arguments, **options):
+    start(*arguments, **options)
+    threading.Timer(0.2, ask).start()
+
+
+child_process.NodeProcess.__init__ = start_and_ask
+sys.exit(cli.main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name"),
+    [
+        ("rclpy.executors", "SingleThreadedExecutor", "shutdown"),
+        ("threading", "Thread", "join"),
+        ("rclpy.node", "Node", "destroy_node"),
+        ("rclpy", "", "try_shutdown"),
+        ("mobile_vla_inference.tools.child_process", "NodeProcess", "stop"),
+        ("mobile_vla_inference.tools.drill_graph", "DrillGraph", "close"),
+    ],
+)
+def test_ctrl_c_ends_the_drill_in_order_wherever_a_second_one_hits(folder, module, owner, name):
+    pytest.importorskip("rclpy")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, owner, name, "drill", "--only", "disable"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "terminate" not in done.stderr and "Traceback" not in done.stderr
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -1,18 +1,19 @@
-"""`mobile_vla bench`: figures of loading, of stepping and of the running node, measured here and now."""
+"""`mobile_vla bench`: figures of loading, of stepping, of the running node and of its stop, measured here and now."""
 
 from __future__ import annotations
 
 import argparse
 
-from mobile_vla_inference.tools import bench_load, bench_node, bench_step
+from mobile_vla_inference.tools import bench_load, bench_node, bench_step, bench_stop
 
-HELP = "measure loading, a policy step and the running node"
+HELP = "measure loading, a policy step, the running node and how it stops"
 
 #: What is measured -> the module that does; each has HELP, add_arguments and run, as a tool has.
 BENCHES = {
     "load": bench_load,
     "node": bench_node,
     "step": bench_step,
+    "stop": bench_stop,
 }
 
 

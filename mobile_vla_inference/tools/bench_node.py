@@ -30,6 +30,7 @@ from mobile_vla_inference.tools.bench_machine import describe_machine, machine_l
 from mobile_vla_inference.tools.bench_node_figures import (
     STAGES,
     account,
+    deviation,
     drift,
     gaps_ms,
     is_flat,
@@ -39,6 +40,7 @@ from mobile_vla_inference.tools.bench_node_figures import (
 from mobile_vla_inference.tools.child_process import NodeProcess
 from mobile_vla_inference.tools.demo import require_rclpy
 from mobile_vla_inference.tools.images_profile import images_profile
+from mobile_vla_inference.tools.interrupts import Cleanup
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.bench_node_graph import BenchGraph
@@ -51,13 +53,13 @@ EXIT_MISSED = 1
 GAP_LIMIT_MS = 70.0
 FLAT_LIMIT_MIB = 5.0
 
-_INSTRUCTION = "go to the cup"
+INSTRUCTION = "go to the cup"
 _NODE_MODULE = "mobile_vla_inference.tools.bench_node_process"
-_BASE_MODULE = "mobile_vla_inference.tools.bench_node_base"
+BASE_MODULE = "mobile_vla_inference.tools.bench_node_base"
 _CAMERA_MODULE = "mobile_vla_inference.tools.bench_node_camera"
 
 _START_LIMIT_S = 60.0
-_STOP_LIMIT_S = 10.0
+STOP_LIMIT_S = 10.0
 #: What waits or is being stepped when the camera stops has to be accounted for within a step and this long.
 _SETTLE_LIMIT_S = 5.0
 _SPIN_S = 0.1
@@ -82,6 +84,19 @@ class Usage:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--seconds", type=_positive, default=30.0, metavar="S", help="how long (default: %(default)g)")
+    add_camera_arguments(parser)
+    parser.add_argument(
+        "--step-time-ms", type=_positive, default=300.0, metavar="MS", help="of a policy step (default: %(default)g)"
+    )
+    parser.add_argument("--busy", action="store_true", help="let the step compute on a core, not wait as for a GPU")
+    parser.add_argument(
+        "--soak", action="store_true", help=f"fail unless memory stays within {FLAT_LIMIT_MIB:g} MiB and nothing leaks"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+
+
+def add_camera_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the images are like, and how often services are called meanwhile."""
     parser.add_argument("--width", type=int, default=1280, metavar="PX", help="of the images (default: %(default)s)")
     parser.add_argument("--height", type=int, default=720, metavar="PX", help="of the images (default: %(default)s)")
     parser.add_argument(
@@ -91,16 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate-hz", type=_positive, default=30.0, metavar="HZ", help="rate of the images (default: %(default)g)"
     )
     parser.add_argument(
-        "--step-time-ms", type=_positive, default=300.0, metavar="MS", help="of a policy step (default: %(default)g)"
-    )
-    parser.add_argument("--busy", action="store_true", help="let the step compute on a core, not wait as for a GPU")
-    parser.add_argument(
         "--service-rate-hz", type=_rate, default=50.0, metavar="HZ", help="of calls; 0: none (default: %(default)g)"
     )
-    parser.add_argument(
-        "--soak", action="store_true", help=f"fail unless memory stays within {FLAT_LIMIT_MIB:g} MiB and nothing leaks"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,7 +148,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the processes and return the figures."""
     from mobile_vla_inference.tools.bench_node_graph import BenchGraph
 
-    with contextlib.ExitStack() as cleanup:
+    with Cleanup() as cleanup, cleanup.interruptible():
         domain = ros_environment.isolate()
         cleanup.callback(domain.close)
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_bench.")))
@@ -151,25 +158,26 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             bench_node_worker.BUSY_VARIABLE: str(int(args.busy)),
             bench_node_worker.RECORD_VARIABLE: str(folder / "commands"),
         }
-        graph = BenchGraph("vla_node", _INSTRUCTION)
-        closed = contextlib.ExitStack()
-        cleanup.enter_context(closed)
-        closed.callback(graph.close)
-        node = NodeProcess("vla_node", _NODE_MODULE, _node_parameters(step_s), folder / "vla_node.log")
-        closed.callback(node.stop, _STOP_LIMIT_S)
-        base = NodeProcess("base", _BASE_MODULE, {"record": str(folder / "arrivals")}, folder / "base.log")
-        closed.callback(base.stop, _STOP_LIMIT_S)
-        camera = _start_camera(args, folder)
-        closed.callback(camera.stop, _STOP_LIMIT_S)
-        _await_motion(graph, [node, base, camera])
+        closed = cleanup.enter_context(contextlib.ExitStack())
+        with cleanup.held():
+            graph = BenchGraph("vla_node", INSTRUCTION)
+            closed.callback(graph.close)
+            node = NodeProcess("vla_node", _NODE_MODULE, node_parameters(step_s), folder / "vla_node.log")
+            closed.callback(node.stop, STOP_LIMIT_S)
+            base = NodeProcess("base", BASE_MODULE, {"record": str(folder / "arrivals")}, folder / "base.log")
+            closed.callback(base.stop, STOP_LIMIT_S)
+            camera = start_camera(args, folder)
+            closed.callback(camera.stop, STOP_LIMIT_S)
+        await_motion(graph, [node, base, camera])
         probes = {"node": UsageProbe(node.pid), "worker": UsageProbe(_worker_pid(node.pid))}
         since_s, until_s = _put_under_load(args, graph, probes, [node, base, camera])
-        camera.stop(_STOP_LIMIT_S)
+        camera.stop(STOP_LIMIT_S)
         frames = _settle(graph, step_s + _SETTLE_LIMIT_S)
         held = set().union(*(probe.shared_files for probe in probes.values()))
         pids = [node.pid, probes["worker"].pid]
-        closed.close()
-        images, commands, arrivals = (_read_record(folder / name) for name in ("images", "commands", "arrivals"))
+        with cleanup.held():
+            closed.close()
+        images, commands, arrivals = (read_record(folder / name) for name in ("images", "commands", "arrivals"))
     in_window = [image for image in images if since_s <= image["published_s"] <= until_s]
     reactions = reactions_ms(in_window, commands, arrivals, since_s)
     return {
@@ -190,7 +198,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _node_parameters(step_s: float) -> dict[str, str | float]:
+def node_parameters(step_s: float) -> dict[str, str | float]:
     """Return parameters with which the stand-in's commands reach the base as they are."""
     return {
         "checkpoint": "stand-in",
@@ -200,7 +208,8 @@ def _node_parameters(step_s: float) -> dict[str, str | float]:
     }
 
 
-def _start_camera(args: argparse.Namespace, folder: Path) -> NodeProcess:
+def start_camera(args: argparse.Namespace, folder: Path) -> NodeProcess:
+    """Start the camera as `add_camera_arguments` says; its record is the file `images` of a folder."""
     parameters = {
         "width": args.width,
         "height": args.height,
@@ -212,16 +221,18 @@ def _start_camera(args: argparse.Namespace, folder: Path) -> NodeProcess:
         return NodeProcess("camera", _CAMERA_MODULE, parameters, folder / "camera.log")
 
 
-def _await_motion(graph: BenchGraph, processes: list[NodeProcess]) -> None:
+def await_motion(graph: BenchGraph, processes: list[NodeProcess]) -> None:
+    """Wait until the node drives; raise MobileVlaError where a process ends or it does not."""
     deadline_s = time.monotonic() + _START_LIMIT_S
     while graph.moving_since_s is None:
         graph.spin(_SPIN_S)
-        _require_alive(processes)
+        require_alive(processes)
         if time.monotonic() > deadline_s:
             raise MobileVlaError(f"the node did not drive within {_START_LIMIT_S:g} s, it says: {graph.advice}")
 
 
-def _require_alive(processes: list[NodeProcess]) -> None:
+def require_alive(processes: list[NodeProcess]) -> None:
+    """Raise MobileVlaError, with its last error, where a process has ended."""
     faults = [fault for process in processes if (fault := process.fault()) is not None]
     if faults:
         raise MobileVlaError(faults[0])
@@ -246,7 +257,7 @@ def _put_under_load(
         since_s = time.monotonic()
         while (elapsed_s := time.monotonic() - since_s) < args.seconds:
             graph.spin(min(_SPIN_S, args.seconds - elapsed_s))
-            _require_alive(processes)
+            require_alive(processes)
             bar.update(int(elapsed_s) - bar.n)
         until_s = time.monotonic()
     graph.end_calls()
@@ -265,7 +276,8 @@ def _settle(graph: BenchGraph, limit_s: float) -> dict[str, Any]:
             return frames
 
 
-def _read_record(path: Path) -> list[dict[str, float]]:
+def read_record(path: Path) -> list[dict[str, float]]:
+    """Return the entries of a record that a process has written."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -346,9 +358,7 @@ def _misses(report: dict[str, Any], soak: bool) -> list[str]:
         for what, tolerance in tolerances.items():
             series = figures["drift"][what]
             if not is_flat(series, tolerance):
-                found = (
-                    "too short to tell" if series is None else f"off by {max(series['range'], series['growth']):.1f}"
-                )
+                found = "too short to tell" if series is None else f"off by {deviation(series):.1f}"
                 misses.append(f"{what} of the {name} is not flat ({found})")
     return misses + [f"{what} was left behind" for what in report["left_behind"]]
 

@@ -104,6 +104,11 @@ def drift(times_s: Sequence[float], values: Sequence[float], warm_up_s: float) -
     }
 
 
+def deviation(series: Mapping[str, float]) -> float:
+    """Return how far a series (see `drift`) is from flat, up or down."""
+    return max(series["range"], abs(series["growth"]))
+
+
 def is_flat(series: Mapping[str, float] | None, tolerance: float) -> bool:
     """Whether a series (see `drift`) keeps within a tolerance; one that is too short is not."""
-    return series is not None and max(series["range"], abs(series["growth"])) <= tolerance
+    return series is not None and deviation(series) <= tolerance

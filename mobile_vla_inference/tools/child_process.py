@@ -7,9 +7,11 @@ import ctypes
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,84 @@ _LOG_PREFIX = re.compile(r"^\[(?P<severity>[A-Z]+)\] \[[\d.]+\] \[[^]]*\]: ")
 _ERROR_SEVERITIES = ("ERROR", "FATAL")
 
 
+class OutputPipe:
+    """A pipe whose output a thread writes to a file, until it is told to leave the pipe unread.
+
+    A process that writes to a full pipe waits: so it is behind `| less`, a stopped terminal or a log that hangs.
+    """
+
+    #: A process's text holds none of these, so what fills the pipe can be told from it.
+    _FILLING = b"\0"
+
+    def __init__(self, log: Path) -> None:
+        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reader, False)
+        self._log = log.open("wb", buffering=0)
+        self._leave = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+        self.read()
+
+    def read(self) -> None:
+        """Write what comes to the file, from now on."""
+        if self._thread is None and not self._log.closed:
+            self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+            self._thread.start()
+
+    def block(self) -> None:
+        """Leave the pipe unread and fill it to the last byte: whoever writes next has to wait."""
+        self._end_thread()
+        # Opened anew: the flag belongs to the description, and the process's own has to block.
+        filler = os.open(f"/proc/self/fd/{self._reader}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            for size in (select.PIPE_BUF, 1):
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        os.write(filler, self._FILLING * size)
+        finally:
+            os.close(filler)
+
+    def settle(self) -> None:
+        """Write all that has come so far to the file."""
+        if self._log.closed:
+            return
+        reading = self._thread is not None
+        self._end_thread()
+        self._copy()
+        if reading:
+            self.read()
+
+    def close(self) -> None:
+        """Write what has come to the file and end; safe to call more than once."""
+        if self._log.closed:
+            return
+        self._end_thread()
+        self._copy()
+        self._log.close()
+        os.close(self._reader)
+        os.close(self._leave)
+
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            os.eventfd_write(self._leave, 1)
+            self._thread.join()
+            os.eventfd_read(self._leave)
+            self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._reader, self._leave], [], [])
+            if self._leave in ready or not self._copy():
+                return
+
+    def _copy(self) -> bool:
+        """Write what is in the pipe to the file; return False at its end."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._reader, 1 << 16):
+                self._log.write(data.replace(self._FILLING, b""))
+            return False
+        return True
+
+
 class NodeProcess:
     """A node of this package in a process of its own, its output in a file."""
 
@@ -33,14 +113,26 @@ class NodeProcess:
         parameters: Mapping[str, str | float],
         log: Path,
         remappings: Mapping[str, str] | None = None,
+        *,
+        piped: bool = False,
     ) -> None:
-        """Start `python -m module` with ROS parameters and remappings (`__ns` moves the node)."""
+        """Start `python -m module` with ROS parameters and remappings (`__ns` moves the node).
+
+        Args:
+            name: what it is called in sentences.
+            module: what is run.
+            parameters: ROS parameters.
+            log: the file for its output.
+            remappings: ROS remappings.
+            piped: let its output go through `pipe`, so that it can be blocked.
+        """
         self.name = name
         self._log = log
+        self.pipe = OutputPipe(log) if piped else None
         arguments = [word for key, value in parameters.items() for word in ("-p", f"{key}:={_yaml_text(value)}")]
         arguments += [word for old, new in (remappings or {}).items() for word in ("-r", f"{old}:={new}")]
         command = [sys.executable, "-m", module, "--ros-args", *arguments]
-        with log.open("wb") as output:
+        with os.fdopen(self.pipe.writer, "wb") if self.pipe is not None else log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -66,20 +158,26 @@ class NodeProcess:
         status = self._process.poll()
         if status is None:
             return None
+        if self.pipe is not None:
+            self.pipe.settle()
         ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return f"{self.name} {ending}: {last_error(self._log)}"
 
     def stop(self, timeout_s: float) -> None:
         """Ask the process to end, and kill it and its children after `timeout_s`."""
-        if self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        if self.pipe is not None:
+            self.pipe.read()
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # one that was stopped ends as any other
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        if self.pipe is not None:
+            self.pipe.close()
 
 
 def run_tool(arguments: Sequence[str]) -> subprocess.CompletedProcess:

@@ -20,7 +20,7 @@ from mobile_vla_inference.border import MobileVlaError
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
     "bag-to-episodes": ("bag_to_episodes", "make HDF5 episodes from a bag with images, instruction and cmd_vel"),
-    "bench": ("bench", "measure loading, a policy step and the running node"),
+    "bench": ("bench", "measure loading, a policy step, the running node and how it stops"),
     "budget": ("budget", "tell whether a policy fits a board of 8 or 16 GB, item by item"),
     "console": ("console", "ask a policy by hand at a prompt: infer, benchmark, memory, ..."),
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),

@@ -1,146 +1,58 @@
 """The drill's catalogue: every fault with how it is injected, lifted, answered and recovered from.
 
-A fault is plain data with two small functions on a `Rig`, which is the running node with all that can be done to it.
+Here is what the worker, the camera and the operator do wrong; drill_node_faults.py has what happens to the node itself.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import select
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.control.gate import Reason
-from mobile_vla_inference.tools.child_process import NodeProcess
+from mobile_vla_inference.tools import drill_node_faults
 from mobile_vla_inference.tools.drill_judge import Onset
-from mobile_vla_inference.tools.drill_worker import STEP_FAULTS, DrillPanel
+from mobile_vla_inference.tools.drill_rig import (
+    EVENT_LIMIT_S,
+    IMAGE_TIMEOUT_S,
+    INSTRUCTION,
+    RESUME_WITHIN_S,
+    STEP_TIMEOUT_S,
+    DrillError,
+    Fault,
+    Recovery,
+    Rig,
+    leave,
+)
+from mobile_vla_inference.tools.drill_worker import STEP_FAULTS
 
-if TYPE_CHECKING:
-    from mobile_vla_inference.tools.drill_graph import DrillGraph
-
-INSTRUCTION = "go around the box on the left to the cup"
-
-#: What the drill gives the node; the timeouts are the shortest that a step of STEP_S on a busy machine allows.
-IMAGE_TIMEOUT_S = 0.5
-STEP_TIMEOUT_S = 1.0
-RESUME_WITHIN_S = 2.0
-#: A step takes at least so long, longer than the node may take to stop: a result is under way at most faults.
-STEP_S = 0.15
-
-_EVENT_LIMIT_S = 5.0
-
-# Numbers of lifecycle_msgs/msg/Transition.
-_ACTIVATE, _DEACTIVATE = 3, 4
-
-
-class DrillError(MobileVlaError):
-    """A fault could not be injected, or the node does not do what the drill needs."""
-
-
-class Recovery(Enum):
-    """How the robot comes back to motion after the fault is lifted, by design."""
-
-    BY_ITSELF = "by itself"
-    AFTER_ENABLE = "after ~/enable"
-    AFTER_ACTIVATE = "after activate"
-    NEVER = "no: the node left"
-
-
-@dataclass
-class Rig:
-    """A running node and everything that can be done to it."""
-
-    node: NodeProcess
-    graph: DrillGraph
-    panel: DrillPanel
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault of the catalogue.
-
-    Attributes:
-        name: for the table and `--only`.
-        injection: how it is injected, for people.
-        inject: brings it about and returns when it began.
-        lift: takes it away again.
-        reasons: one of these has to be the first that the node gives.
-        recovery: how motion comes back.
-        transport: the image transport of the node that it needs.
-        step_s: how long a policy step takes at least.
-        hold_s: how long it stays after the first zero.
-        momentary: it is over with the first zero.
-        from_rest: it is injected into a robot that has not moved yet, and must not start.
-    """
-
-    name: str
-    injection: str
-    inject: Callable[[Rig], Onset]
-    lift: Callable[[Rig], None]
-    reasons: tuple[Reason, ...]
-    recovery: Recovery = Recovery.BY_ITSELF
-    transport: str = "raw"
-    step_s: float = STEP_S
-    hold_s: float = 0.4
-    momentary: bool = False
-    from_rest: bool = False
+#: Numbers of lifecycle_msgs/msg/Transition.
+_DEACTIVATE = 4
 
 
 # ---- the worker ------------------------------------------------------------------------------------------------------
 
 
-def _signal_worker(number: signal.Signals, rig: Rig) -> float:
-    sent_s = time.monotonic()
-    os.kill(int(rig.panel.worker_pid), number)
-    return sent_s
-
-
-def _kill_worker(rig: Rig) -> Onset:
-    """Kill the worker; nobody can know before the kernel has ended it, which takes longer the more memory it holds."""
-    process = os.pidfd_open(int(rig.panel.worker_pid))
-    try:
-        sent_s = _signal_worker(signal.SIGKILL, rig)
-        select.select([process], [], [], _EVENT_LIMIT_S)
-        return Onset(sent_s, time.monotonic() - sent_s)
-    finally:
-        os.close(process)
-
-
 def _hang_worker(rig: Rig) -> Onset:
-    sent_s = _signal_worker(signal.SIGSTOP, rig)
+    sent_s = rig.signal_worker(signal.SIGSTOP)
     return Onset(rig.panel.finished_s, STEP_TIMEOUT_S, sent_s)
 
 
 def _fail_step(kind: str, rig: Rig) -> Onset:
     asked_s = time.monotonic()
     rig.panel.fault = list(STEP_FAULTS).index(kind)
-    if not rig.graph.wait_for(lambda: rig.panel.fired_s >= asked_s, _EVENT_LIMIT_S):
-        raise DrillError(f"no step was made within {_EVENT_LIMIT_S:g} s that could fail with {kind}")
+    if not rig.graph.wait_for(lambda: rig.panel.fired_s >= asked_s, EVENT_LIMIT_S):
+        raise DrillError(f"no step was made within {EVENT_LIMIT_S:g} s that could fail with {kind}")
     return Onset(rig.panel.fired_s)
-
-
-def _await_another_worker(rig: Rig) -> None:
-    """Wait until the node has started the worker again."""
-    fault_s = time.monotonic()
-    if not rig.graph.wait_for(lambda: rig.panel.loaded_s > fault_s, 90.0):
-        raise DrillError("the worker was not started again within 90 s")
-
-
-def _nothing(rig: Rig) -> None:
-    """Leave the fault to pass by itself."""
 
 
 def _worker_fault(name: str, injection: str, inject: Callable[[Rig], Onset], **others: Any) -> Fault:
     reasons = others.pop("reasons", (Reason.WORKER_FAULT, Reason.WORKER_NOT_READY))
-    return Fault(name, injection, inject, _await_another_worker, reasons, Recovery.AFTER_ENABLE, **others)
+    return Fault(name, injection, inject, Rig.await_another_worker, reasons, Recovery.AFTER_ENABLE, **others)
 
 
 def _step_fault(kind: str, injection: str, **others: Any) -> Fault:
@@ -152,22 +64,13 @@ def _bad_action(kind: str, injection: str) -> Fault:
         f"action_{kind}",
         injection,
         partial(_fail_step, kind),
-        _nothing,
+        leave,
         (Reason.ACTION_NOT_FINITE,),
         Recovery.AFTER_ENABLE,
     )
 
 
 # ---- the images ------------------------------------------------------------------------------------------------------
-
-
-def _good_images(rig: Rig) -> None:
-    rig.graph.camera.start()
-
-
-def _stop_images(rig: Rig) -> Onset:
-    rig.graph.camera.stop()
-    return Onset(rig.graph.camera.last_good_s, IMAGE_TIMEOUT_S, time.monotonic())
 
 
 def _spoil_images(change: Callable[[Any], None], rig: Rig) -> Onset:
@@ -225,7 +128,7 @@ def _break_jpeg_tables(message: Any) -> None:
 
 def _image_fault(name: str, injection: str, change: Callable[[Any], None], **others: Any) -> Fault:
     inject = partial(others.pop("spoil", _spoil_images), change)
-    return Fault(name, injection, inject, _good_images, (Reason.IMAGE_REFUSED,), **others)
+    return Fault(name, injection, inject, Rig.good_images, (Reason.IMAGE_REFUSED,), **others)
 
 
 def _add_camera(rig: Rig) -> Onset:
@@ -245,7 +148,7 @@ def _send_instruction(text: str, rig: Rig) -> Onset:
 
 def _no_instruction(rig: Rig) -> Onset:
     graph = rig.graph
-    if not graph.wait_for(lambda: graph.reason == Reason.NO_INSTRUCTION.value, _EVENT_LIMIT_S):
+    if not graph.wait_for(lambda: graph.reason == Reason.NO_INSTRUCTION.value, EVENT_LIMIT_S):
         raise DrillError(f"the node waits for something else than an instruction: {graph.reason}")
     return Onset(time.monotonic())
 
@@ -267,29 +170,17 @@ def _release_stop(rig: Rig) -> None:
 
 
 def _deactivate_in_step(rig: Rig) -> Onset:
-    panel = rig.panel
-    seen_s = time.monotonic()
-    deadline_s = seen_s + _EVENT_LIMIT_S
-    while not panel.started_s > max(seen_s, panel.finished_s):
-        if time.monotonic() > deadline_s:
-            raise DrillError(f"no step was made within {_EVENT_LIMIT_S:g} s")
-        time.sleep(0.001)
+    rig.await_step(max(time.monotonic(), rig.panel.finished_s))
     return Onset(rig.graph.change_state(_DEACTIVATE))
 
 
 def _refuse_nan(rig: Rig) -> Onset:
     """Set parameters to NaN, which has to be refused; then see that the image timeout is in force as before."""
     for name in ("image_timeout_s", "step_timeout_s", "max_linear_x_mps", "max_angular_z_radps", "publish_rate_hz"):
-        answer = rig.graph.set_double(name, math.nan)
+        answer = rig.graph.set_parameter(name, math.nan)
         if answer.successful or name not in answer.reason:
             raise DrillError(f"parameter {name} was set to NaN: {answer.reason or 'accepted'}, expected a refusal")
-    return _stop_images(rig)
-
-
-def _terminate(rig: Rig) -> Onset:
-    sent_s = time.monotonic()
-    os.kill(rig.node.pid, signal.SIGTERM)
-    return Onset(sent_s)
+    return rig.stop_images()
 
 
 #: The order is the order of a round: what can only be seen in a fresh node is first, what ends it is last.
@@ -318,30 +209,32 @@ CATALOGUE = (
     Fault(
         "instruction_flood",
         "1000 different instructions a second, for a second",
-        lambda rig: Onset(rig.graph.flood(1000.0)),
+        lambda rig: Onset(rig.graph.flood(1000.0, lambda count: rig.graph.instruct(f"go to place {count}"))),
         _end_flood,
         (Reason.NO_STEP,),
         step_s=0.0,
         hold_s=1.0,
     ),
-    Fault("images_stop", "the camera falls silent for a second", _stop_images, _good_images, (Reason.IMAGE_STALE,)),
+    Fault(
+        "images_stop", "the camera falls silent for a second", Rig.stop_images, Rig.good_images, (Reason.IMAGE_STALE,)
+    ),
     Fault(
         "images_stop_long",
         "the camera falls silent for longer than resume_within_s",
-        _stop_images,
-        _good_images,
+        Rig.stop_images,
+        Rig.good_images,
         (Reason.IMAGE_STALE,),
         Recovery.AFTER_ENABLE,
         hold_s=RESUME_WITHIN_S,
     ),
     _image_fault("stamps_old", "images stamped 10 s ago", partial(_shift_stamp, -10.0)),
     _image_fault("stamps_future", "images stamped 10 s ahead", partial(_shift_stamp, 10.0)),
-    Fault("stamps_repeated", "images with one stamp", _repeat_stamps, _good_images, (Reason.IMAGE_STALE,)),
+    Fault("stamps_repeated", "images with one stamp", _repeat_stamps, Rig.good_images, (Reason.IMAGE_STALE,)),
     Fault(
         "time_backwards",
         "stamps jump back by 0.25 s, as in a bag that loops",
         partial(_spoil_images, partial(_shift_stamp, -0.25)),
-        _good_images,
+        Rig.good_images,
         (Reason.NO_STEP,),
         momentary=True,
         step_s=0.0,
@@ -373,7 +266,7 @@ CATALOGUE = (
         "disable",
         "~/enable false",
         lambda rig: Onset(rig.graph.enable(False)),
-        _nothing,
+        leave,
         (Reason.DISABLED,),
         Recovery.AFTER_ENABLE,
     ),
@@ -389,7 +282,7 @@ CATALOGUE = (
         "reset",
         "~/reset at full speed",
         lambda rig: Onset(rig.graph.reset()),
-        _nothing,
+        leave,
         (Reason.NO_STEP,),
         momentary=True,
         step_s=0.0,
@@ -398,7 +291,7 @@ CATALOGUE = (
         "deactivate",
         "lifecycle deactivate in the middle of a step",
         _deactivate_in_step,
-        _nothing,
+        leave,
         (Reason.INACTIVE,),
         Recovery.AFTER_ACTIVATE,
     ),
@@ -406,14 +299,24 @@ CATALOGUE = (
         "parameter_nan",
         "five parameters set to NaN, each refused by name; then the camera falls silent",
         _refuse_nan,
-        _good_images,
+        Rig.good_images,
         (Reason.IMAGE_STALE,),
     ),
     _bad_action("nan", "the policy's action is NaN"),
     _bad_action("infinity", "the policy's action is infinite"),
-    _worker_fault("worker_killed", "SIGKILL to the worker", _kill_worker),
+    _worker_fault("worker_killed", "SIGKILL to the worker", Rig.kill_worker),
     _step_fault("exception", "RuntimeError in a policy step"),
-    Fault("node_sigterm", "SIGTERM to the node", _terminate, _nothing, (Reason.INACTIVE,), Recovery.NEVER, hold_s=0.0),
+    *drill_node_faults.ON_A_RUNNING_NODE,
+    Fault(
+        "node_sigterm",
+        "SIGTERM to the node",
+        drill_node_faults.terminate,
+        leave,
+        (Reason.INACTIVE,),
+        Recovery.NEVER,
+        hold_s=0.0,
+    ),
+    *drill_node_faults.THAT_END_IT,
     _image_fault("jpeg_cut_off", "half of a JPEG", _halve_data, transport="compressed"),
     _image_fault("jpeg_8000x6000", "a JPEG header of 8000 x 6000 pixels", _claim_huge_jpeg, transport="compressed"),
     _image_fault(

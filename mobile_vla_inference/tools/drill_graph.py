@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import select
 import struct
 import threading
 import time
@@ -15,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Twist
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
@@ -45,10 +49,11 @@ _ANSWER_LIMIT_S = 5.0
 
 @dataclass(frozen=True)
 class Report:
-    """A reason that the node gave in `~/status`."""
+    """A reason that the node gave in `~/status`, and whether it says that it needs `~/enable`."""
 
     time_s: float
     reason: str
+    latched: bool
 
 
 class Camera:
@@ -133,7 +138,11 @@ class DrillGraph:
         """
         self.commands: list[Command] = []
         self.reports: list[Report] = []
-        self._news = threading.Condition()
+        #: What the node has told, as lines of text: its status on every change, its diagnostics as they came last.
+        self._told: list[str] = []
+        self._diagnosed: dict[str, str] = {}
+        # No lock: the thread that waits may be interrupted anywhere, and the recorder must never wait for it.
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._node = node = rclpy.create_node("drill", namespace=namespace)
         self._instructions = node.create_publisher(String, "instruction", _RELIABLE)
@@ -144,7 +153,11 @@ class DrillGraph:
         self._enable = node.create_client(SetBool, f"{node_name}/enable")
         self._transitions = node.create_client(ChangeState, f"{node_name}/change_state")
         self._parameters = node.create_client(SetParameters, f"{node_name}/set_parameters")
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._namespace = namespace
+        self._full_name = f"{namespace}/{node_name}"
         self._second_camera: Any = None
+        self._other: tuple[Context, Any] | None = None
         self._flooding = threading.Event()
         self._flood_thread: threading.Thread | None = None
         self._executor = SingleThreadedExecutor()
@@ -157,12 +170,14 @@ class DrillGraph:
     def close(self) -> None:
         """Leave the graph."""
         self.end_flood()
+        self.remove_other_node()
         if self.camera is not None:
             self.camera.close()
         self._executor.shutdown()
         self._thread.join()
         self._node.destroy_node()
         rclpy.try_shutdown()
+        os.close(self._news)
 
     def mount_camera(self, transport: str) -> None:
         """Replace the camera by one of a transport: `raw` or `compressed`."""
@@ -179,34 +194,64 @@ class DrillGraph:
     def _on_command(self, message: Twist) -> None:
         linear, angular = message.linear, message.angular
         values = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
-        with self._news:
-            self.commands.append(Command(time.monotonic(), values))
-            self._news.notify_all()
+        self.commands.append(Command(time.monotonic(), values))
+        self._tell_news()
 
     def _on_status(self, message: DiagnosticStatus) -> None:
-        reason = next(entry.value for entry in message.values if entry.key == "reason")
-        with self._news:
-            self.reports.append(Report(time.monotonic(), reason))
-            self._news.notify_all()
+        values = {entry.key: entry.value for entry in message.values}
+        self.reports.append(Report(time.monotonic(), values["reason"], values.get("latched") == "True"))
+        self._told.append(_status_text(message))
+        self._tell_news()
 
-    def wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `predicate` holds, looking at each arrival and 20 times a second; return whether it did."""
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(f"{self._full_name.lstrip('/')}: "):
+                self._diagnosed[status.name] = _status_text(status)
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._news, 1)
+
+    def wait_for(self, predicate: Callable[[], bool], timeout_s: float, poll_s: float = _POLL_S) -> bool:
+        """Wait until `predicate` holds, looking at each arrival and each `poll_s`; return whether it did."""
         deadline_s = time.monotonic() + timeout_s
-        with self._news:
-            while not predicate():
-                remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0.0:
-                    return False
-                self._news.wait(min(remaining_s, _POLL_S))
+        while not predicate():
+            remaining_s = deadline_s - time.monotonic()
+            if remaining_s <= 0.0:
+                return False
+            if select.select([self._news], [], [], min(remaining_s, poll_s))[0]:
+                os.eventfd_read(self._news)
         return True
+
+    def has_told(self, text: str) -> bool:
+        """Whether the node has said a text in its status since it was started, or says it in its diagnostics now."""
+        return any(text in line for line in (*self._told, *self._diagnosed.values()))
+
+    def warns_of(self, text: str) -> bool:
+        """Whether the node's diagnostics hold a text at level WARN or above."""
+        return any(text in line for line in self._diagnosed.values() if not line.startswith("OK "))
+
+    def forget(self) -> None:
+        """Forget what a former node has told."""
+        self._told.clear()
+        self._diagnosed.clear()
 
     @property
     def reason(self) -> str:
         """The reason in force."""
         return self.reports[-1].reason if self.reports else "nothing was heard of the node"
 
+    @property
+    def is_latched(self) -> bool:
+        """Whether the node says that it needs `~/enable`."""
+        return bool(self.reports) and self.reports[-1].latched
+
     def first_refusal(self, since_s: float) -> str | None:
-        """Return the first reason to stand still that was given after `since_s`."""
+        """Return the first reason to stand still since `since_s`; one that was in force by then counts."""
+        before = self.reason_at(since_s)
+        if before not in ("moving", "none"):
+            return before
         return next((r.reason for r in list(self.reports) if r.time_s >= since_s and r.reason != "moving"), None)
 
     def reason_at(self, time_s: float) -> str:
@@ -245,23 +290,24 @@ class DrillGraph:
         self._instructions.publish(message)
         return sent_s
 
-    def flood(self, rate_hz: float) -> float:
-        """Send another instruction `rate_hz` times a second, until `end_flood`."""
+    def flood(self, rate_hz: float, send: Callable[[int], object]) -> float:
+        """Call `send` with a count `rate_hz` times a second, until `end_flood`."""
         self._flooding.set()
         started_s = time.monotonic()
-        self._flood_thread = threading.Thread(target=self._flood, args=(rate_hz, started_s), name="flood", daemon=True)
+        arguments = (rate_hz, send, started_s)
+        self._flood_thread = threading.Thread(target=self._flood, args=arguments, name="flood", daemon=True)
         self._flood_thread.start()
         return started_s
 
-    def _flood(self, rate_hz: float, started_s: float) -> None:
+    def _flood(self, rate_hz: float, send: Callable[[int], object], started_s: float) -> None:
         count = 0
         while self._flooding.is_set():
-            self.instruct(f"go to place {count}")
+            send(count)
             count += 1
             time.sleep(max(0.0, started_s + count / rate_hz - time.monotonic()))
 
     def end_flood(self) -> None:
-        """End the flood of instructions, if there is one."""
+        """End the flood, if there is one."""
         self._flooding.clear()
         if self._flood_thread is not None:
             self._flood_thread.join()
@@ -292,14 +338,17 @@ class DrillGraph:
         client.call_async(request)
         return asked_s
 
-    def set_double(self, name: str, value: float) -> SetParametersResult:
+    def set_parameter(self, name: str, value: bool | float) -> SetParametersResult:
         """Set a parameter and return the answer; raise MobileVlaError where none comes."""
-        wanted = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
-        request = SetParameters.Request(parameters=[Parameter(name=name, value=wanted)])
-        answer = self._parameters.call_async(request)
+        answer = self.ask_parameter(name, value)
         if not self.wait_for(answer.done, _ANSWER_LIMIT_S):
             raise MobileVlaError(f"vla_node did not answer in {_ANSWER_LIMIT_S:g} s when parameter {name} was set")
         return answer.result().results[0]
+
+    def ask_parameter(self, name: str, value: bool | float) -> Any:
+        """Ask for a parameter; the result tells when that is answered."""
+        wanted = Parameter(name, value=value).to_parameter_msg()
+        return self._parameters.call_async(SetParameters.Request(parameters=[wanted]))
 
     def add_second_camera(self) -> float:
         """Let a second publisher appear on the image topic; return when it had found the node."""
@@ -312,3 +361,30 @@ class DrillGraph:
     def remove_second_camera(self) -> None:
         """Let the second publisher leave."""
         self._node.destroy_publisher(self._second_camera)
+
+    # ---- somebody else who drives ----------------------------------------------------------------------------------
+
+    def add_other_node(self, name: str) -> float:
+        """Let another node, which sends nothing, publish on the velocity topic; return when its publisher was seen."""
+        context = Context()
+        context.init(args=[])
+        node = rclpy.create_node(name, namespace=self._namespace, context=context)
+        self._other = (context, node)
+        node.create_publisher(Twist, self._cmd_vel, _RELIABLE)
+        if not self.wait_for(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):
+            raise MobileVlaError(f"a second publisher on {self._cmd_vel} was not seen within {_ANSWER_LIMIT_S:g} s")
+        return time.monotonic()
+
+    def remove_other_node(self) -> None:
+        """Let the other node leave, if there is one."""
+        if self._other is not None:
+            (context, node), self._other = self._other, None
+            node.destroy_node()
+            context.try_shutdown()
+
+
+def _status_text(status: DiagnosticStatus) -> str:
+    """Return a status as a line: its level, what it says, and its values."""
+    level = "OK" if status.level == DiagnosticStatus.OK else "not OK"
+    values = "; ".join(f"{entry.key} {entry.value}" for entry in status.values)
+    return f"{level} {status.message}; {values}"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 #: How long the node may take from the moment when a fault can be known to the first zero that arrives.
 REACTION_LIMIT_S = 0.1
+#: How far two zeros may be apart while zero is held: 0.1 s at 10 Hz, and as much for a machine that is busy.
+ZERO_GAP_LIMIT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ class Onset:
         since_s: the injection; for a timeout, the last good frame or step.
         timeout_s: how long it can't be known for what it is: the configured timeout, or 0.
         injected_s: the injection, where it is later than `since_s`; a zero from before is none of this fault.
+        until_s: when motion is right again by itself, where that is known.
+        at_once: nothing but zero may come from the injection on, not even until the deadline.
     """
 
     since_s: float
     timeout_s: float = 0.0
     injected_s: float = -math.inf
+    until_s: float = math.inf
+    at_once: bool = False
 
     @property
     def deadline_s(self) -> float:
@@ -80,7 +86,13 @@ class Verdict:
 
 
 def judge(
-    commands: Sequence[Command], onset: Onset, until_s: float, limits: SpeedLimits, *, momentary: bool = False
+    commands: Sequence[Command],
+    onset: Onset,
+    until_s: float,
+    limits: SpeedLimits,
+    *,
+    momentary: bool = False,
+    zero_held_s: float = 0.0,
 ) -> Verdict:
     """Judge the velocities of one fault.
 
@@ -90,7 +102,9 @@ def judge(
         until_s: when motion was allowed again.
         limits: the configured speed limits.
         momentary: the fault is over with the first zero; motion may follow.
+        zero_held_s: how long zero has to be repeated after the first one, while motion is not allowed again.
     """
+    until_s = min(until_s, onset.until_s)
     during = [command for command in commands if onset.watched_from_s <= command.time_s < until_s]
     first_zero_s = next((command.time_s for command in during if command.is_zero), math.inf)
     misses = []
@@ -102,7 +116,7 @@ def judge(
         late_s = first_zero_s - onset.deadline_s
         misses.append(f"the first zero arrived {late_s * 1000.0:.0f} ms after its deadline")
     if not momentary:
-        still_from_s = min(first_zero_s, onset.deadline_s)
+        still_from_s = onset.watched_from_s if onset.at_once else min(first_zero_s, onset.deadline_s)
         moving = [command for command in during if command.time_s > still_from_s and not command.is_zero]
         if moving:
             last_ms = (moving[-1].time_s - still_from_s) * 1000.0
@@ -110,7 +124,16 @@ def judge(
                 f"{len(moving)} velocities other than zero, the last one {last_ms:.0f} ms after the robot should have "
                 "stood still"
             )
+    held_until_s = min(until_s, first_zero_s + zero_held_s)
+    gap_s = _largest_gap_s([c.time_s for c in during if c.is_zero and c.time_s < held_until_s], held_until_s)
+    if not momentary and gap_s > ZERO_GAP_LIMIT_S:
+        misses.append(f"no zero for {gap_s * 1000.0:.0f} ms while zero has to be held")
     return Verdict(None if first_zero_s == math.inf else first_zero_s - onset.since_s, tuple(misses))
+
+
+def _largest_gap_s(times_s: Sequence[float], until_s: float) -> float:
+    """Return the largest gap from one time to the next and at last to `until_s`; 0 where there is no time at all."""
+    return max((later - earlier for earlier, later in zip(times_s, (*times_s[1:], until_s))), default=0.0)
 
 
 def judge_rest(commands: Sequence[Command], since_s: float, until_s: float) -> Verdict:

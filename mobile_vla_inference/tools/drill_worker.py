@@ -1,6 +1,6 @@
 """The drill's policy worker: the real worker process round the real policy, which fails on demand.
 
-`DrillPanel` is how `mobile_vla drill` and its worker talk: a few numbers in a file that both map into memory.
+`DrillPanel` is how `mobile_vla drill`, its node and its worker talk: a few numbers in a file that all map into memory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,28 @@ PANEL_VARIABLE = "MOBILE_VLA_DRILL_PANEL"
 #: Added to the first action value (normalised), so that a policy with random weights surely drives.
 FORWARD_ACTION = 2.0
 
-_FIELDS = ("worker_pid", "loaded_s", "step_period_s", "step_s", "started_s", "finished_s", "fault", "fired_s")
+#: What the node can be told to do (drill_node.py); the number of a fault is its place here.
+NODE_FAULTS = ("none", "pulse", "executor", "executor_deaf", "supervisor", "supervisor_error")
+
+#: What an error that the drill brings about says of itself.
+INJECTED = "injected by the drill"
+
+_FIELDS = (
+    "worker_pid",
+    "loaded_s",
+    "step_period_s",
+    "step_s",
+    "started_s",
+    "finished_s",
+    "fault",
+    "fired_s",
+    "node_fault",
+    "node_fired_s",
+)
 
 
 class DrillPanel:
-    """Numbers that the drill and its worker share; times are on the steady clock, which all processes share.
+    """Numbers that the drill, its node and its worker share; times are on the steady clock, which all processes share.
 
     Attributes:
         worker_pid: process id of the worker that loaded last.
@@ -38,6 +55,8 @@ class DrillPanel:
         finished_s: when the last good step finished.
         fault: number of the fault that the next step shall have (an index into STEP_FAULTS), 0 for none.
         fired_s: when the last such fault happened.
+        node_fault: number of the fault that the node itself shall have (an index into NODE_FAULTS), 0 for none.
+        node_fired_s: when that happened.
     """
 
     worker_pid: float
@@ -48,6 +67,8 @@ class DrillPanel:
     finished_s: float
     fault: float
     fired_s: float
+    node_fault: float
+    node_fired_s: float
 
     def __init__(self, path: Path | str) -> None:
         """Map the file; make it where it is missing."""
@@ -64,17 +85,17 @@ class DrillPanel:
 
 
 def _raise_error(action: Action) -> Action:
-    raise RuntimeError("injected by the drill")
+    raise RuntimeError(INJECTED)
 
 
 def _raise_memory_error(action: Action) -> Action:
-    raise MemoryError("injected by the drill")
+    raise MemoryError(INJECTED)
 
 
 def _raise_gpu_memory_error(action: Action) -> Action:
     import torch
 
-    raise torch.OutOfMemoryError("injected by the drill")
+    raise torch.OutOfMemoryError(INJECTED)
 
 
 def _answer_nan(action: Action) -> Action:

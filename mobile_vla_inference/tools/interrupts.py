@@ -1,0 +1,89 @@
+"""Ctrl-C that ends a tool in order: what was opened is closed, and no second Ctrl-C cuts that short.
+
+A ROS graph that is left half open ends its process by `std::terminate`: threads in the middleware's code are still
+there when the interpreter goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Cleanup(contextlib.ExitStack):
+    """An ExitStack that SIGINT, SIGTERM and SIGHUP can end, but not interrupt; for the main thread.
+
+    The first signal raises KeyboardInterrupt, and only within `interruptible` and outside `held`; one that comes at
+    another time is raised as soon as it may be. Use:
+
+        with Cleanup() as cleanup, cleanup.interruptible():
+            with cleanup.held():
+                graph = Graph()
+                cleanup.callback(graph.close)
+            ...
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._armed = False
+        self._raised = False
+        self._waiting = False
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Cleanup:
+        """Take the signals over; what is ignored stays ignored, as behind nohup."""
+        for number in _SIGNALS:
+            former = signal.getsignal(number)
+            if former is not signal.SIG_IGN:
+                self._former[number] = former
+                signal.signal(number, self._on_signal)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        """Close everything, give the signals back, and raise KeyboardInterrupt where one of them waits."""
+        try:
+            return super().__exit__(*error)
+        finally:
+            for number, former in self._former.items():
+                signal.signal(number, former)
+            if self._waiting and not self._raised:
+                raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt meanwhile."""
+        # A signal that comes while this is left was the one that is raised: the handler disarms itself.
+        self._arm()
+        try:
+            yield
+        finally:
+            self._armed = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait meanwhile: something is opened and noted for closing, or closed."""
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            if armed:
+                self._arm()
+
+    def _arm(self) -> None:
+        self._armed = not self._raised
+        if self._waiting and self._armed:
+            self._raise()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._waiting = True
+        if self._armed:
+            self._raise()
+
+    def _raise(self) -> None:
+        self._armed, self._raised = False, True
+        raise KeyboardInterrupt
