@@ -6,7 +6,7 @@ the middleware, so they have a thread of their own, and the others read the last
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,14 @@ class GraphFacts:
         image_publishers: how many publishers the image topic has.
         image_mismatch: which of them can't be heard, and why; empty: all can.
         stop_unheard: which publishers of the stop topic can't be heard, and why; empty: all can.
-        cmd_vel_others: the other nodes that publish on `cmd_vel`.
+        cmd_vel_publishers: how many publishers `cmd_vel` has, the node's own among them.
         warnings: a sentence for everything that a person should see to, `image_mismatch` apart.
     """
 
     image_publishers: int = 0
     image_mismatch: str = ""
     stop_unheard: str = ""
-    cmd_vel_others: tuple[str, ...] = ()
+    cmd_vel_publishers: int = 1
     warnings: tuple[str, ...] = ()
 
 
@@ -44,7 +44,7 @@ class GraphWatch:
     """Look at the graph of a node; `seen` holds the newest facts."""
 
     #: How often to call `look`, seconds.
-    PERIOD_S = 0.05
+    PERIOD_S = 0.02
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class GraphWatch:
         image: tuple[str, str, str],
         inputs: Sequence[EveryPublisher],
         cmd_vel: tuple[str, str],
+        changed: Callable[[], object],
     ) -> None:
         """Prepare to look.
 
@@ -60,11 +61,13 @@ class GraphWatch:
             image: topic, message type and reliability (`reliable` or `best_effort`) of the image subscription.
             inputs: the stop topic, then the other inputs.
             cmd_vel: topic and message type of the commands.
+            changed: called by `look` when the facts are others than before.
         """
         self._node = node
         self._image_topic, self._image_type, self._image_reliability = image
         self._stop, self._other_inputs = inputs[0], inputs[1:]
         self._cmd_vel_topic, self._cmd_vel_type = cmd_vel
+        self._changed = changed
         self._counts: tuple[int, ...] = ()
         self._details_s = 0.0
         self.seen = GraphFacts()
@@ -85,17 +88,18 @@ class GraphWatch:
         if others:
             warnings.append(f"{', '.join(others)} publishes on {self._cmd_vel_topic}, too, expected this node alone")
         warnings += [self._same_name(), *self._deaf_bases()]
+        image_publishers = node.get_publishers_info_by_topic(self._image_topic)
+        reliable = self._image_reliability == "reliable"
+        before = self.seen
         self.seen = GraphFacts(
             image_publishers=counts[0],
-            image_mismatch=explain_mismatch(
-                node.get_publishers_info_by_topic(self._image_topic),
-                self._image_type,
-                self._image_reliability == "reliable",
-            ),
+            image_mismatch=explain_mismatch(image_publishers, self._image_type, reliable),
             stop_unheard=stop_unheard,
-            cmd_vel_others=others,
+            cmd_vel_publishers=counts[2],
             warnings=tuple(filter(None, warnings)),
         )
+        if self.seen != before:
+            self._changed()
 
     def _unheard(self, topic: EveryPublisher) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.topic_name)

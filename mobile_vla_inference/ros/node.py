@@ -218,6 +218,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             image=(self._image_subscription.topic_name, self._format.type_name, parameters.image_reliability),
             inputs=(self._stops, self._instructions),
             cmd_vel=(self._command_publisher.topic_name, "TwistStamped" if parameters.stamped else "Twist"),
+            changed=self._publish_decision,
         )
 
     @property
@@ -623,7 +624,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         with self._motion_lock:
             self._gate.image_sources(graph.image_publishers)
             self._gate.stop_unheard = bool(graph.stop_unheard)
-            self._gate.cmd_vel_shared = self._config.exclusive_cmd_vel and bool(graph.cmd_vel_others)
+            self._gate.cmd_vel_shared = self._config.exclusive_cmd_vel and graph.cmd_vel_publishers > 1
             now_s = steady_s()
             decision = self._gate.decide(now_s)
             changed, self._decision = decision.reason is not self._decision.reason, decision
