@@ -115,7 +115,7 @@ def test_paths_that_are_no_bags_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for name, sentence in (
         ("missing", "does not exist"),
-        ("notes.txt", "is no bag"),
+        ("notes.txt", "can.t be read as a bag"),
         ("folder", "holds no .mcap or .db3 file"),
     ):
         with pytest.raises(BagError, match=sentence):
