@@ -1,0 +1,206 @@
+"""Read small files that come from outside: regular files only, of a bounded size, as text or JSON.
+
+A path that a user gives, or a file in a folder that somebody copied, can be anything: a named pipe that blocks for
+ever, a device, a file of gigabytes, JSON nested until the interpreter's stack ends. Every reader here refuses these
+with one sentence before it allocates. Standard library only, so that each room of the package can use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+#: Deepest nesting of objects and arrays that JSON from outside may have.
+MAX_JSON_DEPTH = 64
+
+#: Makes the exception of a sentence, such as CheckpointError.
+ErrorFactory = Callable[[str], Exception]
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+#: A string (an unterminated one reaches to the end, so that no text is looked at twice), or a bracket.
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def check_regular(path: Path | str, what: str, *, error: ErrorFactory) -> int:
+    """Return the size of a file in bytes, following links; for libraries that open a path themselves.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message, such as `the settings of a checkpoint`.
+        error: makes the exception.
+
+    Raises:
+        error: there is no such file, or it is a folder, named pipe, socket or device (which are not opened).
+    """
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError) as reason:
+        raise _unreadable(path, what, error, reason) from reason
+    return _regular_size(path, what, error, found)
+
+
+def open_regular(path: Path | str, what: str, *, error: ErrorFactory) -> BinaryIO:
+    """Open a regular file to read bytes, unbuffered; arguments and errors as check_regular has them."""
+    check_regular(path, what, error=error)  # opening a device can already do something
+    try:
+        # Not blocking, should the path have become a named pipe since.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as reason:
+        raise _unreadable(path, what, error, reason) from reason
+    try:
+        _regular_size(path, what, error, os.fstat(handle))
+        return os.fdopen(handle, "rb", buffering=0)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; errors as read_text has them."""
+    with open_regular(path, what, error=error) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            parts, room = [], max_bytes + 1  # one byte more than allowed, for a file that grows meanwhile
+            while size <= max_bytes and room and (part := file.read(min(room, 1 << 20))):
+                parts.append(part)
+                room -= len(part)
+        except OSError as reason:
+            raise _unreadable(path, what, error, reason) from reason
+    if size > max_bytes or not room:
+        raise error(
+            f"{path} is larger than {max_bytes} bytes ({max(size, max_bytes + 1)} or more), expected {what}; "
+            f"check that it is the right file"
+        )
+    return b"".join(parts)
+
+
+def read_text(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> str:
+    """Return the text of a regular UTF-8 file of at most `max_bytes`, without a byte order mark.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message.
+        max_bytes: its largest size.
+        error: makes the exception.
+
+    Raises:
+        error: there is no such file, it is no regular one, can't be read, is too large, or is not UTF-8.
+    """
+    return _decoded(read_bytes(path, what, max_bytes, error=error), str(path), what, error)
+
+
+def read_json(
+    path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory, max_depth: int = MAX_JSON_DEPTH
+) -> Any:
+    """Return the value in a JSON file; arguments and errors as read_text and parse_json have them."""
+    return parse_json(read_bytes(path, what, max_bytes, error=error), str(path), what, error=error, max_depth=max_depth)
+
+
+def parse_json(
+    data: bytes | str, where: str, what: str, *, error: ErrorFactory, max_depth: int = MAX_JSON_DEPTH
+) -> Any:
+    """Return the value of JSON text (RFC 8259, strictly), UTF-8 where it is bytes. The caller has bounded its size.
+
+    Args:
+        data: the text.
+        where: what it came from, such as a path, for the message.
+        what: what it should be, for the message.
+        error: makes the exception.
+        max_depth: the deepest nesting of objects and arrays.
+
+    Raises:
+        error: it is no JSON, is nested more deeply, names a key twice, or holds NaN, Infinity, a number too large for
+            a float, or text that is no Unicode (half of a surrogate pair).
+    """
+    text = _decoded(data, where, what, error) if isinstance(data, bytes) else data
+    if text.count("[") + text.count("{") > max_depth and _depth(text, max_depth) > max_depth:
+        raise error(
+            f"{where} is nested more than {max_depth} levels deep, expected {what}; check that it is the right file"
+        )
+    try:
+        value = json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite_float, object_pairs_hook=_without_duplicates
+        )
+        if _LONE_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as reason:
+        raise error(
+            f"{where} holds half of a surrogate pair, which is no text, expected {what}; correct it"
+        ) from reason
+    except ValueError as reason:
+        raise error(
+            f"{where} can't be read as JSON ({reason}), expected {what}; correct it or copy it again"
+        ) from reason
+    return value
+
+
+def _regular_size(path: Path | str, what: str, error: ErrorFactory, found: os.stat_result) -> int:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        raise error(f"{path} is {kind}, expected a file with {what}; check the path")
+    return found.st_size
+
+
+def _unreadable(path: Path | str, what: str, error: ErrorFactory, reason: Exception) -> Exception:
+    if isinstance(reason, FileNotFoundError):
+        return error(f"{path} does not exist, expected {what}; check the path")
+    said = getattr(reason, "strerror", None) or reason
+    return error(f"{path!s} can't be read ({said}), expected {what}; check the path and its permissions")
+
+
+def _decoded(data: bytes, where: str, what: str, error: ErrorFactory) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"{where} is no UTF-8 text (byte {reason.start} is 0x{data[reason.start]:02x}), expected {what}; "
+            f"save it as UTF-8, or copy it again"
+        ) from reason
+
+
+def _depth(text: str, limit: int) -> int:
+    """Return the deepest nesting of brackets outside strings; counting ends above `limit`."""
+    depth = deepest = 0
+    for token in _JSON_TOKEN.finditer(text):
+        first = token[0][0]
+        if first in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > limit:
+                break
+        elif first in "]}":
+            depth -= 1
+    return deepest
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return value
