@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from ruamel.yaml.events import (
 
 from mobile_vla_inference.bags import mcap_file, sqlite_file
 from mobile_vla_inference.bags.source import BagError
+from mobile_vla_inference.outside_files import check_regular, open_regular, read_text
 
 METADATA = "metadata.yaml"
 SUFFIXES = (".mcap", ".db3")
@@ -79,8 +79,7 @@ def storage_files(path: Path, notes: list[str], stack: contextlib.ExitStack) -> 
         raise BagError(f"{path} does not exist, expected a bag: a folder, a .mcap or a .db3 file; check the path")
     if path.is_dir():
         return [_open(file, stack) for file in _files_of_folder(path, notes)]
-    if not path.is_file():
-        raise BagError(f"{path} is neither a file nor a folder, expected a bag; check the path")
+    check_regular(path, "a bag", error=BagError)
     if path.name == METADATA:
         raise BagError(f"{path} only describes a bag, expected its folder; give {path.parent}")
     return [_open(path, stack)]
@@ -135,30 +134,22 @@ def _looks_like_storage(file: Path) -> bool:
 def _named_files(folder: Path, notes: list[str]) -> list[Path]:
     """Return the files that a bag's metadata names, in its folder; none, with a note, where it is missing or broken."""
     file = folder / METADATA
+    if not file.exists():
+        notes.append(f"{folder} has no {METADATA} (the recorder was not closed): its files were read without")
+        return []
     try:
-        text = _metadata_text(file)
+        text = read_text(file, "the metadata of a bag", _MAX_METADATA_BYTES, error=_MetadataError)
         # rosbag 2 names files by the bag's own folder in old versions; nothing outside it is ever read.
         return list(dict.fromkeys(folder / name for name in map(_last_part, _relative_paths(text)) if name))
-    except FileNotFoundError:
-        notes.append(f"{folder} has no {METADATA} (the recorder was not closed): its files were read without")
-    except (OSError, YAMLError, ValueError) as error:
-        found = error if isinstance(error, _MetadataError) else "is broken"
-        notes.append(f"{file} {found}: the bag's files were read without it")
+    except _MetadataError as error:
+        notes.append(f"{error}; the bag's files were read without it")
+    except (YAMLError, ValueError):
+        notes.append(f"{file} is broken: the bag's files were read without it")
     return []
 
 
-class _MetadataError(ValueError):
-    """Metadata that is left alone; the message goes on after its path."""
-
-
-def _metadata_text(file: Path) -> str:
-    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-        raise _MetadataError("is no regular file")
-    with file.open("rb") as stream:
-        content = stream.read(_MAX_METADATA_BYTES + 1)
-    if len(content) > _MAX_METADATA_BYTES:
-        raise _MetadataError(f"is larger than {_MAX_METADATA_BYTES >> 20} MiB")
-    return content.decode()
+class _MetadataError(Exception):
+    """Metadata that is left alone."""
 
 
 def _relative_paths(text: str) -> list[str]:
@@ -251,7 +242,7 @@ def _foreign_error(file: Path, name: Path | None = None) -> BagError | None:
 
 
 def _first_bytes(file: Path) -> bytes:
-    with file.open("rb") as stream:
+    with open_regular(file, "a bag", error=BagError) as stream:
         return stream.read(512)
 
 
