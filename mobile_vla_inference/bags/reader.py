@@ -109,8 +109,15 @@ class BagReader:
         return sum(topic.count for topic in self.topics.values())
 
     def of_type(self, *type_names: str) -> list[Topic]:
-        """Return the topics of some types, in name order."""
-        return sorted((t for t in self.topics.values() if t.type_name in type_names), key=lambda topic: topic.name)
+        """Return the topics of some types that can be decoded, in name order."""
+        found = (topic for topic in self.topics.values() if topic.type_name in type_names and topic.encoding == CDR)
+        return sorted(found, key=lambda topic: topic.name)
+
+    def check_not_empty(self) -> None:
+        """Raise BagError where the bag holds no message, with what was wrong with it."""
+        if self.message_count == 0:
+            found = "; ".join((f"{self.path} holds no messages", *self.notes))
+            raise BagError(f"{found}, expected a recorded drive; give another bag, or copy it again")
 
     def messages(self, topics: Collection[str] | None = None, start_ns: int | None = None) -> Iterator[BagMessage]:
         """Yield the messages of some topics (None: all) from a time on, in the order of recording.
