@@ -52,6 +52,7 @@ _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 #: More than rosbag 2 writes for thousands of files and topics.
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_METADATA_EVENTS = 200_000
+_MAX_METADATA_DEPTH = 20
 _MAX_NAMES_TOLD = 5
 
 #: A compressed file unpacks to so much at most: whatever it is worth, or so many times its size.
@@ -161,7 +162,7 @@ def _relative_paths(text: str) -> list[str]:
     keys: list[bool] = []  # of each open mapping whether its next scalar is a key
     names: list[str] | None = None
     for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
-        if number > _MAX_METADATA_EVENTS or isinstance(event, AliasEvent):
+        if number > _MAX_METADATA_EVENTS or len(path) > _MAX_METADATA_DEPTH or isinstance(event, AliasEvent):
             raise ValueError("no metadata of rosbag 2")
         if isinstance(event, (MappingStartEvent, SequenceStartEvent)):
             is_mapping = isinstance(event, MappingStartEvent)
