@@ -237,14 +237,16 @@ def test_topics_that_can_not_be_published_are_left_out_with_a_warning(tmp_path, 
                 raw(picture(0), START_NS) if type_name == IMAGE else typestore().types[STRING](data="x"), type_name
             )
             writer.add_message(channel, START_NS, bytes(data), START_NS)
-        none = writer.register_channel("/bare", "cdr", 0)
-        writer.add_message(none, START_NS, b"\0\1\0\0", START_NS)
+        for topic, encoding in (("/bare", "cdr"), ("/speech", "json")):
+            schema = writer.register_schema(STRING, "jsonschema", b"{}") if encoding == "json" else 0
+            writer.add_message(writer.register_channel(topic, encoding, schema), START_NS, b"\0\1\0\0", START_NS)
         writer.finish()
     player = start_tool("play", str(path), "--all-topics", "--wait", "0")
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 0, output
     assert "'/1st camera/image' is no name that a topic can have: /1st camera/image is left out" in output
     assert "/bare is left out" in output
+    assert "/speech is in the encoding 'json', not ROS 2's: it is left out" in output
     assert "2 messages published" in output
 
 

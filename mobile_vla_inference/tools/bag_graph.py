@@ -22,6 +22,7 @@ from rosgraph_msgs.msg import Clock
 
 from mobile_vla_inference.bags.images import decode_or_none
 from mobile_vla_inference.bags.reader import CLOCK, BagMessage, BagReader
+from mobile_vla_inference.bags.source import CDR
 from mobile_vla_inference.bags.writer import BagWriter
 from mobile_vla_inference.border import MobileVlaError
 
@@ -103,12 +104,16 @@ class BagPlayer:
         self._time: Clock | None = None
         self._publishers: dict[str, Any] = {}
         for name, target in topics.items():
-            kind = message_class(bag.topics[name].type_name)
+            topic = bag.topics[name]
+            kind = message_class(topic.type_name)
+            if topic.encoding != CDR:
+                self.left_out.append(f"{name} is in the encoding {topic.encoding!r}, not ROS 2's: it is left out")
+                continue
             if kind is None:
-                self.left_out.append(f"{bag.topics[name].type_name} is not installed: {name} is left out")
+                self.left_out.append(f"{topic.type_name or 'its type'} is not installed: {name} is left out")
                 continue
             try:
-                self._publishers[name] = node.create_publisher(kind, target, play_qos(bag.topics[name].latched))
+                self._publishers[name] = node.create_publisher(kind, target, play_qos(topic.latched))
             except (InvalidTopicNameException, ValueError):
                 self.left_out.append(f"{target!r} is no name that a topic can have: {name} is left out")
 
