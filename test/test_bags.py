@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import lz4.frame
 import numpy as np
 import pytest
+import zstandard
 from bag_files import PERIOD_NS, START_NS, picture, raw, stamps, storage_file, write_drive
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
+from rosbags.rosbag2 import Writer as RosbagsWriter
 
 from mobile_vla_inference.bags.frames_folder import read_frames_folder
 from mobile_vla_inference.bags.reader import (
@@ -29,6 +35,7 @@ from mobile_vla_inference.bags.reader import (
     BagReader,
     typestore,
 )
+from mobile_vla_inference.bags.topics import choose_topics
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.border import FrameError
 from mobile_vla_inference.ros.conversions import compressed_to_rgb, image_to_rgb
@@ -115,7 +122,7 @@ def test_paths_that_are_no_bags_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for name, sentence in (
         ("missing", "does not exist"),
-        ("notes.txt", "is no bag"),
+        ("notes.txt", "can.t be read as a bag"),
         ("folder", "holds no .mcap or .db3 file"),
     ):
         with pytest.raises(BagError, match=sentence):
@@ -264,15 +271,160 @@ def test_an_mcap_file_that_was_never_finished_is_read_as_far_as_it_was_written(t
     assert 10 <= len(images(file)) <= 12
 
 
-def test_an_mcap_file_in_another_encoding_is_refused(tmp_path):
-    with (tmp_path / "json.mcap").open("wb") as stream:
-        writer = McapWriter(stream, use_chunking=False)
-        writer.start()
-        channel = writer.register_channel("/image_raw", "json", writer.register_schema("x", "jsonschema", b"{}"))
-        writer.add_message(channel, 1, b"{}", 1)
+def write_topics(file: Path, topics: dict[str, tuple[str, str, str]], **start) -> Path:
+    """Write an mcap file with a message on every topic: name -> type, encoding of the schema, encoding."""
+    with file.open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start(**start)
+        for topic, (type_name, schema_encoding, encoding) in topics.items():
+            schema = writer.register_schema(type_name, schema_encoding, b"{}") if type_name else 0
+            channel = writer.register_channel(topic, encoding, schema, {"offered_qos_profiles": "- [no: profile"})
+            data = bytes(typestore().serialize_cdr(raw(picture(0), START_NS), IMAGE)) if type_name == IMAGE else b"{}"
+            writer.add_message(channel, START_NS, data, START_NS)
         writer.finish()
-    with pytest.raises(BagError, match="'json', expected ROS 2's cdr"):
-        BagReader(tmp_path / "json.mcap")
+    return file
+
+
+@pytest.mark.parametrize("start", [{"profile": "ros2"}, {"profile": ""}, {"profile": "x-robot"}], ids=str)
+def test_only_topics_that_are_used_need_to_be_understood(tmp_path, start):
+    others = {
+        "/json": ("x", "jsonschema", "json"),
+        "/proto": ("foxglove.CompressedVideo", "protobuf", "protobuf"),
+        "/none": ("", "", ""),
+        "/custom": ("my_robot/msg/Wheels", "ros2msg", "cdr"),
+    }
+    file = write_topics(tmp_path / "mixed.mcap", {**others, "/image_raw": (IMAGE, "ros2msg", "cdr")}, **start)
+    assert np.array_equal(images(file)[0], picture(0))
+    with BagReader(file) as bag:
+        assert choose_topics(bag, None, None, instruction_wanted=False).image.name == "/image_raw"
+        assert len(list(bag.messages())) == 5
+        with pytest.raises(BagError, match="holds /json in the encoding 'json', expected ROS 2's cdr"):
+            list(bag.messages(("/json",)))
+        with pytest.raises(BagError, match="is no my_robot/msg/Wheels"):
+            bag.decode(next(iter(bag.messages(("/custom",)))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (("sensor_msgs/Image", "ros1msg", "ros1"), "'ros1', expected .*rosbags-convert"),
+        ((IMAGE, "jsonschema", "json"), "'json', expected ROS 2's cdr; record that topic with `ros2 bag record`"),
+    ],
+)
+def test_images_in_another_encoding_are_refused_by_name(tmp_path, kind, sentence):
+    file = write_topics(tmp_path / "other.mcap", {"/image_raw": kind})
+    with BagReader(file) as bag:
+        for wanted in (None, "/image_raw"):
+            with pytest.raises(BagError, match=sentence):
+                choose_topics(bag, wanted, None, instruction_wanted=False)
+
+
+# ---- of another kind, or under another name --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("name", ["monday", "monday.mcap", "monday.db3"])
+def test_a_storage_file_under_another_name_is_read_and_named(tmp_path, storage, name):
+    path = write_drive(tmp_path / "drive", storage=storage)
+    whole, _ = read_all(path)
+    former = storage_file(path)
+    if storage == "sqlite3" and name == "monday":
+        name = "monday.bag.db3"  # any sqlite3 file may lie about; a bag's has one of the two endings
+    former.rename(path / name)
+    messages, notes = read_all(path)
+    assert messages == whole
+    assert notes == [f"{path} lacks {former.name}, which its metadata.yaml names: {name} was read instead"]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])
+@pytest.mark.parametrize("metadata", ["whole", "missing", "unpacked"])
+def test_a_compressed_bag_is_read_with_metadata_and_without(tmp_path, storage, mode, metadata):
+    plain = write_drive(tmp_path / "plain", storage=storage)
+    plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
+    writer = RosbagsWriter(tmp_path / "packed", version=8, storage_plugin=plugin)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with BagReader(plain) as bag, writer:
+        ids = {t.name: writer.add_connection(t.name, t.type_name, typestore=typestore()) for t in bag.topics.values()}
+        for message in bag.messages():
+            writer.write(ids[message.topic], message.time_ns, message.data)
+    path = tmp_path / "packed"
+    if metadata == "missing":
+        (path / "metadata.yaml").unlink()
+    elif metadata == "unpacked" and mode == CompressionMode.FILE:
+        (packed,) = path.glob("*.zstd")
+        with packed.open("rb") as source, packed.with_suffix("").open("wb") as target:
+            zstandard.ZstdDecompressor().copy_stream(source, target)
+        packed.unlink()
+    assert read_all(path)[0] == read_all(plain)[0]
+    if mode == CompressionMode.FILE and metadata != "unpacked":
+        (packed,) = path.glob("*.zstd")
+        assert read_all(packed)[0] == read_all(plain)[0]
+
+
+def test_a_compressed_file_that_was_cut_off_is_read_up_to_there(tmp_path):
+    path = write_drive(tmp_path / "drive", stamps(300))
+    whole, _ = read_all(path)
+    packed = zstandard.ZstdCompressor().compress(storage_file(path).read_bytes())
+    (tmp_path / "cut.mcap.zstd").write_bytes(packed[: len(packed) * 2 // 3])
+    messages, notes = read_all(tmp_path / "cut.mcap.zstd")
+    assert 20 < len(messages) < len(whole)
+    assert messages == whole[: len(messages)]
+    assert notes == ["cut.mcap.zstd is cut off or damaged: it was read up to there"]
+
+
+def test_a_split_bag_without_metadata_goes_on_in_the_file_that_begins_next(tmp_path):
+    path = tmp_path / "split"
+    path.mkdir()
+    for number in range(12):  # by their names, 10 comes before 2
+        part = write_drive(tmp_path / f"part{number}", stamps(2))
+        with BagWriter(tmp_path / f"late{number}") as late, BagReader(part) as bag:
+            late.add_topic("/image_raw", IMAGE)
+            for message in bag.messages(("/image_raw",)):
+                late.write("/image_raw", message.time_ns + number * 1_000_000_000, message.data)
+        storage_file(tmp_path / f"late{number}").rename(path / f"split_{number}.mcap")
+    times = [time_ns for _, time_ns, _ in read_all(path)[0]]
+    assert len(times) == 24
+    assert times == sorted(times)
+
+
+FOREIGN = {
+    "noetic.bag": (b"#ROSBAG V2.0\n" + bytes(4096), "is a bag of ROS 1, .*`rosbags-convert --src .*noetic.bag --dst "),
+    "ros1.db3": (b"#ROSBAG V2.0\n" + bytes(4096), "is a bag of ROS 1"),
+    "pointer.mcap": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "LFS.*`git lfs pull`"),
+    "pointer.db3": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
+    "drive.mcap.gz": (gzip.compress(b"x"), "is compressed by gzip.*`gunzip`"),
+    "drive.tar.gz": (gzip.compress(b"x"), "tar -xzf"),
+    "drive.db3.lz4": (lz4.frame.compress(b"x"), "is compressed by lz4.*`lz4 -d`"),
+    "drive.tar": (bytes(257) + b"ustar\0" + bytes(300), "is a tar archive.*`tar -xf`"),
+    "drive.zip": (b"PK\3\4" + bytes(30), "is a zip archive"),
+    "login.mcap": (b"<!doctype html><title>Sign in", "is a web page, .*download the file itself"),
+    "episode.h5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "is an HDF5 file.*episodes-to-bag"),
+    "garbage.mcap": (b"this is no bag" * 100, "begins with b'this is no bagth'"),
+    "empty.db3": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, name, in_folder):
+    content, sentence = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BagError, match=sentence) as raised:
+        BagReader(tmp_path if in_folder else tmp_path / name)
+    assert "record" not in str(raised.value).replace("recording", "")
+
+
+def test_a_folder_without_a_bag_tells_what_is_there(tmp_path):
+    (tmp_path / "drives").mkdir()
+    write_drive(tmp_path / "drives/monday", stamps(1))
+    with pytest.raises(BagError, match=r"holds no .mcap or .db3 file but monday, .*such as .*drives/monday"):
+        BagReader(tmp_path / "drives")
+    with pytest.raises(BagError, match=r"only describes a bag, expected its folder; give .*monday"):
+        BagReader(tmp_path / "drives/monday/metadata.yaml")
+    storage_file(tmp_path / "drives/monday").unlink()
+    with pytest.raises(BagError, match=r"lacks monday.mcap, which its metadata.yaml names, and holds nothing"):
+        BagReader(tmp_path / "drives/monday")
 
 
 def test_a_message_of_another_type_is_one_sentence(tmp_path):
@@ -294,6 +446,284 @@ def test_without_the_libraries_there_is_one_sentence():
     assert result.returncode == 2
     assert "pip install -r requirements/workbench.txt" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# ---- hostile ---------------------------------------------------------------------------------------------------------
+
+#: Opens a bag and reads all of it, as every subcommand does; nobody waits for more than 10 s or gives more than 1 GB.
+READ = """
+import resource, sys
+from mobile_vla_inference.bags.reader import BagReader
+from mobile_vla_inference.border import MobileVlaError
+
+try:
+    with BagReader(sys.argv[1]) as bag:
+        number = sum(1 for _ in bag.messages())
+        print("read", number, *bag.notes, sep="|")
+except MobileVlaError as error:
+    print("refused", error, sep="|")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def read_bounded(path: Path) -> str:
+    """Return what became of a bag, in one line; fail where that takes too long or too much memory."""
+    command = [sys.executable, "-c", READ, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    assert result.returncode == 0, result.stderr
+    line, peak_kib = result.stdout.splitlines()
+    assert int(peak_kib) < 1_000_000
+    return line
+
+
+def mcap_record(opcode: int, content: bytes) -> bytes:
+    return struct.pack("<BQ", opcode, len(content)) + content
+
+
+def mcap_text(text: str) -> bytes:
+    return struct.pack("<I", len(text)) + text.encode()
+
+
+def mcap_channel() -> bytes:
+    schema = struct.pack("<H", 1) + mcap_text(IMAGE) + mcap_text("ros2msg") + mcap_text("")
+    channel = struct.pack("<HH", 1, 1) + mcap_text("/image_raw") + mcap_text("cdr") + mcap_text("")
+    return mcap_record(3, schema) + mcap_record(4, channel)
+
+
+def mcap_with_chunks(
+    file: Path, compression: str, packed: bytes, declared: int, *, indexed: bool, count: int = 1, times: int = 1
+) -> Path:
+    """Write an mcap file with a chunk; with an index that names it so many times and claims so many messages."""
+    body = b"\x89MCAP0\r\n" + mcap_record(1, mcap_text("ros2") + mcap_text("hostile")) + mcap_channel()
+    chunk_at = len(body)
+    head = struct.pack("<QQQI", 0, 1, declared, 0) + mcap_text(compression) + struct.pack("<Q", len(packed))
+    body += mcap_record(6, head + packed)
+    chunk_end = len(body)
+    body += mcap_record(15, bytes(4))
+    summary_at = len(body)
+    if indexed:
+        index = struct.pack("<QQQQ", 0, 1, chunk_at, chunk_end - chunk_at)
+        index += struct.pack("<IHQQ", 10, 1, chunk_end, 0) + mcap_text(compression)
+        index += struct.pack("<QQ", len(packed), declared)
+        body += mcap_channel() + mcap_record(8, index) * times
+        statistics = struct.pack("<QHIIIIQQ", count, 1, 1, 0, 0, times, 0, 1) + struct.pack("<IHQ", 10, 1, count)
+        body += mcap_record(11, statistics)
+    footer = struct.pack("<QQI", summary_at if indexed else 0, 0, 0)
+    file.write_bytes(body + mcap_record(2, footer) + b"\x89MCAP0\r\n")
+    return file
+
+
+def packed_zeros(compression: str, mebibytes: int) -> bytes:
+    """Return that much nothing, packed as a stream: it does not say how much it is."""
+    if compression == "zstd":
+        compressor = zstandard.ZstdCompressor().compressobj()
+        return b"".join(compressor.compress(bytes(1 << 20)) for _ in range(mebibytes)) + compressor.flush()
+    compressor = lz4.frame.LZ4FrameCompressor()
+    start = compressor.begin()
+    return start + b"".join(compressor.compress(bytes(1 << 20)) for _ in range(mebibytes)) + compressor.flush()
+
+
+@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "stream"])
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("honest", [True, False], ids=["its size told", "another size told"])
+def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path, compression, indexed, honest):
+    packed = packed_zeros(compression, 1500)
+    file = mcap_with_chunks(
+        tmp_path / "bomb.mcap", compression, packed, 1500 << 20 if honest else 1000, indexed=indexed
+    )
+    line = read_bounded(file)
+    if honest:
+        assert "has a chunk of 1500 MiB, expected at most 256 MiB" in line
+    else:
+        assert "damaged" in line
+
+
+def test_an_index_that_names_one_chunk_many_times_is_not_believed(tmp_path):
+    data = mcap_record(5, struct.pack("<HIQQ", 1, 0, 1, 1) + b"\0\1\0\0") + mcap_record(99, bytes(8 << 20))
+    packed = zstandard.ZstdCompressor().compress(data)
+    path = mcap_with_chunks(tmp_path / "many.mcap", "zstd", packed, len(data), indexed=True, times=20_000)
+    assert read_bounded(path) == "read|1"
+
+
+def test_chunks_that_all_overlap_are_read_one_after_the_other(tmp_path):
+    """Sorted by time they would all be open at once."""
+    file = tmp_path / "overlap.mcap"
+    data = bytes(32 << 20)
+    with file.open("wb") as stream:
+        writer = McapWriter(stream, chunk_size=1 << 20)
+        writer.start(profile="ros2")
+        schema = writer.register_schema("a/msg/B", "ros2msg", b"")
+        channel = writer.register_channel("/b", "cdr", schema)
+        for _ in range(18):
+            writer.add_message(channel, 0, b"", 0)
+            writer.add_message(channel, 10**9, data, 10**9)
+        writer.finish()
+    assert read_bounded(file).startswith("read|36")
+
+
+def test_a_count_of_a_million_million_messages_is_told_and_nothing_else(tmp_path):
+    data = mcap_record(5, struct.pack("<HIQQ", 1, 0, 1, 1) + b"\0\1\0\0")
+    file = mcap_with_chunks(tmp_path / "count.mcap", "", data, len(data), indexed=True, count=10**12)
+    line = read_bounded(file)
+    assert (
+        line == f"read|1|count.mcap tells of {10**12} messages on /image_raw, but holds 1: all that it holds were read"
+    )
+
+
+@pytest.mark.parametrize("opcode", [9, 3, 5, 200], ids=["attachment", "schema", "message", "unknown"])
+def test_a_huge_record_is_not_loaded(tmp_path, opcode):
+    file = tmp_path / "huge.mcap"
+    start = b"\x89MCAP0\r\n" + mcap_record(1, mcap_text("ros2") + mcap_text("x")) + mcap_channel()
+    with file.open("wb") as stream:  # a hole in the file: it takes no room on the disk
+        stream.write(start + struct.pack("<BQ", opcode, 2 << 30) + struct.pack("<HIQQ", 1, 0, 1, 1))
+        stream.seek(len(start) + 9 + (2 << 30))
+        stream.write(mcap_record(2, bytes(20)) + b"\x89MCAP0\r\n")
+    line = read_bounded(file)
+    if opcode == 5:
+        assert "holds a message of 2048 MiB on /image_raw, expected at most 128 MiB" in line
+    else:
+        assert line.startswith("read|0")
+
+
+def test_messages_that_unpack_to_gigabytes_are_refused(tmp_path):
+    with BagWriter(tmp_path / "drive") as bag:
+        bag.add_topic("/image_raw", IMAGE)
+        bag.write("/image_raw", START_NS, packed_zeros("zstd", 1500))
+    assert "unpacks to more than 128 MiB" in read_bounded(tmp_path / "drive")
+
+
+def test_a_compressed_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    (tmp_path / "bomb.mcap.zstd").write_bytes(packed_zeros("zstd", 1500))
+    assert "unpacks to more than 1024 MiB" in read_bounded(tmp_path / "bomb.mcap.zstd")
+
+
+def hostile_database(file: Path, script: str) -> Path:
+    connection = sqlite3.connect(file)
+    topics = "CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT, type TEXT, serialization_format TEXT);"
+    row = f"INSERT INTO topics VALUES(1, '/image_raw', '{IMAGE}', 'cdr');"
+    connection.executescript((topics + row if "topics" not in script else "") + script)
+    connection.close()
+    return file
+
+
+ENDLESS = "WITH RECURSIVE c(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM c) SELECT"
+PLAIN = "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, data BLOB);"
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (
+            f"CREATE VIEW messages AS {ENDLESS} id, 1 AS topic_id, id AS timestamp, x'00' AS data FROM c;",
+            "messages is no plain table but a view",
+        ),
+        (
+            f"{PLAIN} CREATE VIEW topics AS "
+            f"{ENDLESS} id, '/t' AS name, 'x' AS type, 'cdr' AS serialization_format FROM c;",
+            "topics is no plain table but a view",
+        ),
+        (
+            "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, "
+            "data BLOB AS (zeroblob(900000000))); INSERT INTO messages VALUES(1, 1, 1);",
+            "it lacks the columns data of messages",
+        ),
+        ("CREATE VIRTUAL TABLE messages USING fts5(id, topic_id, timestamp, data);", "messages is no plain table"),
+        ("CREATE TABLE other(id);", "it lacks messages"),
+    ],
+    ids=["endless view", "endless topics", "computed column", "virtual table", "no bag"],
+)
+def test_tables_that_are_none_are_refused(tmp_path, script, sentence):
+    assert sentence in read_bounded(hostile_database(tmp_path / "hostile.db3", script))
+
+
+def test_a_tree_of_pages_that_leads_to_one_page_again_and_again_has_an_end(tmp_path):
+    """Six levels of pages, each of which names the next one a hundred times: a small file with endless rows."""
+    file = hostile_database(tmp_path / "loop.db3", PLAIN)
+    connection = sqlite3.connect(file)
+    connection.executemany("INSERT INTO messages VALUES(NULL, 1, ?, x'00010000')", ((i,) for i in range(30_000)))
+    connection.commit()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'messages'").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    content = bytearray(file.read_bytes())
+    page = content[(root - 1) * size : root * size]
+    cells = int.from_bytes(page[3:5], "big")
+    places = [8, *(int.from_bytes(page[12 + 2 * i : 14 + 2 * i], "big") for i in range(cells))]
+    leaves = [int.from_bytes(page[place : place + 4], "big") for place in places]
+    assert cells > 50
+    for number, child in zip((root, *leaves), leaves[:6]):
+        for place in places:
+            page[place : place + 4] = child.to_bytes(4, "big")
+        content[(number - 1) * size : number * size] = page
+    file.write_bytes(content)
+    assert "more rows than its" in read_bounded(file)
+
+
+def test_rows_of_other_kinds_are_left_out_with_a_note(tmp_path):
+    rows = "(1, 1, 5, x'00010000'), (2, 1, 'soon', x'00'), (3, 1, 6, 'text'), (4, 9, 7, x'00'), (5, 1, -1, x'00'), "
+    rows += f"(6, 1, {2**62}, x'00')"
+    line = read_bounded(hostile_database(tmp_path / "rows.db3", f"{PLAIN} INSERT INTO messages VALUES {rows};"))
+    assert line.startswith("read|1|")
+    assert "has rows without a topic or a ROS time: left out" in line
+
+
+def test_a_journal_can_not_have_another_file_removed(tmp_path):
+    """Sqlite removes the file that a journal of several databases names, once it has rolled back."""
+    path = write_drive(tmp_path / "drive", storage="sqlite3")
+    precious = tmp_path / "precious.txt"
+    precious.write_text("keep me")
+    name = str(precious).encode()
+    page = 4096
+    header = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + struct.pack(">IIIII", 0, 7, 1, 512, page)
+    locked = struct.pack(">I", (1 << 30) // page + 1)
+    checksum = sum(struct.unpack(f"{len(name)}b", name)) & 0xFFFFFFFF
+    ending = locked + name + struct.pack(">II", len(name), checksum) + header[:8]
+    storage_file(path).with_name(f"{storage_file(path).name}-journal").write_bytes(header.ljust(512, b"\0") + ending)
+    assert "belongs to a transaction over several databases" in read_bounded(path)
+    assert precious.read_text() == "keep me"
+
+
+def metadata_with(path: Path, text: str) -> Path:
+    (write_drive(path) / "metadata.yaml").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("a: &a [x]\nb: &b [*a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nd: {<<: *c}\n", "broken"),
+        ("[" * 500_000, "broken"),
+        ("{a: " * 200_000, "broken"),
+        ("- " * 400_000, "broken"),
+        ("x: " + "y" * (3 << 20), "is larger than"),
+        ("rosbag2_bagfile_information:\n  relative_file_paths: {a: b}\n", "broken"),
+    ],
+    ids=["aliases", "deep lists", "deep mappings", "deep blocks", "large", "no list"],
+)
+def test_metadata_that_is_made_to_hurt_is_left_alone(tmp_path, text, note):
+    line = read_bounded(metadata_with(tmp_path / "drive", text))
+    assert line.startswith("read|41|")
+    assert note in line
+
+
+def test_metadata_names_no_file_outside_the_folder(tmp_path):
+    secret = write_drive(tmp_path / "elsewhere", stamps(3))
+    names = [f"../elsewhere/{storage_file(secret).name}", str(storage_file(secret)), "..", ".", "", "drive.mcap"]
+    text = f"rosbag2_bagfile_information:\n  relative_file_paths: {names!r}\n"
+    line = read_bounded(metadata_with(tmp_path / "drive", text))
+    assert line.startswith("read|41|")
+    assert "lacks elsewhere.mcap" in line
+
+
+@pytest.mark.parametrize("name", ["metadata.yaml", "drive.mcap", "drive.db3", "other.mcap"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, name):
+    path = write_drive(tmp_path / "drive")
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    line = read_bounded(path)
+    assert line.startswith("refused|" if name == "drive.mcap" else "read|41")
+    os.mkfifo(tmp_path / "pipe.mcap")
+    assert "pipe.mcap is a named pipe" in read_bounded(tmp_path / "pipe.mcap")
 
 
 # ---- memory, atomic writing ------------------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ BAD = {
     "a scale of 5e-324": (entry(action_scale=[5e-324, 1.0]), "action_scale is"),
     "a scale of many digits": (
         b'{"settings": {"action_scale": {"value": [1' + b"0" * 400 + b", 1]}}}",
-        "action_scale is",
+        "is a number of 401 digits",
     ),
     "a scale that is infinite": (b'{"settings": {"action_scale": {"value": [Infinity, 1]}}}', "Infinity"),
     "a scale that is true": (entry(action_scale=[True, 1.0]), "action_scale is"),

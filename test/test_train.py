@@ -471,7 +471,7 @@ def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(t
         ),
         ({}, ["--step-period-s", "0.3"], r"--step-period-s is 0.3, but .* has 0.05 s .* by its stamps"),
         ({"period_s": None, "duration_s": 60.0}, [], "expected the same in all"),
-        ({"period_s": None, "duration_s": -1.0}, [], "lasts -1 s"),
+        ({"period_s": None, "duration_s": -1.0}, [], "total_duration is -1 s"),
         ({"period_s": None}, [], "b.h5 tells neither stamps_s nor total_duration"),
         ({"period_s": 50.0}, [], "check that its times are in seconds"),
         ({"period_s": -0.05}, [], "expected stamps that rise"),

@@ -119,7 +119,7 @@ def replay(
         for message in bag.messages(topics.names):
             made = None
             if message.topic == topics.image.name:
-                if len(frames) == total:
+                if len(frames) == options.max_frames:
                     break
                 made = runner.image(len(frames), decode_or_none(bag, message), topics.image.type_name)
                 frames.append(made)

@@ -13,7 +13,11 @@ from mobile_vla_inference.bags.reader import (
     BagError,
     BagReader,
     Topic,
+    check_encoding,
 )
+
+#: How ROS 1 calls them, in mcap files too.
+_ROS_1_IMAGES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,10 @@ def choose_topics(
     Raises:
         BagError: there is no image topic or more than one, or a topic has the wrong type.
     """
-    if bag.message_count == 0:
-        raise BagError(f"{bag.path} holds no messages, expected a recorded drive; record it again")
+    bag.check_not_empty()
     image = _choose_image(bag, image_topic)
     if image.count == 0:
-        raise BagError(f"{bag.path} holds no image on {image.name}, expected some; record it again")
+        raise BagError(f"{bag.path} holds no image on {image.name}, expected some; choose another image topic or bag")
     instruction = _choose_instruction(bag) if instruction_wanted else None
     return BagTopics(image, instruction, _choose_command(bag, command_topic))
 
@@ -63,6 +66,7 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
                 f"{bag.path} has no topic {wanted}, expected an image topic ({names or 'it has none'}); "
                 "correct --image-topic"
             )
+        check_encoding(bag.path, topic)
         if topic not in images:
             raise BagError(
                 f"{topic.name} is of type {topic.type_name}, expected {IMAGE} or {COMPRESSED_IMAGE}; choose "
@@ -70,8 +74,13 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
             )
         return topic
     if not images:
-        found = ", ".join(f"{topic.name} ({topic.type_name})" for topic in bag.topics.values())
-        raise BagError(f"{bag.path} holds no image topic but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}")
+        for topic in bag.topics.values():
+            if topic.type_name in (IMAGE, COMPRESSED_IMAGE, *_ROS_1_IMAGES):
+                check_encoding(bag.path, topic)
+        found = ", ".join(f"{topic.name} ({topic.type_name or 'of no type'})" for topic in bag.topics.values())
+        raise BagError(
+            f"{bag.path} holds no image topic but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}; record one"
+        )
     filled = [topic for topic in images if topic.count] or images
     if len(filled) > 1:
         raise BagError(f"{bag.path} holds {len(filled)} image topics ({names}): choose one with --image-topic")
@@ -80,7 +89,7 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
 
 def _choose_instruction(bag: BagReader) -> Topic:
     named = [topic for topic in bag.topics.values() if topic.name.rpartition("/")[2] == "instruction"]
-    topics = [topic for topic in named if topic.type_name == STRING]
+    topics = [topic for topic in named if topic in bag.of_type(STRING)]
     if len(topics) == 1:
         return topics[0]
     if len(topics) > 1:

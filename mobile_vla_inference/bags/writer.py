@@ -7,7 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rosbags.interfaces import Connection
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from mobile_vla_inference.bags.reader import BagError, typestore
@@ -17,6 +25,20 @@ STORAGES = ("mcap", "sqlite3")
 
 #: Every distribution from Humble on reads this version; 9 writes the QoS in a form that Humble refuses.
 _BAG_VERSION = 8
+
+#: rmw's value for a time that does not end.
+_FOREVER = QosTime(9223372036, 854775807)
+_LATCHED = Qos(
+    history=QosHistory.KEEP_LAST,
+    depth=1,
+    reliability=QosReliability.RELIABLE,
+    durability=QosDurability.TRANSIENT_LOCAL,
+    deadline=_FOREVER,
+    lifespan=_FOREVER,
+    liveliness=QosLiveliness.AUTOMATIC,
+    liveliness_lease_duration=_FOREVER,
+    avoid_ros_namespace_conventions=False,
+)
 
 
 class BagWriter:
@@ -75,11 +97,16 @@ class BagWriter:
         if self._work is not None:
             remove_folder(self._work)
 
-    def add_topic(self, topic: str, type_name: str) -> None:
-        """Declare a topic of one of ROS 2's own types; raise BagError for any other type."""
+    def add_topic(self, topic: str, type_name: str, *, latched: bool = False) -> None:
+        """Declare a topic of one of ROS 2's own types; raise BagError for any other type.
+
+        `latched`: its publishers keep their last messages for late subscribers (transient local).
+        """
         if type_name not in typestore().fielddefs:
             raise BagError(f"{topic} is of type {type_name}, expected one of ROS 2's own; leave it out")
-        self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=typestore())
+        self._connections[topic] = self._writer.add_connection(
+            topic, type_name, typestore=typestore(), offered_qos_profiles=(_LATCHED,) if latched else ()
+        )
 
     def write(self, topic: str, time_ns: int, data: bytes) -> None:
         """Write the CDR bytes of a message on a declared topic, recorded at `time_ns`."""

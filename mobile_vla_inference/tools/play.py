@@ -1,20 +1,33 @@
 """`mobile_vla play`: publish a bag on the ROS graph with `/clock`, on machines without `ros2 bag`.
 
-Recorded velocities are published below `/recorded`, never on their own topic unless a remap says so: a robot that
-listens to cmd_vel must not drive because somebody looks at a recording.
+What a policy is fed with goes out under its own name: the images and the instruction. Whatever else is asked for is
+published below `/recorded`, never on its own topic unless a remap says so: no robot must drive, reach or let go of
+its stop because somebody looks at a recording. For the same reason a graph is refused where a live camera or clock
+publishes on the same topics, or where somebody would act on the instruction without seeing the recorded images.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mobile_vla_inference.bags.reader import TWIST, TWIST_STAMPED, BagReader
+from mobile_vla_inference.bags.reader import (
+    COMPRESSED_IMAGE,
+    IMAGE,
+    STRING,
+    TWIST,
+    TWIST_STAMPED,
+    BagMessage,
+    BagReader,
+    Topic,
+)
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.tools.arguments import positive_number, time_s
 from mobile_vla_inference.tools.demo import require_rclpy
@@ -22,6 +35,13 @@ from mobile_vla_inference.tools.demo import require_rclpy
 HELP = "publish a bag on the ROS graph, with /clock"
 
 RECORDED_PREFIX = "/recorded"
+
+_CLOCK_TOPIC = "/clock"
+#: The last part of the name of what the node itself publishes: no camera.
+_DEBUG_IMAGE = "debug_image"
+_INSTRUCTION = "instruction"
+_CHECK_PERIOD_S = 1.0
+_TOPICS_TOLD = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD:=NEW",
-        help=f"publish a topic under another name; velocities go below {RECORDED_PREFIX} unless remapped",
+        help=f"publish a topic under another name, or under its own (all but images and the instruction go below "
+        f"{RECORDED_PREFIX} unless remapped)",
     )
     parser.add_argument(
         "--wait",
@@ -53,16 +74,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="begin when every topic has a listener, or after so long (default: %(default)g)",
     )
-    parser.add_argument("--topics", nargs="+", metavar="T", help="only these topics of the bag")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--topics",
+        nargs="+",
+        metavar="T",
+        help="these topics of the bag (default: images, instruction, velocities and what is remapped)",
+    )
+    chosen.add_argument("--all-topics", action="store_true", help="every topic of the bag but hidden ones")
 
 
 def run(args: argparse.Namespace) -> int:
     """Play until the end, or until SIGINT or SIGTERM; return the exit status."""
     require_rclpy()
     with BagReader(args.bag) as bag:
-        if bag.message_count == 0:
-            raise MobileVlaError(f"{args.bag} holds no messages, expected a recorded drive; record it again")
-        targets = graph_topics(bag, dict(args.remap), args.topics)
+        bag.check_not_empty()
+        targets = graph_topics(bag, dict(args.remap), args.topics, args.all_topics)
         with stop_event() as stop:
             _play(bag, targets, args, stop)
         for note in bag.notes:
@@ -70,17 +97,68 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def graph_topics(bag: BagReader, remaps: dict[str, str], only: list[str] | None) -> dict[str, str]:
-    """Return topic in the bag -> topic on the graph; raise MobileVlaError where a topic that is named is missing."""
-    names = [_absolute(name) for name in only] if only is not None else list(bag.topics)
-    for name in (*names, *remaps):
+def graph_topics(
+    bag: BagReader, remaps: dict[str, str], only: list[str] | None, everything: bool = False
+) -> dict[str, str]:
+    """Return topic in the bag -> topic on the graph.
+
+    Args:
+        bag: an open bag.
+        remaps: topic in the bag -> name asked for; they are played, too.
+        only: None: what a policy is fed with, and velocities.
+        everything: every topic but those that services and actions talk over.
+
+    Raises:
+        MobileVlaError: a topic that is named is missing, or nothing is left to play.
+    """
+    for name in (*map(_absolute, only or ()), *remaps):
         if name not in bag.topics:
-            raise MobileVlaError(f"{bag.path} has no topic {name}, expected one of {', '.join(bag.topics)}; correct it")
-    targets = {}
-    for name in names:
-        velocity = bag.topics[name].type_name in (TWIST, TWIST_STAMPED)
-        targets[name] = remaps.get(name, f"{RECORDED_PREFIX}{name}" if velocity else name)
+            raise MobileVlaError(f"{bag.path} has no topic {name}, expected one of {_listed(bag)}; correct it")
+    if only is not None:
+        names = [_absolute(name) for name in only]
+    else:
+        names = [
+            topic.name
+            for topic in bag.topics.values()
+            if topic.name in remaps
+            or _is_fed(topic)
+            or topic.type_name in (TWIST, TWIST_STAMPED)
+            or (everything and not _is_hidden(topic))
+        ]
+    if not names:
+        raise MobileVlaError(
+            f"{bag.path} holds neither images nor an instruction but {_listed(bag)}, expected some; name others with "
+            "--topics"
+        )
+    targets = {
+        name: remaps.get(name, name if _is_fed(bag.topics[name]) else f"{RECORDED_PREFIX}{name}") for name in names
+    }
+    for name, target in targets.items():
+        if target == _CLOCK_TOPIC:
+            raise MobileVlaError(
+                f"{name} would be published on {_CLOCK_TOPIC}, where play tells the time (that of the recorded clock "
+                "where the bag has one), expected another topic; leave it out"
+            )
     return targets
+
+
+def _is_fed(topic: Topic) -> bool:
+    """Whether a policy is fed with a topic: a camera's images, or the instruction."""
+    last = topic.name.rpartition("/")[2]
+    if topic.type_name == STRING:
+        return last == _INSTRUCTION
+    return topic.type_name in (IMAGE, COMPRESSED_IMAGE) and _DEBUG_IMAGE not in topic.name.split("/")
+
+
+def _is_hidden(topic: Topic) -> bool:
+    """Whether ROS hides a topic: services and actions talk over such ones."""
+    return any(part.startswith("_") for part in topic.name.split("/"))
+
+
+def _listed(bag: BagReader) -> str:
+    names = list(bag.topics)
+    more = len(names) - _TOPICS_TOLD
+    return ", ".join(names[:_TOPICS_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, stop: threading.Event) -> None:
@@ -89,15 +167,22 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
 
     from mobile_vla_inference.tools.bag_graph import BagPlayer
 
+    asked = {old for old, _ in args.remap}
+    fed = [name for name in targets if _is_fed(bag.topics[name])]
+    commands = [name for name in fed if bag.topics[name].type_name == STRING and name not in asked]
+    sensors = [name for name in fed if bag.topics[name].type_name != STRING]
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = rclpy.create_node("bag_player")
-        player = BagPlayer(node, bag, targets, args.rate)
-        for type_name in player.not_installed:
-            print(f"mobile_vla: warning: {type_name} is not installed: its topics are left out", file=sys.stderr)
+        watch = _Watch(lambda: player.check_alone(sensors, commands), commands)
+        player = BagPlayer(node, bag, targets, args.rate, on_message=watch)
+        for sentence in player.left_out:
+            print(f"mobile_vla: warning: {sentence}", file=sys.stderr)
         for name, target in targets.items():
             print(name if name == target else f"{name} as {target}", flush=True)
-        player.wait_for_listeners(args.wait, stop)
+        if left := [name for name in bag.topics if name not in targets]:
+            print(f"{len(left)} other topics of the bag are left out; --topics or --all-topics plays them", flush=True)
+        player.wait_for_listeners(args.wait, stop, args.start_offset)
         player.play(stop, args.start_offset)
         while args.loop and not stop.is_set():
             player.play(stop, args.start_offset)
@@ -105,6 +190,20 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
         node.destroy_node()
     finally:
         rclpy.try_shutdown()
+
+
+class _Watch:
+    """See, before a command goes out and now and then, that nobody on the graph mistakes the recording for now."""
+
+    def __init__(self, check: Callable[[], None], commands: Collection[str]) -> None:
+        self._check = check
+        self._commands = commands
+        self._due_s = -math.inf
+
+    def __call__(self, message: BagMessage) -> None:
+        if message.topic in self._commands or time.monotonic() >= self._due_s:
+            self._check()
+            self._due_s = time.monotonic() + _CHECK_PERIOD_S
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED
+from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED, BagError
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.tools.arguments import positive_number
@@ -113,7 +113,12 @@ def _look(graph: list[tuple[str, list[str]]], recorder, topics: list[str] | None
             continue
         if name in wanted if wanted is not None else types[0] in WANTED.get(name.rpartition("/")[2], ()):
             seen.add(name)
-            if recorder.subscribe(name, types[0]):
+            try:
+                installed = recorder.subscribe(name, types[0])
+            except BagError as error:  # one topic that can't be written must not end the recording of the others
+                print(f"mobile_vla: warning: {error}", file=sys.stderr)
+                continue
+            if installed:
                 print(f"recording {name} ({types[0]})", flush=True)
             else:
                 print(f"mobile_vla: warning: {types[0]} is not installed: {name} is left out", file=sys.stderr)
