@@ -233,7 +233,8 @@ class DrillGraph:
         return any(text in line for line in self._diagnosed.values() if not line.startswith("OK "))
 
     def forget(self) -> None:
-        """Forget what a former node has told."""
+        """Forget what a former node has told: one that was killed while it drove may have said `moving` last."""
+        self.reports.clear()
         self._told.clear()
         self._diagnosed.clear()
 
