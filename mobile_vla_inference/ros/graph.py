@@ -7,7 +7,7 @@ the middleware, so they have a thread of their own, and the others read the last
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rclpy.node import Node
@@ -71,47 +71,60 @@ class GraphWatch:
         self._counts: tuple[int, ...] = ()
         self._details_s = 0.0
         self.seen = GraphFacts()
+        #: When `look` succeeded last, steady clock.
+        self.looked_s = steady_s()
 
     def look(self) -> None:
         """Look again; the facts are those of one moment or a little older."""
-        node = self._node
-        topics = (self._image_topic, self._stop.topic_name, self._cmd_vel_topic)
+        node, now_s = self._node, steady_s()
+        topics = (self._image_topic, self._cmd_vel_topic, self._stop.topic_name)
         topics += tuple(each.topic_name for each in self._other_inputs)
         counts = (*map(node.count_publishers, topics), node.count_subscribers(self._cmd_vel_topic))
-        now_s = steady_s()
-        if counts == self._counts and now_s - self._details_s < _DETAILS_PERIOD_S:
-            return
-        self._counts, self._details_s = counts, now_s
-        stop_unheard = self._unheard(self._stop)
-        others = self._cmd_vel_others()
-        warnings = [stop_unheard, *map(self._unheard, self._other_inputs)]
-        if others:
-            warnings.append(f"{', '.join(others)} publishes on {self._cmd_vel_topic}, too, expected this node alone")
-        warnings += [self._same_name(), *self._deaf_bases()]
-        image_publishers = node.get_publishers_info_by_topic(self._image_topic)
-        reliable = self._image_reliability == "reliable"
-        before = self.seen
-        self.seen = GraphFacts(
-            image_publishers=counts[0],
-            image_mismatch=explain_mismatch(image_publishers, self._image_type, reliable),
-            stop_unheard=stop_unheard,
-            cmd_vel_publishers=counts[2],
-            warnings=tuple(filter(None, warnings)),
-        )
-        if self.seen != before:
+        # What stops the robot does not wait for the names.
+        self._see(replace(self.seen, image_publishers=counts[0], cmd_vel_publishers=counts[1]))
+        if counts != self._counts or now_s - self._details_s >= _DETAILS_PERIOD_S:
+            self._see(self._details())
+            self._counts, self._details_s = counts, now_s
+        self.looked_s = now_s
+
+    def _see(self, facts: GraphFacts) -> None:
+        if facts != self.seen:
+            self.seen = facts
             self._changed()
+
+    def _details(self) -> GraphFacts:
+        """Return the facts with names and reasons."""
+        stop_unheard = self._unheard(self._stop)
+        images = self._node.get_publishers_info_by_topic(self._image_topic)
+        return replace(
+            self.seen,
+            image_mismatch=explain_mismatch(images, self._image_type, self._image_reliability == "reliable"),
+            stop_unheard=stop_unheard,
+            warnings=tuple(
+                filter(
+                    None,
+                    (
+                        stop_unheard,
+                        *map(self._unheard, self._other_inputs),
+                        self._other_commanders(),
+                        self._same_name(),
+                        *self._deaf_bases(),
+                    ),
+                )
+            ),
+        )
 
     def _unheard(self, topic: EveryPublisher) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.topic_name)
         topic.match(publishers)
         return explain_mismatch(publishers, topic.type_name, reliable=False)
 
-    def _cmd_vel_others(self) -> tuple[str, ...]:
+    def _other_commanders(self) -> str:
         names = [_name(each) for each in self._node.get_publishers_info_by_topic(self._cmd_vel_topic)]
         own = self._node.get_fully_qualified_name()
         if own in names:
             names.remove(own)
-        return tuple(names)
+        return f"{', '.join(names)} publishes on {self._cmd_vel_topic}, too, expected this node alone" * bool(names)
 
     def _same_name(self) -> str:
         own = self._node.get_fully_qualified_name()

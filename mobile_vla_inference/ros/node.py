@@ -178,7 +178,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._create_interface()
         # No callback of the executor: however many images and calls wait, a command is due.
         self._pulse = Pulse(self._beat, _beat_period_s(self._config.publish_rate_hz), self.fail)
-        self._graph_pulse = Pulse(self._graph.look, GraphWatch.PERIOD_S, self.fail, name="graph")
+        self._graph_pulse = Pulse(self._look_at_graph, GraphWatch.PERIOD_S, self.fail, name="graph")
         self._threads = [self._pulse, self._graph_pulse]
 
     def _create_interface(self) -> None:
@@ -390,6 +390,15 @@ class VlaNode(LifecycleNodeMixin, Node):
             ):
                 if now_s - seen_s > _THREAD_LIMIT_S:
                     self.fail(RuntimeError(f"thread {name} has done nothing for {now_s - seen_s:.1f} s"))
+
+    def _look_at_graph(self) -> None:
+        """Look who is on the topics; the middleware may fail now and then while nodes come and go, but not for long."""
+        try:
+            self._graph.look()
+        except Exception as error:
+            if steady_s() - self._graph.looked_s > _THREAD_LIMIT_S:
+                raise
+            self._say_once(1.0, "graph", "warning", f"the graph can't be read now: {type(error).__name__}: {error}")
 
     def _show_executor(self) -> None:
         """Show that the executor runs callbacks; and stop the robot should the pulse, which looks at that, be late."""

@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,6 @@ _STALL_S = RESUME_WITHIN_S + 0.5
 #: How long after its start an interrupted step goes on: late, but not yet so late that it counts as a hang.
 _LATE_STEP_S = 0.85 * STEP_TIMEOUT_S
 _OTHER_COMMANDER = "joystick"
-
-
-@dataclass(frozen=True)
-class _NewReason:
-    """A reason by its value alone, where the gate does not know it yet."""
-
-    value: str
-
-
-def _reason(value: str) -> Any:
-    return next((reason for reason in Reason if reason.value == value), _NewReason(value))
-
-
-_CMD_VEL_SHARED = _reason("cmd_vel_shared")
-_NODE_STALLED = _reason("node_stalled")
-_WORKER_CHANGED = _reason("worker_changed")
 
 
 # ---- its output ------------------------------------------------------------------------------------------------------
@@ -327,7 +310,7 @@ def _end_sharing(rig: Rig) -> None:
 
 
 def _sharing_fault(name: str, injection: str, inject: Callable[[Rig], Onset]) -> Fault:
-    return Fault(name, injection, inject, _end_sharing, (_CMD_VEL_SHARED,), Recovery.AS_TOLD)
+    return Fault(name, injection, inject, _end_sharing, (Reason.CMD_VEL_SHARED,), Recovery.AS_TOLD)
 
 
 ON_A_RUNNING_NODE = (
@@ -399,7 +382,7 @@ ON_A_RUNNING_NODE = (
         _stall_node,
         _require_same_worker,
         (
-            _NODE_STALLED,
+            Reason.NODE_STALLED,
             Reason.IMAGE_STALE,
             Reason.IMAGE_REFUSED,
             Reason.NO_IMAGE,
@@ -451,13 +434,13 @@ THAT_END_IT = (
         "changed",
         "the sign of action_scale changed in policy.json",
         _flip_scale,
-        last_reasons=(_WORKER_CHANGED,),
+        last_reasons=(Reason.WORKER_CHANGED,),
         tells="action_scale",
     ),
     _settings_fault(
         "removed",
         "policy.json removed",
         Path.unlink,
-        last_reasons=(_WORKER_CHANGED, Reason.WORKER_FAULT, Reason.SETTINGS_ASSUMED),
+        last_reasons=(Reason.WORKER_CHANGED, Reason.WORKER_FAULT, Reason.SETTINGS_ASSUMED),
     ),
 )
