@@ -134,7 +134,7 @@ RCLPY_NAMES = {
     "rclpy.clock": "Clock ClockType",
     "rclpy.context": "Context",
     "rclpy.duration": "Duration",
-    "rclpy.exceptions": "ParameterException",
+    "rclpy.exceptions": "InvalidTopicNameException ParameterException",
     "rclpy.executors": "Executor ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
     "rclpy.logging": "get_logging_directory",
     "rclpy.lifecycle": "LifecycleNodeMixin LifecycleState TransitionCallbackReturn",
@@ -156,7 +156,7 @@ RCLPY_NAMES = {
     "rcl_interfaces.srv": "GetParameters SetParameters",
     "rosgraph_msgs.msg": "Clock",
     "sensor_msgs.msg": "CameraInfo CompressedImage Image",
-    "std_msgs.msg": "Bool String",
+    "std_msgs.msg": "Bool Float64 String",
     "std_srvs.srv": "SetBool Trigger",
 }
 
@@ -189,7 +189,7 @@ RCLPY_ATTRIBUTES = """
     create_subscription
     create_timer declare_parameter destroy destroy_node destroy_publisher destroy_timer done durability error exception
     executor from_msg
-    get_clock get_fully_qualified_name get_logger get_name get_node_names get_node_names_and_namespaces
+    get_clock get_fully_qualified_name get_logger get_name get_namespace get_node_names get_node_names_and_namespaces
     get_parameter get_parameters
     get_parameters_by_prefix
     get_publishers_info_by_topic get_subscription_count get_subscriptions_info_by_topic get_topic_names_and_types handle

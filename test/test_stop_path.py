@@ -39,6 +39,12 @@ def wait_for_zero(probe: Probe, since_s: float) -> None:
 def stop_publisher(probe: Probe, **qos):
     publisher = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=10, **qos))
     probe.wait_for("the stop subscription", lambda: publisher.get_subscription_count() > 0)
+    # The node may know the publisher a moment later than the other way round; what is sent before that is lost to it.
+    probe.wait_for(
+        "the publisher in the node's diagnostics",
+        lambda: probe.value("gate", "stop_publishers") == str(probe.node.count_publishers("stop")),
+        timeout_s=60.0,
+    )
     return publisher
 
 

@@ -30,6 +30,7 @@ class GraphFacts:
         image_mismatch: which of them can't be heard, and why; empty: all can.
         stop_unheard: which publishers of the stop topic can't be heard, and why; empty: all can.
         cmd_vel_publishers: how many publishers `cmd_vel` has, the node's own among them.
+        stop_publishers: how many publishers the stop topic has.
         warnings: a sentence for everything that a person should see to, `image_mismatch` apart.
     """
 
@@ -37,6 +38,7 @@ class GraphFacts:
     image_mismatch: str = ""
     stop_unheard: str = ""
     cmd_vel_publishers: int = 1
+    stop_publishers: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -81,7 +83,8 @@ class GraphWatch:
         topics += tuple(each.topic_name for each in self._other_inputs)
         counts = (*map(node.count_publishers, topics), node.count_subscribers(self._cmd_vel_topic))
         # What stops the robot does not wait for the names.
-        self._see(replace(self.seen, image_publishers=counts[0], cmd_vel_publishers=counts[1]))
+        images, commands, stops, *_ = counts
+        self._see(replace(self.seen, image_publishers=images, cmd_vel_publishers=commands, stop_publishers=stops))
         if counts != self._counts or now_s - self._details_s >= _DETAILS_PERIOD_S:
             self._see(self._details())
             self._counts, self._details_s = counts, now_s

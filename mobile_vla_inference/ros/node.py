@@ -716,8 +716,8 @@ class VlaNode(LifecycleNodeMixin, Node):
         level = OK if decision.reason in (Reason.MOVING, Reason.INACTIVE, Reason.NO_INSTRUCTION) else WARN
         if self._gate.latched is not None or self._gate.worker_changed:
             level = ERROR
-        warnings = self._graph.seen.warnings
-        if warnings and level == OK:
+        graph = self._graph.seen
+        if graph.warnings and level == OK:
             level = WARN
         values = {
             "reason": decision.reason.value,
@@ -729,11 +729,12 @@ class VlaNode(LifecycleNodeMixin, Node):
             "commands_published": self._commands_published,
             "instruction": self._instruction,
             "instruction_error": self._instruction_error,
-            "warnings": "; ".join(warnings),
+            "stop_publishers": graph.stop_publishers,
+            "warnings": "; ".join(graph.warnings),
             "dropped_reports": self._reporter.dropped,
             "dropped_log_lines": self.output.dropped_lines,
         }
-        message = "; ".join((f"{decision.reason.value}: {ADVICE[decision.reason]}", *warnings))
+        message = "; ".join((f"{decision.reason.value}: {ADVICE[decision.reason]}", *graph.warnings))
         return self._status("gate", level, message, values)
 
     def _status(self, subject: str, level: bytes, message: str, values: dict) -> DiagnosticStatus:
