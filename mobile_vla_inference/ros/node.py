@@ -31,7 +31,6 @@ from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallba
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
@@ -67,6 +66,7 @@ from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_sta
 from mobile_vla_inference.ros.executor import NodeExecutor
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
+from mobile_vla_inference.ros.startup import start_ros
 
 NODE_NAME = "vla_node"
 
@@ -678,16 +678,16 @@ def main(
     """Run the node until SIGINT or SIGTERM; exit status 0, or 2 where it could not start.
 
     Args:
-        args: ROS arguments; None: the command line's.
+        args: like sys.argv, the default.
         worker_module: what runs as the policy worker.
         node_type: makes the node from the worker module; `mobile_vla bench` gives one that keeps times.
     """
-    # The default handlers invalidate the context before a last standstill could be published.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     leave, failed = threading.Event(), threading.Event()
+    # rclpy's handlers would invalidate the context before a last standstill could be published.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leave.set())
     try:
+        start_ros(NODE_NAME, "Camera images and an instruction in, velocity commands out.", args)
         node = node_type(worker_module)
     except MobileVlaError as error:
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
