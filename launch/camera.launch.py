@@ -32,8 +32,8 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument("image_topic", default_value="image_raw", description="Where images are published."),
     ]
-    launching.refuse_unknown_arguments(__file__, [argument.name for argument in arguments])
-    return LaunchDescription([*arguments, OpaqueFunction(function=describe_driver)])
+    check = OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, arguments])
+    return LaunchDescription([*arguments, check, OpaqueFunction(function=describe_driver)])
 
 
 def describe_driver(context: LaunchContext) -> list[Node]:

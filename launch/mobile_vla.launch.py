@@ -32,8 +32,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "params_file",
             default_value=str(SHARE / "config" / "mobile_vla.yaml"),
-            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides. Each has to say "
-            "something for it, under `/**/vla_node` or with its namespace.",
+            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides. Each has to "
+            "name a parameter of it, under `/**/vla_node` or with its namespace.",
         ),
         DeclareLaunchArgument(
             "checkpoint",
@@ -103,8 +103,8 @@ def generate_launch_description() -> LaunchDescription:
             description="Also start sim_robot, a simulated camera and base on the same topics.",
         ),
     ]
-    launching.refuse_unknown_arguments(__file__, [argument.name for argument in arguments])
-    return LaunchDescription([*arguments, OpaqueFunction(function=describe_nodes)])
+    check = OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, arguments])
+    return LaunchDescription([*arguments, check, OpaqueFunction(function=describe_nodes)])
 
 
 def describe_nodes(context: LaunchContext) -> list[Action]:

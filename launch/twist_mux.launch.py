@@ -59,10 +59,10 @@ def generate_launch_description() -> LaunchDescription:
         ),
     ]
     of_policy = below.get_launch_description(LaunchContext()).get_launch_arguments()
-    launching.refuse_unknown_arguments(__file__, [argument.name for argument in (*arguments, *of_policy)])
     return LaunchDescription(
         [
             *arguments,
+            OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, [*arguments, *of_policy]]),
             OpaqueFunction(function=check_mux),
             # A group, so that the policy's own cmd_vel_topic stays inside. It comes first: whatever is wrong with it is
             # found before anything has started.

@@ -6,6 +6,7 @@ launch reports an exception, but leaves behind what it has started by then; so n
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,10 +20,11 @@ from rclpy.validate_namespace import validate_namespace
 
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.ros.parameter_files import expand_home, file_parameters
-from mobile_vla_inference.ros.startup import END_WITH
+from mobile_vla_inference.ros.startup import END_WITH, without_places
 
 if TYPE_CHECKING:  # where ROS 2 comes as wheels there is no launch
     from launch import Action, LaunchContext
+    from launch.actions import DeclareLaunchArgument
     from launch.events.process import ProcessExited
 
 #: Arguments that `ros2 launch` itself gives to every launch file.
@@ -33,7 +35,7 @@ class ArgumentError(MobileVlaError):
     """A launch argument can't be used."""
 
 
-def refuse_unknown_arguments(file: str, known: Iterable[str]) -> None:
+def refuse_unknown_arguments(context: LaunchContext, file: str, declared: Iterable[DeclareLaunchArgument]) -> None:
     """Refuse an argument that the launch file doesn't have: launch ignores it, and with it a limit or a file.
 
     Only where the file is the one on the command line: one that includes it has arguments of its own.
@@ -41,7 +43,7 @@ def refuse_unknown_arguments(file: str, known: Iterable[str]) -> None:
     words = sys.argv[1:]
     if not any(Path(word).name == Path(file).name for word in words):
         return
-    known = set(known)
+    known = {argument.name for argument in declared}
     given = [word.partition(":=")[0] for word in words if ":=" in word]
     unknown = [name for name in given if name not in known | _OF_LAUNCH]
     if unknown:
@@ -131,7 +133,7 @@ def end_with_launch() -> list[str]:
 
 
 def required(name: str) -> Callable[[ProcessExited, LaunchContext], Any]:
-    """Return the `on_exit` of a node that the others are of no use without: the launch ends, and fails where it failed."""
+    """Return the `on_exit` of a node that the others are of no use without: the launch ends, and fails where it did."""
 
     def on_exit(event: ProcessExited, context: LaunchContext) -> Any:
         from launch.actions import Shutdown
@@ -158,9 +160,16 @@ def interrupt_at_shutdown(node: Action) -> Action:
     from launch.events import matches_action
     from launch.events.process import SignalProcess
 
-    interrupt = EmitEvent(event=SignalProcess(signal_number="SIGINT", process_matcher=matches_action(node)))
-    return RegisterEventHandler(OnShutdown(on_shutdown=[interrupt]))
+    def interrupt(event: Any, context: LaunchContext) -> Action | None:
+        has_started = "pid" in (node.process_details or {})
+        return (
+            EmitEvent(event=SignalProcess(signal_number=signal.SIGINT, process_matcher=matches_action(node)))
+            if has_started
+            else None
+        )
+
+    return RegisterEventHandler(OnShutdown(on_shutdown=interrupt))
 
 
 def _bad_name(name: str, text: str, error: Exception) -> str:
-    return f"{name}:={text} can't be used ({' '.join(str(error).split())}); correct it"
+    return f"{name}:={text} can't be used ({without_places(str(error))}); correct it"

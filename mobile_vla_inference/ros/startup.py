@@ -93,7 +93,7 @@ def full_name(node_name: str, given: Sequence[tuple[str, str]]) -> str:
     try:
         validate_namespace(namespace)
     except NameValidationException as error:
-        reason = " ".join(str(error).split())
+        reason = without_places(str(error))
         raise MobileVlaError(f"namespace {namespace} can't be used ({reason}); correct -r __ns:={namespace}") from error
     return f"{namespace.rstrip('/')}/{name or node_name}"
 
@@ -187,9 +187,14 @@ def _log_folder() -> Path | None:
     return Path(home, *folder.parts[1:]) if home else None
 
 
+def without_places(message: str) -> str:
+    """Return a message of rcl on one line, without the places in its sources."""
+    return " ".join(re.sub(r",? at /[^\s,]+", "", message).split())
+
+
 def _explained(message: str, argv: Sequence[str]) -> str:
-    """Return rcl's message about arguments as one sentence, without the places in its sources."""
-    text = " ".join(re.sub(r",? at /[^\s,]+", "", message).split())
+    """Return rcl's message about arguments as one sentence."""
+    text = without_places(message)
     if text.startswith("["):  # UnknownROSArgsError: the list of them
         unknown = " ".join(ast.literal_eval(text))
         return f"ROS argument {unknown} is unknown, expected {', '.join(sorted(_WITH_VALUE))}; correct it"
