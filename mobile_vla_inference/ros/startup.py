@@ -20,6 +20,7 @@ import psutil
 import rclpy
 from rclpy.exceptions import NameValidationException
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 from rclpy.validate_namespace import validate_namespace
 
 from mobile_vla_inference.border import MobileVlaError
@@ -64,6 +65,7 @@ def start_ros(node_name: str, description: str, args: Sequence[str] | None = Non
         _end_with(options.end_with)
     _check_parameters(node_name, given)
     try:
+        remove_ros_args(args=argv)  # parses them as init does, but logs nothing beside the exception
         rclpy.init(
             args=[*argv, *_log_arguments(node_name)],
             signal_handler_options=SignalHandlerOptions.NO,
