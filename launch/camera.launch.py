@@ -11,38 +11,41 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from mobile_vla_inference.ros import launching
+
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the driver and what can be set from outside."""
-    return LaunchDescription(
-        [
-            DeclareLaunchArgument(
-                "source",
-                default_value="usb_cam",
-                choices=["usb_cam", "v4l2_camera", "gscam"],
-                description="The driver; gscam takes a CSI camera through nvarguscamerasrc.",
-            ),
-            DeclareLaunchArgument("device", default_value="/dev/video0", description="Video device of a USB camera."),
-            DeclareLaunchArgument("sensor_id", default_value="0", description="Number of a CSI camera, from 0."),
-            DeclareLaunchArgument("width", default_value="640", description="Width that is published, pixels."),
-            DeclareLaunchArgument("height", default_value="480", description="Height that is published, pixels."),
-            DeclareLaunchArgument(
-                "frame_rate_hz", default_value="30", description="Frames a second that the camera takes."
-            ),
-            DeclareLaunchArgument("image_topic", default_value="image_raw", description="Where images are published."),
-            OpaqueFunction(function=describe_driver),
-        ]
-    )
+    arguments = [
+        DeclareLaunchArgument(
+            "source",
+            default_value="usb_cam",
+            choices=["usb_cam", "v4l2_camera", "gscam"],
+            description="The driver; gscam takes a CSI camera through nvarguscamerasrc.",
+        ),
+        DeclareLaunchArgument("device", default_value="/dev/video0", description="Video device of a USB camera."),
+        DeclareLaunchArgument("sensor_id", default_value="0", description="Number of a CSI camera, from 0."),
+        DeclareLaunchArgument("width", default_value="640", description="Width that is published, pixels."),
+        DeclareLaunchArgument("height", default_value="480", description="Height that is published, pixels."),
+        DeclareLaunchArgument(
+            "frame_rate_hz", default_value="30", description="Frames a second that the camera takes."
+        ),
+        DeclareLaunchArgument("image_topic", default_value="image_raw", description="Where images are published."),
+    ]
+    check = OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, arguments])
+    return LaunchDescription([*arguments, check, OpaqueFunction(function=describe_driver)])
 
 
 def describe_driver(context: LaunchContext) -> list[Node]:
     """Return the driver that was asked for, with its own parameter names."""
-    source = LaunchConfiguration("source").perform(context)
-    device = LaunchConfiguration("device").perform(context)
-    sensor_id = LaunchConfiguration("sensor_id").perform(context)
-    width = int(LaunchConfiguration("width").perform(context))
-    height = int(LaunchConfiguration("height").perform(context))
-    frame_rate_hz = LaunchConfiguration("frame_rate_hz").perform(context)
+
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    source, device, sensor_id = value("source"), value("device"), value("sensor_id")
+    width, height = (launching.number(name, value(name), int) for name in ("width", "height"))
+    frame_rate_hz = launching.number("frame_rate_hz", value("frame_rate_hz"), float)
+    launching.check_topic("image_topic", value("image_topic"), "/")
     frame = "camera_optical_frame"  # REP-103: z forward, x right, y down
     if source == "usb_cam":
         executable, topic = "usb_cam_node_exe", "image_raw"
@@ -50,7 +53,7 @@ def describe_driver(context: LaunchContext) -> list[Node]:
             "video_device": device,
             "image_width": width,
             "image_height": height,
-            "framerate": float(frame_rate_hz),
+            "framerate": frame_rate_hz,
             "frame_id": frame,
         }
     elif source == "v4l2_camera":
@@ -60,13 +63,14 @@ def describe_driver(context: LaunchContext) -> list[Node]:
         executable, topic = "gscam_node", "camera/image_raw"
         # The image processor scales on the way, so that the CPU never sees the full sensor.
         camera = f"nvarguscamerasrc sensor-id={sensor_id}"
-        sensor = f"video/x-raw(memory:NVMM), framerate={frame_rate_hz}/1"
+        sensor = f"video/x-raw(memory:NVMM), framerate={round(frame_rate_hz)}/1"
         scaled = f"nvvidconv ! video/x-raw, width={width}, height={height}, format=BGRx"
         parameters = {
             "gscam_config": f"{camera} ! {sensor} ! {scaled} ! videoconvert ! video/x-raw, format=RGB",
             "image_encoding": "rgb8",
             "frame_id": frame,
         }
+    launching.required_program(source, executable, f"source:={source}")
     return [
         Node(
             package=source,
@@ -74,6 +78,7 @@ def describe_driver(context: LaunchContext) -> list[Node]:
             name="camera",
             output="screen",
             parameters=[parameters],
-            remappings=[(topic, LaunchConfiguration("image_topic"))],
+            remappings=[(topic, value("image_topic"))],
+            on_exit=launching.required(f"the camera driver {source}"),
         )
     ]

@@ -276,3 +276,33 @@ def test_every_file_that_the_page_names_is_there():
     named = set(re.findall(r"\$CONFIG/([\w.]+)|config/([\w.]+)", MONITORING))
     assert all((CONFIG / (first or second)).is_file() for first, second in named)
     assert {"mobile_vla.rviz", "diagnostic_aggregator.yaml"} <= {first or second for first, second in named}
+
+
+# ---- nav2's lifecycle manager ----------------------------------------------------------------------------------------
+
+#: What the manager declares in Humble and in Kilted, where `service_timeout` was added.
+MANAGER = {
+    *("node_names", "autostart", "bond_timeout", "bond_respawn_max_duration", "attempt_respawn_reconnection"),
+    "service_timeout",
+}
+
+
+def test_the_example_for_the_lifecycle_manager_has_parameters_that_exist():
+    pytest.importorskip("rclpy")
+    from mobile_vla_inference.ros.parameters import NodeParameters
+    from mobile_vla_inference.ros.startup import END_WITH
+
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/bases.md").read_text(), flags=re.DOTALL)
+    calls = [call for call in ast.walk(ast.parse(example)) if getattr(getattr(call, "func", None), "id", "") == "Node"]
+    nodes = {}
+    for call in calls:
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        nodes[ast.literal_eval(keywords["executable"])] = ast.literal_eval(keywords["parameters"])[0]
+    assert set(nodes) == {"vla_node", "lifecycle_manager"}
+    NodeParameters().changed(nodes["vla_node"])
+    assert nodes["vla_node"]["autostart"] is False
+    assert set(nodes["lifecycle_manager"]) <= MANAGER
+    assert nodes["lifecycle_manager"]["bond_timeout"] == 0.0
+    assert nodes["lifecycle_manager"]["node_names"] == ["vla_node"]
+    assert nodes["lifecycle_manager"]["service_timeout"] >= NodeParameters().load_timeout_s
+    assert END_WITH in example

@@ -69,6 +69,7 @@ def test_a_new_gate_never_moves():
         (lambda gate: setattr(gate, "cmd_vel_shared", True), Reason.CMD_VEL_SHARED),
         (lambda gate: setattr(gate, "stop_unheard", True), Reason.STOP_UNHEARD),
         (lambda gate: setattr(gate, "executor_stalled", True), Reason.NODE_STALLED),
+        (lambda gate: setattr(gate, "clock_missing", True), Reason.NO_CLOCK),
         (lambda gate: gate.image_sources(2), Reason.IMAGE_AMBIGUOUS),
         (lambda gate: gate.image_refused(), Reason.IMAGE_REFUSED),
         (lambda gate: gate.forget_action(), Reason.NO_STEP),
@@ -255,7 +256,9 @@ class GateModel:
 
     def __init__(self) -> None:
         self.flags = dict.fromkeys(("active", "settings_confirmed", "worker_ready", "has_instruction"), True)
-        self.flags |= dict.fromkeys(("worker_changed", "cmd_vel_shared", "stop_unheard", "executor_stalled"), False)
+        self.flags |= dict.fromkeys(
+            ("worker_changed", "cmd_vel_shared", "stop_unheard", "executor_stalled", "clock_missing"), False
+        )
         self.enabled = True
         self.stop = self.latched = self.refused = False
         self.sources = 1
@@ -265,6 +268,7 @@ class GateModel:
     def is_at_fault(self, now_s: float, limits: GateLimits) -> bool:
         wanted = {"active": True, "settings_confirmed": True, "worker_ready": True}
         wanted |= dict.fromkeys(("worker_changed", "cmd_vel_shared", "stop_unheard", "executor_stalled"), False)
+        wanted["clock_missing"] = False
         return (
             any(self.flags[name] != value for name, value in wanted.items())
             or self.stop

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_FILES = sorted((REPOSITORY / "launch").glob("*.launch.py"))
 MOBILE_VLA = REPOSITORY / "launch" / "mobile_vla.launch.py"
+CAMERA = REPOSITORY / "launch" / "camera.launch.py"
 TWIST_MUX = REPOSITORY / "launch" / "twist_mux.launch.py"
 
 needs_launch_ros = pytest.mark.skipif(
@@ -65,7 +69,7 @@ def declared_arguments(path: Path) -> dict[str, dict[str, ast.expr]]:
 
 
 def test_there_are_launch_files():
-    assert [REPOSITORY / "launch" / "camera.launch.py", MOBILE_VLA, TWIST_MUX] == LAUNCH_FILES
+    assert [CAMERA, MOBILE_VLA, TWIST_MUX] == LAUNCH_FILES
 
 
 def test_the_arguments_are_those_that_the_documentation_names():
@@ -83,13 +87,30 @@ def test_every_argument_is_described(path):
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
-def test_every_configuration_that_is_used_is_an_argument(path):
-    used = {
-        call.args[0].value
-        for call in ast.walk(ast.parse(path.read_text()))
-        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "LaunchConfiguration"
+def test_every_argument_is_used_and_what_is_used_is_an_argument(path):
+    tree = ast.parse(path.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    read = [call.args[0] for call in calls if getattr(call.func, "id", "") == "value"]
+    named = {argument.value for argument in read if isinstance(argument, ast.Constant)}
+    # The rest are read in a loop over their names.
+    in_loops = {
+        constant.value
+        for loop in ast.walk(tree)
+        if isinstance(loop, (ast.For, ast.comprehension)) and isinstance(loop.iter, ast.Tuple)
+        for constant in loop.iter.elts
+        if isinstance(constant, ast.Constant)
     }
-    assert used == set(declared_arguments(path))
+    declared = set(declared_arguments(path))
+    assert named <= declared <= named | in_loops
+
+
+EXECUTABLES = {"vla_node": "node", "sim_robot": "sim_robot"}
+#: Runs a node of this checkout, whatever is installed.
+EXECUTABLE = """#!{python}
+import sys
+from mobile_vla_inference.ros.{module} import main
+sys.exit(main())
+"""
 
 
 class Launch:
@@ -101,7 +122,13 @@ class Launch:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", LAUNCH, str(path), *arguments],
-                env={**os.environ, "AMENT_PREFIX_PATH": prefixes, "ROS_LOG_DIR": str(log.parent / "ros_log")},
+                env={
+                    **os.environ,
+                    "AMENT_PREFIX_PATH": prefixes,
+                    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+                    "ROS_LOG_DIR": str(log.parent / "ros_log"),
+                },
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -109,6 +136,18 @@ class Launch:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def refuses(self, *expected: str) -> None:
+        """Require that it ends with a failure that says what is expected, and has started nothing."""
+        assert self.process.wait(timeout=30) == 1, self.log
+        for text in expected:
+            assert text in self.log
+        assert "process started" not in self.log
+        assert "Traceback" not in self.log
+
+    def started(self, name: str) -> int:
+        """Return the process id of a node that it has started."""
+        return int(re.search(rf"\[{name}-\d+\]: process started with pid \[(\d+)\]", self.log)[1])
 
     def stop(self) -> None:
         """End it as Ctrl-C does and require that it ends well."""
@@ -119,16 +158,26 @@ class Launch:
 
 @pytest.fixture
 def stand_ins(tmp_path) -> Path:
-    """Return a prefix in which rviz2 and twist_mux are programs that keep what they are called with."""
+    """Return a prefix with this checkout, and with rviz2 and twist_mux that only keep what they are called with."""
     prefix = tmp_path / "prefix"
-    for name in ("rviz2", "twist_mux"):
-        marker = prefix / "share/ament_index/resource_index/packages" / name
-        program = prefix / "lib" / name / name
-        for path in (marker, program):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    ours = {name: EXECUTABLE.format(python=sys.executable, module=module) for name, module in EXECUTABLES.items()}
+    for package, programs in {
+        "rviz2": {"rviz2": STAND_IN},
+        "twist_mux": {"twist_mux": STAND_IN},
+        "mobile_vla_inference": ours,
+    }.items():
+        marker = prefix / "share/ament_index/resource_index/packages" / package
+        folder = prefix / "lib" / package
+        for path in (marker.parent, folder):
+            path.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        program.write_text(STAND_IN)
-        program.chmod(0o755)
+        for name, text in programs.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+    share = prefix / "share/mobile_vla_inference"
+    share.mkdir()
+    for folder in ("launch", "config"):
+        (share / folder).symlink_to(REPOSITORY / folder)
     return prefix
 
 
@@ -241,10 +290,125 @@ def test_every_argument_arrives_and_an_empty_one_leaves_the_files_alone(
 
 
 @needs_launch_ros
-def test_a_wrong_value_is_refused_before_anything_starts(start_launch):
-    launch = start_launch(MOBILE_VLA, "log_level:=loud")
-    assert launch.process.wait(timeout=30) != 0
-    assert "log_level" in launch.log
+@pytest.mark.parametrize(
+    ("path", "argument", "expected"),
+    [
+        (MOBILE_VLA, "log_level:=loud", "log_level"),
+        (MOBILE_VLA, "stamped:=maybe", "stamped:=maybe can't be used, expected true or false"),
+        (MOBILE_VLA, "use_sim_time:=1", "use_sim_time:=1 can't be used"),
+        (MOBILE_VLA, "namespace:=a-b", "namespace:=a-b can't be used"),
+        (MOBILE_VLA, "image_topic:=/front/the-image", "image_topic:=/front/the-image can't be used"),
+        (MOBILE_VLA, "cmd_vel_topic:=/base/", "cmd_vel_topic:=/base/ can't be used"),
+        (MOBILE_VLA, "max_linear_x_mps:=0.1", "a parameter of vla_node goes into a file for params_file"),
+        (MOBILE_VLA, "param_file:=slow.yaml", "has no argument 'param_file', expected autostart, checkpoint"),
+        (CAMERA, "width:=abc", "width:=abc can't be used, expected a whole number above 0"),
+        (CAMERA, "frame_rate_hz:=fast", "frame_rate_hz:=fast can't be used, expected a number above 0"),
+        (CAMERA, "image_topic:=a-b", "image_topic:=a-b can't be used"),
+        (TWIST_MUX, "cmd_vel_topic:=a-b", "cmd_vel_topic:=a-b can't be used"),
+        (TWIST_MUX, "mux_params_file:=/not/there.yaml", "/not/there.yaml does not exist"),
+        (TWIST_MUX, "params_file:=/not/there.yaml", "/not/there.yaml does not exist"),
+        (TWIST_MUX, "paramsfile:=/not/there.yaml", "has no argument 'paramsfile'"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name_before_anything_starts(start_launch, path, argument, expected):
+    start_launch(path, argument).refuses(expected)
+
+
+@needs_launch_ros
+@pytest.mark.parametrize(
+    ("path", "arguments", "missing"),
+    [(MOBILE_VLA, ["rviz:=true", "sim:=true"], "rviz2"), (TWIST_MUX, ["sim:=true"], "twist_mux")],
+)
+def test_a_program_that_is_not_installed_is_told_before_anything_starts(
+    start_launch, stand_ins, tiny_checkpoint, path, arguments, missing
+):
+    (stand_ins / "lib" / missing / missing).unlink()
+    launch = start_launch(path, f"checkpoint:={tiny_checkpoint}", *arguments)
+    launch.refuses(f"package {missing}, which is not installed", "sudo apt install")
+
+
+@needs_launch_ros
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        (
+            "/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n",
+            "says nothing for /lab/vla_node, only for /vla_node",
+        ),
+    ],
+)
+def test_a_parameter_file_that_reaches_no_node_is_refused_before_anything_starts(
+    start_launch, tiny_checkpoint, tmp_path, text, expected
+):
+    file = tmp_path / "slow.yaml"
+    if text is not None:
+        file.write_text(text)
+    launch = start_launch(MOBILE_VLA, f"checkpoint:={tiny_checkpoint}", "namespace:=lab", f"params_file:={file}")
+    launch.refuses(str(file), expected)
+
+
+@needs_launch_ros
+def test_a_launch_fails_and_ends_the_others_where_the_node_fails(start_launch):
+    launch = start_launch(MOBILE_VLA, "checkpoint:=/not/there.pth", "sim:=true")
+    assert launch.process.wait(timeout=60) == 1, launch.log
+    assert "/not/there.pth does not exist" in launch.log
+    assert "vla_node ended with exit status 2" in launch.log
+    assert not Path(f"/proc/{launch.started('sim_robot')}").exists()
+
+
+@needs_launch_ros
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_robot_stops_and_the_nodes_end_however_the_launch_ends(probe, start_launch, tiny_checkpoint, number):
+    # The probe could send images, too: two cameras on one topic stop the robot.
+    launch = start_launch(MOBILE_VLA, f"checkpoint:={tiny_checkpoint}", "sim:=true", "image_topic:=front/image")
+    probe.instruct("go to the cup")
+    probe.wait_for("motion", probe.is_moving, timeout_s=60.0)
+    nodes = [os.pidfd_open(launch.started(name)) for name in ("vla_node", "sim_robot")]
+    launch.process.send_signal(number)
+    probe.wait_for("standstill", lambda: not probe.is_moving(), timeout_s=3.0)
+    for node in nodes:
+        ended, _, _ = select.select([node], [], [], 30.0)
+        os.close(node)
+        assert ended, launch.log
+    assert not probe.is_moving()
+
+
+@needs_launch_ros
+def test_the_simulated_robot_is_told_what_the_parameter_file_says(probe, start_launch, tiny_checkpoint, tmp_path):
+    from geometry_msgs.msg import TwistStamped
+    from ros_graph import is_zero
+
+    file = tmp_path / "simulated.yaml"
+    file.write_text("/**/vla_node: {ros__parameters: {use_sim_time: true, stamped: true}}\n")
+    names = ("image_topic:=front/image", "cmd_vel_topic:=base/cmd_vel")
+    start_launch(MOBILE_VLA, f"checkpoint:={tiny_checkpoint}", "sim:=true", f"params_file:={file}", *names)
+    commands: list[TwistStamped] = []
+    probe.node.create_subscription(TwistStamped, "base/cmd_vel", commands.append, 10)
+    probe.instruct("go to the cup")
+    probe.wait_for("motion", lambda: commands and not is_zero(commands[-1].twist), timeout_s=60.0)
+    listeners = probe.node.get_subscriptions_info_by_topic("base/cmd_vel")
+    types = {each.topic_type for each in listeners if each.node_name == "sim_robot"}
+    assert types == {"geometry_msgs/msg/TwistStamped"}
+    assert probe.node.count_publishers("/clock") == 1
+
+
+@needs_launch_ros
+def test_the_home_folder_may_be_written_as_a_tilde(probe, start_launch, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    file = tiny_checkpoint.parent / "slow.yaml"
+    file.write_text("/**/vla_node: {ros__parameters: {max_linear_x_mps: 0.125}}\n")
+    start_launch(MOBILE_VLA, "checkpoint:=~/tiny.pth", "params_file:=~/slow.yaml")
+    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    assert parameters_of(probe, "/vla_node", "max_linear_x_mps") == {"max_linear_x_mps": 0.125}
+
+
+def test_the_unit_starts_a_launch_that_failed_again():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(REPOSITORY / "docker/mobile-vla.service")
+    assert unit["Service"]["Restart"] == "on-failure"
 
 
 @needs_launch_ros

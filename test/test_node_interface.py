@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import GetParameters, GetParameterTypes, ListParameters
+from rclpy.parameter import get_parameter_value, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_graph import BEST_EFFORT, Probe, is_zero
 from rosgraph_msgs.msg import Clock
@@ -19,7 +24,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from mobile_vla_inference.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
-from mobile_vla_inference.ros.parameters import parameters_markdown
+from mobile_vla_inference.ros.parameters import NodeParameters, parameters_markdown
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
 
@@ -143,6 +148,78 @@ def test_action_axes_change_live_and_a_wrong_number_is_refused(probe, start_node
     assert set_axes("linear.x", "linear.y").successful
     probe.wait_for("sideways motion", lambda: probe.commands[-1][1].linear.y != 0.0)
     probe.wait_for("no turn any more", lambda: probe.commands[-1][1].angular.z == 0.0)
+
+
+def dump(probe) -> dict:
+    """Return every parameter of vla_node, as `ros2 param dump` asks for them and writes them."""
+    names = probe.call(ListParameters, "vla_node/list_parameters", ListParameters.Request()).result.names
+    answer = probe.call(GetParameters, "vla_node/get_parameters", GetParameters.Request(names=names))
+    values = map(parameter_value_to_python, answer.values)
+    return {name: list(value) if isinstance(value, array.array) else value for name, value in zip(names, values)}
+
+
+def test_a_dump_of_the_parameters_can_be_started_with_again(probe, start_node, tmp_path):
+    first = start_node("-p", "max_linear_x_mps:=0.125", "-p", "action_axes:=[linear.x, linear.y]")
+    before = dump(probe)
+    assert before["max_linear_x_mps"] == 0.125
+    assert before["action_axes"] == ["linear.x", "linear.y"]
+    assert before["action_scale"] == []
+    assert {field.name for field in fields(NodeParameters)} < set(before)
+    assert first.interrupt() == 0
+    file = tmp_path / "dump.yaml"
+    file.write_text(yaml.dump({"/vla_node": {"ros__parameters": before}}, default_flow_style=False))
+    start_node("--params-file", str(file))
+    assert dump(probe) == before
+
+
+def test_an_empty_list_in_a_file_and_on_the_command_line_is_not_set(probe, start_node, tmp_path):
+    file = tmp_path / "not_set.yaml"
+    file.write_text("/**/vla_node: {ros__parameters: {action_axes: [], max_restarts: 1}}\n")
+    start_node("--params-file", str(file), "-p", "action_scale:=[]", "-p", "autostart:=false")
+    values = dump(probe)
+    assert (values["action_axes"], values["action_scale"], values["max_restarts"]) == ([], [], 1)
+    request = GetParameterTypes.Request(names=["action_axes", "action_scale"])
+    types = probe.call(GetParameterTypes, "vla_node/get_parameter_types", request).types
+    assert list(types) == [ParameterType.PARAMETER_STRING_ARRAY, ParameterType.PARAMETER_DOUBLE_ARRAY]
+
+
+@pytest.mark.parametrize("name", ["action_axes", "action_scale"])
+def test_an_array_can_be_set_back_to_not_set_live(probe, start_node, name):
+    start_node("-p", "action_axes:=[linear.x, linear.y]", "-p", "action_scale:=[0.5, 0.5]")
+    probe.drive()
+    # `ros2 param set /vla_node action_axes "[]"` sends what this makes of it: an array of bools.
+    assert probe.set_parameter(Parameter(name=name, value=get_parameter_value("[]"))).successful
+    assert dump(probe)[name] == []
+    if name == "action_axes":
+        probe.wait_for("a turn, as the policy says", lambda: probe.commands[-1][1].angular.z != 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["max_linear_x_mps:=1"], "max_linear_x_mps is 1, expected a double from 0 to 5, write 1.0"),
+        (["action_scale:=[2, 3]"], "action_scale is [2, 3], expected a double array, write [2.0, 3.0]"),
+        (["max_linear_x_mps:=[]"], "max_linear_x_mps is [], expected a double from 0 to 5"),
+        (["max_linear_x_mps:=-1.0"], "max_linear_x_mps is -1.0, expected a number from 0 to 5"),
+        (["device:=[]"], "device is [], expected one of auto, cuda, cpu"),
+        (["stamped:=1"], "stamped is 1, expected true or false"),
+        (["max_linear_mps:=0.1"], "max_linear_x_mps, max_linear_acceleration_mps2"),
+        (["max_linear_mps:=0.1"], "max_angular_z_radps"),
+        (["max_linear_mps:=0.1"], "max_linear_y_mps"),
+        (["chekpoint:=a", "autostrat:=b"], "'autostrat', 'chekpoint', expected autostart, checkpoint"),
+    ],
+)
+def test_a_bad_parameter_is_one_sentence_that_says_what_to_write(start_node, arguments, expected):
+    node = start_node(*(word for argument in arguments for word in ("-p", argument)))
+    assert node.process.wait(timeout=30) == 2
+    assert expected in node.output()
+    assert "Traceback" not in node.output()
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(probe, start_node, tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    start_node("-p", "processors:=~/tiny.processors", checkpoint="~/tiny.pth")
+    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
 
 
 def test_deactivate_stops_it_cleanup_ends_the_worker_and_it_can_be_brought_up_again(probe, start_node):

@@ -162,6 +162,7 @@ def third_party_imports() -> set[str]:
 def test_every_import_is_declared():
     keys = {"cv2": "python3-opencv", **{name: f"python3-{name}" for name in ("numpy", "psutil", "rich", "tqdm")}}
     declared = {element.text for element in MANIFEST.findall("exec_depend")}
+    keys["yaml"] = "python3-yaml"
     keys["ruamel"] = "ruamel-yaml"
     keys["prompt_toolkit"] = "prompt-toolkit"
     keys["rerun"] = "rerun-sdk"

@@ -516,7 +516,7 @@ def test_sigterm_ends_it_without_a_traceback(listener):
         ({"scenario": "3box"}, "parameter scenario is '3box', expected 1box_vert_left, "),
         ({"scenario": "1box_vert_left", "frames_dir": "/missing"}, "parameters scenario and frames_dir are given"),
         ({"frames_dir": "/missing"}, "/missing is not a folder, expected one with image files; check the path"),
-        ({"rate_hz": ""}, "ROS can't be started with --ros-args -p rate_hz:="),
+        ({"rate_hz": ""}, "argument -p rate_hz:= can't be used, expected -p NAME:=VALUE"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_sentence(parameters, sentence):

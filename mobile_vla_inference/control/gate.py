@@ -28,6 +28,7 @@ class Reason(Enum):
     WORKER_NOT_READY = "worker_not_ready"
     NO_INSTRUCTION = "no_instruction"
     CMD_VEL_SHARED = "cmd_vel_shared"
+    NO_CLOCK = "no_clock"
     IMAGE_AMBIGUOUS = "image_ambiguous"
     NO_IMAGE = "no_image"
     IMAGE_REFUSED = "image_refused"
@@ -51,6 +52,7 @@ ADVICE = {
     Reason.WORKER_NOT_READY: "wait until the policy is loaded",
     Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
     Reason.CMD_VEL_SHARED: "let only this node publish on cmd_vel, or set exclusive_cmd_vel to false",
+    Reason.NO_CLOCK: "use_sim_time is true and nobody publishes /clock: start the simulator, or the bag with --clock",
     Reason.IMAGE_AMBIGUOUS: "let only one publisher send on the image topic",
     Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_REFUSED: "see the image diagnostics",
@@ -134,6 +136,7 @@ class CommandGate:
         has_instruction: there is something to follow.
         stop_unheard: somebody says stop in a way that this node can't hear.
         executor_stalled: nobody would hear a stop now, because what handles messages does not come to it.
+        clock_missing: the age of images can't be told, because the ROS clock has not started.
         cmd_vel_shared: another publisher sends on `cmd_vel` although it must not.
     """
 
@@ -148,6 +151,7 @@ class CommandGate:
         self.stop_unheard = False
         self.executor_stalled = False
         self.cmd_vel_shared = False
+        self.clock_missing = False
         self._stop_requested = False
         self._latch: Reason | None = None
         self._image_time_s: float | None = None
@@ -269,6 +273,7 @@ class CommandGate:
             (not self.settings_confirmed, Reason.SETTINGS_ASSUMED),
             (self.cmd_vel_shared, Reason.CMD_VEL_SHARED),
             (not self.has_instruction, Reason.NO_INSTRUCTION),
+            (self.clock_missing, Reason.NO_CLOCK),
             (self._image_sources > 1, Reason.IMAGE_AMBIGUOUS),
             (self._image_refused, Reason.IMAGE_REFUSED),
             (self._image_time_s is None, Reason.NO_IMAGE),

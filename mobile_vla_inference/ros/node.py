@@ -35,11 +35,9 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
-from rclpy.logging import get_logging_directory
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
@@ -75,12 +73,14 @@ from mobile_vla_inference.control.worker import (
     WorkerState,
 )
 from mobile_vla_inference.ros import conversions
+from mobile_vla_inference.ros.clock import missing_clock
 from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status
 from mobile_vla_inference.ros.executor import NodeExecutor, RequestError
 from mobile_vla_inference.ros.graph import GraphWatch
 from mobile_vla_inference.ros.inputs import EveryPublisher
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
+from mobile_vla_inference.ros.startup import start_ros
 
 NODE_NAME = "vla_node"
 
@@ -412,6 +412,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         with self._motion_lock:
             # Whoever can't hear a stop must not drive.
             self._gate.executor_stalled = now_s - self._executor_seen_s > STALL_S
+            self._gate.clock_missing = bool(missing_clock(self.get_clock()))
         self._publish_decision(repeated=True)
 
     def report_error(self, text: str) -> None:
@@ -485,6 +486,8 @@ class VlaNode(LifecycleNodeMixin, Node):
     def _stamp_refusal(self, stamp_s: float, age_s: float) -> tuple[str, str] | None:
         """Return the cause and a sentence where a stamp can't be trusted, else None."""
         limits = self._config
+        if sentence := missing_clock(self.get_clock()):
+            return "no_clock", sentence
         if stamp_s == 0.0:
             return (
                 "no_stamp",
@@ -854,7 +857,7 @@ def main(
     """Run the node until SIGINT or SIGTERM; exit status 0, 2 where it could not start, 1 where a part of it failed.
 
     Args:
-        args: ROS arguments; None: the command line's.
+        args: like sys.argv, the default.
         worker_module: what runs as the policy worker.
         node_type: makes the node from the worker module; `mobile_vla bench` gives one that keeps times.
     """
@@ -870,15 +873,11 @@ def main(
 
 
 def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], VlaNode]) -> int:
-    # rclpy's own log file is written with the interpreter's lock held; a disk that hangs would stop every thread.
-    program, *given = sys.argv if args is None else ["", *args]
-    args = [program, "--ros-args", "--disable-external-lib-logs", "--", *given]
-    # The default handlers invalidate the context before a last standstill could be published.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    _log_to_file(output)
     interrupted = threading.Event()
+    # rclpy's handlers would invalidate the context before a last standstill could be published.
     _on_signals(interrupted)
     try:
+        start_ros(NODE_NAME, "Camera images and an instruction in, velocity commands out.", args, output)
         node = make_node()
     except MobileVlaError as error:
         print(f"{NODE_NAME}: error: {error}", file=sys.stderr)
@@ -905,18 +904,6 @@ def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], Vla
     node.destroy_node()
     rclpy.try_shutdown()
     return status
-
-
-def _log_to_file(output: OutputPump) -> None:
-    """Keep a log where ROS keeps its logs; a robot without a place for one drives all the same."""
-    try:
-        folder = get_logging_directory()
-        output.add_file(folder / f"{NODE_NAME}_{os.getpid()}_{time.time_ns() // 1_000_000}.log")
-    except (OSError, RuntimeError) as error:
-        print(
-            f"{NODE_NAME}: warning: no log file ({error}), expected a folder that can be written; set ROS_LOG_DIR",
-            file=sys.stderr,
-        )
 
 
 def _on_signals(event: threading.Event) -> None:

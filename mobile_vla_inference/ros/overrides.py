@@ -9,6 +9,9 @@ from rclpy.parameter import Parameter
 
 from mobile_vla_inference.border import MobileVlaError
 
+#: How many parameters a misspelt name may stand for: the limit of a speed is one of several.
+_NEAREST = 5
+
 
 def given_parameters(node: Node) -> dict[str, Parameter]:
     """Return what the command line and parameter files give a node, declared or not, by name."""
@@ -26,7 +29,8 @@ def refuse_unknown_parameters(node: Node) -> None:
     if not unknown:
         return
     declared = sorted(node.get_parameters_by_prefix(""))
-    expected = difflib.get_close_matches(unknown[0], declared, n=1) or declared
+    near = {name: difflib.get_close_matches(name, declared, n=_NEAREST) for name in unknown}
+    expected = dict.fromkeys(each for names in near.values() for each in names) if all(near.values()) else declared
     raise MobileVlaError(
         f"{node.get_name()} has no parameter {', '.join(map(repr, unknown))}, expected {', '.join(expected)}; "
         "correct the -p argument or the parameter file"

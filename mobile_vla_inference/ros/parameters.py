@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import math
-import os
 import sys
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -20,6 +19,8 @@ from rclpy.parameter import Parameter
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.control.action import AXES, ActionMapping
 from mobile_vla_inference.control.gate import GateLimits
+from mobile_vla_inference.ros.overrides import given_parameters
+from mobile_vla_inference.ros.parameter_files import expand_home
 
 
 class ParameterError(MobileVlaError):
@@ -36,8 +37,16 @@ def _parameter(
     read_only: bool = False,
     path: bool = False,
 ) -> Any:
-    metadata = {"description": description, "low": low, "high": high, "choices": choices, "read_only": read_only}
-    return field(default=default, metadata={**metadata, "path": path})
+    """Declare a parameter; `path` is one in which `~` stands for the home folder."""
+    metadata = {
+        "description": description,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "read_only": read_only,
+        "path": path,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,10 @@ class NodeParameters:
         20.0, "Rate at which cmd_vel repeats between steps; zero comes at 10 Hz at least.", low=1.0, high=200.0
     )
     action_axes: tuple[str, ...] = _parameter(
-        (), f"Twist axis that each action drives, of {', '.join(AXES)}; not set: as policy.json says."
+        (), f"Twist axis that each action drives, of {', '.join(AXES)}; not set ([]): as policy.json says."
     )
     action_scale: tuple[float, ...] = _parameter(
-        (), "Command units (m/s, rad/s) per normalised unit, one per axis; not set: as policy.json says."
+        (), "Command units (m/s, rad/s) per normalised unit, one per axis; not set ([]): as policy.json says."
     )
     max_linear_x_mps: float = _parameter(0.5, "Largest forward or backward speed.", low=0.0, high=5.0)
     max_linear_y_mps: float = _parameter(0.5, "Largest sideways speed (omnidirectional bases).", low=0.0, high=5.0)
@@ -179,8 +188,8 @@ class NodeParameters:
 
 
 def _own_value(value: Any) -> Any:
-    """Return a parameter's value as this dataclass holds it: arrays as tuples, an array that is not set as ()."""
-    return () if value is None else tuple(value) if isinstance(value, (list, array.array)) else value
+    """Return a parameter's value as this dataclass holds it: arrays as tuples."""
+    return tuple(value) if isinstance(value, (list, array.array)) else value
 
 
 def _check(name: str, value: Any, metadata: dict[str, Any]) -> None:
@@ -192,25 +201,73 @@ def _check(name: str, value: Any, metadata: dict[str, Any]) -> None:
 
 
 def declare_parameters(node: Node) -> NodeParameters:
-    """Declare every parameter on `node` and return the values in force.
+    """Declare every parameter on `node`, each with a value of its type, and return the values in force.
 
     Raises:
         ParameterError: a value of the wrong type, outside its range, or a parameter that does not exist.
     """
+    given = given_parameters(node)
     values = {}
     for declared in fields(NodeParameters):
-        # An array has no default of its own: not set means that policy.json decides.
-        default = _ARRAY_TYPES.get(_type_of(declared), declared.default)
-        try:
-            parameter = node.declare_parameter(declared.name, default, _descriptor(declared))
-        except Exception as error:  # rclpy raises several unrelated classes for a bad override, by distribution
-            raise ParameterError(
-                f"parameter {declared.name} is refused, expected {_expected(declared)}: {error}"
-            ) from error
-        value = _own_value(parameter.value)
-        # No shell expands the ~ of checkpoint:=~/policy.pth.
-        values[declared.name] = os.path.expanduser(value) if declared.metadata["path"] else value  # noqa: PTH111
+        value = _declare(node, declared, given.get(declared.name))
+        values[declared.name] = expand_home(value) if declared.metadata["path"] else _own_value(value)
+    # Humble has no such hook: there, not set again takes a request that names the array's type.
+    if hasattr(node, "add_pre_set_parameters_callback"):
+        node.add_pre_set_parameters_callback(_with_typed_empty_arrays)
     return NodeParameters(**values)
+
+
+def _declare(node: Node, declared: Field, given: Parameter | None) -> Any:
+    """Declare one parameter and return its value; `given` is what the command line and files say, if anything."""
+    array_type = _ARRAY_TYPES.get(_type_of(declared))
+    if given is not None:
+        if not _has_type(given, declared):
+            found = [] if given.type_ is Parameter.Type.NOT_SET else given.value
+            raise ParameterError(
+                f"parameter {declared.name} is {found!r}, expected {_expected(declared)}{_hint(declared, given)}; "
+                "correct it"
+            )
+        _check(declared.name, given.value, declared.metadata)
+    try:
+        parameter = node.declare_parameter(declared.name, array_type or declared.default, _descriptor(declared))
+    except Exception as error:  # rclpy raises several unrelated classes for a bad override, by distribution
+        raise ParameterError(
+            f"parameter {declared.name} is refused, expected {_expected(declared)}: {error}"
+        ) from error
+    if array_type is not None and parameter.value is None:
+        # An empty array can't be declared, because its type can't be told from it, only set. Without a value, rclpy
+        # would answer a request for all parameters with nothing.
+        parameter = Parameter(declared.name, array_type, [])
+        node.set_parameters([parameter])
+    return parameter.value
+
+
+def _has_type(given: Parameter, declared: Field) -> bool:
+    array_type = _ARRAY_TYPES.get(_type_of(declared))
+    if array_type is None:
+        return given.type_ is Parameter.Type.from_parameter_value(declared.default)
+    # An empty list has no type for rcl: `[]`, also as `ros2 param dump` writes it, is not set.
+    return given.type_ in (array_type, Parameter.Type.NOT_SET)
+
+
+def _hint(declared: Field, given: Parameter) -> str:
+    """Say how a whole number is written where a double is expected."""
+    if _type_of(declared) is float and given.type_ is Parameter.Type.INTEGER:
+        return f", write {float(given.value)!r}"
+    if _type_of(declared) == tuple[float, ...] and given.type_ is Parameter.Type.INTEGER_ARRAY:
+        return f", write {[float(each) for each in given.value]}"
+    return ""
+
+
+def _with_typed_empty_arrays(parameters: list[Parameter]) -> list[Parameter]:
+    """Return parameters to set, an empty array as one of the declared type: `[]` on a command line has another."""
+    types = {declared.name: _ARRAY_TYPES.get(_type_of(declared)) for declared in fields(NodeParameters)}
+    return [
+        Parameter(each.name, types[each.name], [])
+        if types.get(each.name) is not None and isinstance(each.value, _ARRAYS) and len(each.value) == 0
+        else each
+        for each in parameters
+    ]
 
 
 def parameters_markdown() -> str:
@@ -220,7 +277,18 @@ def parameters_markdown() -> str:
         "",
         "Made from the declarations in `mobile_vla_inference/ros/parameters.py` by",
         "`python -m mobile_vla_inference.ros.parameters > docs/parameters.md`. A change of a *live* parameter counts",
-        "at once; the others are read-only. A bad value is refused by name, at the start and later.",
+        "at once; the others are read-only. A bad value is refused by name, at the start and later. An array that is",
+        "*not set* is an empty list, `[]`. In `checkpoint` and `processors`, `~` is the home folder.",
+        "",
+        "```bash",
+        "ros2 param dump /vla_node > tuned.yaml       # start with it again: params_file:=tuned.yaml",
+        "ros2 param set /vla_node action_axes '[]'    # not set again; Humble wants the type (9: strings, 8: doubles):",
+        "ros2 service call /vla_node/set_parameters rcl_interfaces/srv/SetParameters \\",
+        "    '{parameters: [{name: action_axes, value: {type: 9}}]}'",
+        "```",
+        "",
+        "Of two parameter files with the same section, a `[]` in the later one leaves the list of the earlier one: so",
+        "rcl merges them.",
         "",
         "| parameter | type | default | allowed | live | meaning |",
         "|---|---|---|---|---|---|",
@@ -241,6 +309,7 @@ def _type_of(declared: Field) -> Any:
     return get_type_hints(NodeParameters)[declared.name]
 
 
+_ARRAYS = (list, tuple, array.array, bytes)
 _ARRAY_TYPES = {
     tuple[str, ...]: Parameter.Type.STRING_ARRAY,
     tuple[float, ...]: Parameter.Type.DOUBLE_ARRAY,
@@ -263,7 +332,9 @@ def _expected(declared: Field) -> str:
     metadata = declared.metadata
     if metadata["choices"] is not None:
         return f"one of {', '.join(metadata['choices'])}"
-    name = f"a {_type_name(declared)}"
+    if _type_of(declared) is bool:
+        return "true or false"
+    name = f"{'an' if _type_of(declared) is int else 'a'} {_type_name(declared)}"
     return name if metadata["low"] is None else f"{name} from {metadata['low']:g} to {metadata['high']:g}"
 
 

@@ -7,7 +7,6 @@ drawn one, or the images of a folder in turn. Stamps are on the ROS clock, or on
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import signal
@@ -30,9 +29,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
-from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
@@ -43,6 +40,7 @@ from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
 from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
 from mobile_vla_inference.ros.sim_views import BASE_FRAME, ODOM_FRAME, layout_markers, robot_transforms
+from mobile_vla_inference.ros.startup import start_ros
 from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
 from mobile_vla_inference.sim.live_world import LiveWorld
 from mobile_vla_inference.sim.renderer import FIELD_OF_VIEW_DEG, FRAME_PX
@@ -261,13 +259,18 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         0 after a stop request; 2, with a sentence on stderr, where an argument, a parameter or an image can't be used.
     """
-    argv = list(sys.argv if args is None else args)
     stop = threading.Event()
     # rclpy's own handlers would invalidate the context in the middle of a callback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        _init_ros(argv)
+        start_ros(
+            "sim_robot",
+            "A simulated robot: publishes camera images on image_raw and follows cmd_vel.\n\n"
+            "Parameters (--ros-args -p NAME:=VALUE):\n"
+            + "\n".join(f"  {p.name} ({p.default!r}): {p.description}" for p in _PARAMETERS),
+            args,
+        )
         _run(stop)
     except MobileVlaError as error:
         print(f"sim_robot: {error}", file=sys.stderr)
@@ -276,21 +279,6 @@ def main(args: Sequence[str] | None = None) -> int:
         if rclpy.ok():
             rclpy.shutdown()
     return 0
-
-
-def _init_ros(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="sim_robot",
-        description="A simulated robot: publishes camera images on image_raw and follows cmd_vel.",
-        epilog="parameters (--ros-args -p NAME:=VALUE): "
-        + "; ".join(f"{p.name} ({p.default!r}): {p.description}" for p in _PARAMETERS),
-    )
-    try:
-        parser.parse_args(remove_ros_args(args=argv)[1:])
-        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # rclpy has no public class for arguments that it can't parse
-        reason = " ".join(str(error).split(", at ")[0].split())
-        raise MobileVlaError(f"ROS can't be started with {' '.join(argv[1:])} ({reason}); correct it") from error
 
 
 def _run(stop: threading.Event) -> None:

@@ -1,0 +1,18 @@
+"""Whether the ROS clock runs: with use_sim_time it stands at zero until somebody publishes /clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ADVICE = (
+    "use_sim_time is true, but nobody publishes /clock; start the simulator or the bag with --clock, or set it false"
+)
+
+
+def missing_clock(clock: Any) -> str:
+    """Return a sentence where the ROS clock has not started, else "".
+
+    Args:
+        clock: the node's clock (`Node.get_clock()`).
+    """
+    return _ADVICE if clock.ros_time_is_active and clock.now().nanoseconds == 0 else ""

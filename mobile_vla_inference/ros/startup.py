@@ -1,0 +1,214 @@
+"""What comes before a node is made: its arguments, its parameter files, the log folder, the launch that it ends with.
+
+rclpy answers a bad argument with a traceback, and what reaches no node with silence; here each is one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import ctypes
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import rclpy
+from rclpy.exceptions import NameValidationException
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+from rclpy.validate_namespace import validate_namespace
+
+from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.control.output_pump import OutputPump
+from mobile_vla_inference.ros.parameter_files import file_parameters, says_for
+
+#: The option by which a launch file ties a node to itself: end with this process.
+END_WITH = "--end-with"
+
+_PR_SET_PDEATHSIG = 1
+#: ROS arguments that are followed by a value.
+_WITH_VALUE = {
+    *("-r", "--remap", "-p", "--param", "--params-file", "-e", "--enclave"),
+    *("--log-level", "--log-config-file", "--log-file-name"),
+}
+#: What rcl expects, by the name that its messages give an argument.
+_EXPECTED = {
+    "remap rule": "-r FROM:=TO with names of letters, digits, _ and /, none of which begins with a digit",
+    "parameter override rule": "-p NAME:=VALUE, a list with values of one type",
+    "params file": "YAML as in config/mobile_vla.yaml",
+    "log level": "debug, info, warn, error or fatal",
+}
+_COULD_NOT_PARSE = re.compile(r"Couldn't parse (?P<kind>[\w ]+): '(?P<argument>.*)'\. Error: (?P<reason>.*)", re.DOTALL)
+#: Reasons of rcl that say nothing to a reader.
+_NO_REASON = re.compile(r"error not set|.*lexeme type.*")
+
+
+def start_ros(
+    node_name: str, description: str, args: Sequence[str] | None = None, output: OutputPump | None = None
+) -> None:
+    """Check the command line, tie the process to its launch, and initialise rclpy without its signal handlers.
+
+    Args:
+        node_name: the name that the node has unless it is remapped.
+        description: what `--help` says.
+        args: like sys.argv, the default.
+        output: what writes the log file in place of rclpy, which holds the interpreter's lock while it writes: a disk
+            that hangs would stop every thread. None: rclpy writes it.
+
+    Raises:
+        MobileVlaError: an argument or a parameter file can't be used, or the launch has ended already.
+    """
+    argv = list(sys.argv if args is None else args)
+    own, given = _split(argv)
+    options = _parse(node_name, description, own)
+    if options.end_with is not None:
+        _end_with(options.end_with)
+    _check_parameters(node_name, given)
+    try:
+        remove_ros_args(args=argv)  # parses them as init does, but logs nothing beside the exception
+        rclpy.init(
+            args=[*argv, *_log_arguments(node_name, output)],
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+    except RuntimeError as error:  # rclpy has no public class for arguments that it can't parse
+        raise MobileVlaError(_explained(str(error), argv)) from error
+
+
+def full_name(node_name: str, given: Sequence[tuple[str, str]]) -> str:
+    """Return a node's full name after the remaps among ROS arguments, by rcl's rule: the first that fits counts.
+
+    Raises:
+        MobileVlaError: the namespace is no valid one.
+    """
+    name, namespace = "", ""
+    for flag, rule in given:
+        if flag not in ("-r", "--remap"):
+            continue
+        match = re.fullmatch(rf"(?:{re.escape(node_name)}:)?(__node|__name|__ns):=(.*)", rule)
+        if match is None:
+            continue
+        if match[1] == "__ns":
+            namespace = namespace or match[2]
+        else:
+            name = name or match[2]
+    namespace = namespace or "/"
+    try:
+        validate_namespace(namespace)
+    except NameValidationException as error:
+        reason = without_places(str(error))
+        raise MobileVlaError(f"namespace {namespace} can't be used ({reason}); correct -r __ns:={namespace}") from error
+    return f"{namespace.rstrip('/')}/{name or node_name}"
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the arguments that are not ROS's, and ROS's that have a value, as (flag, value)."""
+    own: list[str] = []
+    given: list[tuple[str, str]] = []
+    words: Iterator[str] = iter(argv[1:])
+    is_ros = False
+    for word in words:
+        if word == "--ros-args":
+            is_ros = True
+        elif not is_ros:
+            own.append(word)
+        elif word == "--":
+            is_ros = False
+        elif word in _WITH_VALUE:
+            given.append((word, next(words, "")))
+    return own, given
+
+
+def _parse(node_name: str, description: str, own: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=node_name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        END_WITH,
+        type=int,
+        metavar="PID",
+        help="end as on SIGTERM when this process has ended; the launch files give theirs",
+    )
+    options, unknown = parser.parse_known_args(own)
+    if unknown:
+        raise MobileVlaError(
+            f"argument {' '.join(unknown)} is unknown, expected -p NAME:=VALUE, -r FROM:=TO or --params-file FILE "
+            "after --ros-args; correct it"
+        )
+    return options
+
+
+def _end_with(pid: int) -> None:
+    """End as on SIGTERM when the launch has ended, whatever ends it: nobody could stop the robot by it any more."""
+    # The kernel's signal comes from the end of the parent's thread: launch starts its processes in its main thread.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Between launch and node may stand a prefix such as a debugger, which ends with its own terminal.
+    if pid not in (parent.pid for parent in psutil.Process().parents()):
+        raise MobileVlaError(f"process {pid} has ended, expected the launch that this node belongs to; launch it again")
+
+
+def _check_parameters(node_name: str, given: Sequence[tuple[str, str]]) -> None:
+    """Refuse parameters that would not reach the node: it would run with its defaults."""
+    node = full_name(node_name, given)
+    for flag, value in given:
+        if flag == "--params-file":
+            file_parameters(value, node)
+        elif flag in ("-p", "--param"):
+            target, _, name = value.partition(":=")[0].rpartition(":")
+            if target and not says_for(target, node):
+                raise MobileVlaError(
+                    f"argument {flag} {value} is for {target}, expected {node}; write {flag} {name}:=VALUE"
+                )
+
+
+def _log_arguments(node_name: str, output: OutputPump | None) -> list[str]:
+    """See to the log file; return the ROS arguments that keep a node going where its folder can't be written."""
+    folder = _log_folder()
+    try:
+        if folder is None:
+            raise OSError("HOME is not set")
+        folder.mkdir(parents=True, exist_ok=True)
+        if output is None:
+            with tempfile.TemporaryFile(dir=folder):
+                return []
+        output.add_file(folder / f"{node_name}_{os.getpid()}_{time.time_ns() // 1_000_000}.log")
+    except OSError as error:
+        print(
+            f"{node_name}: warning: log folder {folder or '~/.ros/log'} can't be written "
+            f"({error.strerror or error}), so the log goes to the console and /rosout only; "
+            "set ROS_LOG_DIR to a folder that can be written",
+            file=sys.stderr,
+        )
+    return ["--ros-args", "--disable-external-lib-logs"]
+
+
+def _log_folder() -> Path | None:
+    """Return where rcl writes its log (rcl_logging_get_logging_directory); None where it can't know."""
+    folder = Path(os.environ.get("ROS_LOG_DIR") or Path(os.environ.get("ROS_HOME") or "~/.ros") / "log")
+    if folder.parts[0] != "~":
+        return folder
+    home = os.environ.get("HOME")
+    return Path(home, *folder.parts[1:]) if home else None
+
+
+def without_places(message: str) -> str:
+    """Return a message of rcl on one line, without the places in its sources."""
+    return " ".join(re.sub(r",? at /[^\s,]+", "", message).split())
+
+
+def _explained(message: str, argv: Sequence[str]) -> str:
+    """Return rcl's message about arguments as one sentence."""
+    text = without_places(message)
+    if text.startswith("["):  # UnknownROSArgsError: the list of them
+        unknown = " ".join(ast.literal_eval(text))
+        return f"ROS argument {unknown} is unknown, expected {', '.join(sorted(_WITH_VALUE))}; correct it"
+    match = _COULD_NOT_PARSE.search(text)
+    if match is None or match["kind"] not in _EXPECTED:
+        return f"ROS can't be started with {' '.join(argv[1:])} ({text}); correct it"
+    reason = "" if _NO_REASON.fullmatch(match["reason"]) else f" ({match['reason']})"
+    return f"argument {match['argument']} can't be used{reason}, expected {_EXPECTED[match['kind']]}; correct it"
