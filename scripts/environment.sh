@@ -18,24 +18,26 @@ fail() {
     exit 1
 }
 
-# Whether an interpreter runs, fits and can make environments (a version manager's stub may do none of it).
+# Whether an interpreter runs, is older than a version (`3, 13`) and can make environments (a version manager's stub may
+# do none of it).
 python_fits() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1
+    "$1" -c "import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < ($2))" >/dev/null 2>&1
 }
 
 imports_rclpy() {
     [[ -n ${ROS_DISTRO:-} ]] && "$1" -c 'import rclpy' >/dev/null 2>&1
 }
 
-# Print the interpreter to use: the one that ROS 2 is sourced for, else the first that fits.
+# Print the interpreter to use: the one that ROS 2 is sourced for, up to Lyrical's 3.14, else the first that fits; the
+# wheels' numpy and OpenCV are tested up to 3.12.
 find_python() {
     local candidate fitting=""
     for candidate in python3 python3.12 python3.11 python3.10; do
-        if python_fits "$candidate"; then
-            if imports_rclpy "$candidate"; then
-                echo "$candidate"
-                return
-            fi
+        if python_fits "$candidate" "3, 15" && imports_rclpy "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+        if python_fits "$candidate" "3, 13"; then
             fitting=${fitting:-$candidate}
         fi
     done
