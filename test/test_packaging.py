@@ -160,13 +160,14 @@ find_python
         ({"python3": "3, 14", "python3.12": "3, 12"}, "", "python3.12"),
         ({"python3": "3, 10"}, "python3", "python3"),
         ({"python3": "3, 12", "python3.11": "3, 11"}, "python3.11", "python3.11"),
-        ({"python3": "3, 14"}, "", ""),
+        ({"python3": "3, 14"}, "", ""),  # Ubuntu 26.04 without ROS: the wheels' numpy has none for it
+        ({"python3": "3, 13"}, "", "python3"),
         ({"python3": "3, 15", "python3.11": "3, 11"}, "python3", "python3.11"),
         ({"python3": "3, 9"}, "python3", ""),
     ],
 )
 def test_the_scripts_take_the_python_that_ros_is_sourced_for(tmp_path, versions, sourced, expected):
-    for name in ("python3", "python3.12", "python3.11", "python3.10"):
+    for name in ("python3", "python3.12", "python3.11", "python3.10", "python3.13"):
         program = tmp_path / name
         code = f"import sys; sys.version_info = ({versions.get(name, '2, 7')}); sys.modules['rclpy'] = None; "
         if name == sourced:
