@@ -3,8 +3,8 @@
 #
 # An image that brings torch (a Jetson's, built for its GPU) keeps it if it is 2.6 or later; an older one is raised, from
 # the index that TORCH_INDEX_URL names, because only a vendor's index has builds for a Jetson's GPU. PYTHON is the
-# interpreter (default python3), NUMPY its constraint (default numpy<2: what a ROS distribution's messages and
-# cv_bridge are built for).
+# interpreter (default python3), NUMPY its constraint (default: what a ROS distribution's messages and cv_bridge are
+# built for, as ros-sourced.txt tells).
 set -euo pipefail
 
 readonly oldest_torch=2.6
@@ -32,7 +32,7 @@ is_recent() {
 
 {
     cat "$requirements/lock.txt"
-    echo "${NUMPY:-numpy<2}"
+    echo "${NUMPY:-$(grep '^numpy' "$requirements/ros-sourced.txt")}"
 } >"$constraints"
 packages=(safetensors simplejpeg tokenizers transformers)
 options=(--no-cache-dir --constraint "$constraints" "$@")

@@ -18,24 +18,26 @@ fail() {
     exit 1
 }
 
-# Whether an interpreter runs, fits and can make environments (a version manager's stub may do none of it).
+# Whether an interpreter runs, is older than a version (`3, 14`) and can make environments (a version manager's stub may
+# do none of it).
 python_fits() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1
+    "$1" -c "import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < ($2))" >/dev/null 2>&1
 }
 
 imports_rclpy() {
     [[ -n ${ROS_DISTRO:-} ]] && "$1" -c 'import rclpy' >/dev/null 2>&1
 }
 
-# Print the interpreter to use: the one that ROS 2 is sourced for, else the first that fits.
+# Print the interpreter to use: the one that ROS 2 is sourced for, up to Lyrical's 3.14, else the first that fits the
+# wheels: the numpy beside them (requirements/ros.txt) has none for 3.14.
 find_python() {
     local candidate fitting=""
-    for candidate in python3 python3.12 python3.11 python3.10; do
-        if python_fits "$candidate"; then
-            if imports_rclpy "$candidate"; then
-                echo "$candidate"
-                return
-            fi
+    for candidate in python3 python3.12 python3.11 python3.10 python3.13; do
+        if python_fits "$candidate" "3, 15" && imports_rclpy "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+        if python_fits "$candidate" "3, 14"; then
             fitting=${fitting:-$candidate}
         fi
     done
@@ -71,7 +73,7 @@ make_venv() {
         fail "$venv was not made by these scripts, and they need that place; move it away and start again"
     fi
     python=$(find_python)
-    [[ -n $python ]] || fail "no Python 3.10, 3.11 or 3.12 with the venv module was found;" \
+    [[ -n $python ]] || fail "no Python 3.10 to 3.13 with the venv module was found;" \
         "install one (Debian, Ubuntu: apt install python3 python3-venv) and start again"
     if imports_rclpy "$python"; then
         echo "$script: using the ROS 2 that is sourced ($ROS_DISTRO)"

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCKER = REPOSITORY / "docker"
@@ -262,6 +263,25 @@ def test_without_torch_the_pinned_one_is_installed(tmp_path):
     assert any(line.startswith("torch==") for line in _installed(tmp_path))
 
 
+def test_the_numpy_is_the_one_that_the_release_is_built_for(tmp_path):
+    assert _install_policy(tmp_path, torch="").returncode == 0
+    constraints = (tmp_path / "constraints.txt").read_text().splitlines()
+    by_python = {python: _numpy(constraints, python) for python in ("3.10", "3.12", "3.13", "3.14")}
+    assert by_python == {"3.10": "<2", "3.12": "<2", "3.13": ">=2", "3.14": ">=2"}
+    (tmp_path / "constraints.txt").unlink()
+    assert _install_policy(tmp_path, torch="", NUMPY="numpy==1.26.4").returncode == 0
+    assert _numpy((tmp_path / "constraints.txt").read_text().splitlines(), "3.14") == "==1.26.4"
+
+
+def _numpy(constraints: list[str], python: str) -> str:
+    """Return the versions of numpy that constraints allow for a version of Python."""
+    requirements = [Requirement(line) for line in constraints if line.startswith("numpy")]
+    (found,) = [
+        each for each in requirements if each.marker is None or each.marker.evaluate({"python_version": python})
+    ]
+    return str(found.specifier)
+
+
 def _install_policy(tmp_path: Path, torch: str, **environment: str) -> subprocess.CompletedProcess:
     """Run install_policy.sh with a Python that has this torch and writes down what pip is asked for."""
     python = tmp_path / "python"
@@ -273,6 +293,11 @@ if [ "$1" = -c ]; then
     exit
 fi
 printf '%s\\n' "$@" >> {tmp_path}/pip.txt
+while [ $# -gt 1 ]; do
+    [ "$1" = --constraint ] && cat "$2" >> {tmp_path}/constraints.txt
+    shift
+done
+exit 0
 """,
     )
     return subprocess.run(

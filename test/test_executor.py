@@ -10,6 +10,7 @@ pytest.importorskip("rclpy")
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.context import Context
+from rclpy.executors import Executor, SingleThreadedExecutor
 from std_srvs.srv import Trigger
 
 from mobile_vla_inference.ros.executor import NodeExecutor, RequestError
@@ -39,8 +40,16 @@ class Bench:
         self.context.try_shutdown()
 
 
-@pytest.fixture
-def bench():
+def spin_past_spin_once(executor: Executor) -> None:
+    """Spin as rclpy does from 7.1.9 (Jazzy), 9.1.5 (Kilted) and 10.0.1 (Lyrical) on: `spin_once` has no part in it."""
+    while executor.context.ok() and not executor._is_shutdown:
+        SingleThreadedExecutor.spin_once(executor)
+
+
+@pytest.fixture(params=["installed", "past spin_once"])
+def bench(request, monkeypatch):
+    if request.param == "past spin_once":
+        monkeypatch.setattr(Executor, "spin", spin_past_spin_once)
     made = Bench()
     yield made
     made.close()

@@ -147,6 +147,42 @@ def test_scripts_are_executable(path):
     assert (REPOSITORY / path).read_text().startswith("#!/usr/bin/env bash\n")
 
 
+FIND_PYTHON = """
+eval "$(sed -n '/^python_fits()/,/^}/p; /^imports_rclpy()/,/^}/p; /^find_python()/,/^}/p' "$1")"
+find_python
+"""
+
+
+@pytest.mark.parametrize(
+    ("versions", "sourced", "expected"),
+    [
+        ({"python3": "3, 14", "python3.12": "3, 12"}, "python3", "python3"),  # Lyrical on Ubuntu 26.04
+        ({"python3": "3, 14", "python3.12": "3, 12"}, "", "python3.12"),
+        ({"python3": "3, 10"}, "python3", "python3"),
+        ({"python3": "3, 12", "python3.11": "3, 11"}, "python3.11", "python3.11"),
+        ({"python3": "3, 14"}, "", ""),  # Ubuntu 26.04 without ROS: the wheels' numpy has none for it
+        ({"python3": "3, 13"}, "", "python3"),
+        ({"python3": "3, 15", "python3.11": "3, 11"}, "python3", "python3.11"),
+        ({"python3": "3, 9"}, "python3", ""),
+    ],
+)
+def test_the_scripts_take_the_python_that_ros_is_sourced_for(tmp_path, versions, sourced, expected):
+    for name in ("python3", "python3.12", "python3.11", "python3.10", "python3.13"):
+        program = tmp_path / name
+        code = f"import sys; sys.version_info = ({versions.get(name, '2, 7')}); sys.modules['rclpy'] = None; "
+        if name == sourced:
+            code = code.replace("= None", "= sys")
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}$2"\n')
+        program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", FIND_PYTHON, "bash", REPOSITORY / "scripts/environment.sh"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "ROS_DISTRO": "lyrical" if sourced else ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == expected, done.stderr
+
+
 def third_party_imports() -> set[str]:
     """Return the top-level names that the package and its launch files import, without the standard library's."""
     names = set()

@@ -166,7 +166,7 @@ class BagReader:
 
 
 def typestore() -> Typestore:
-    """Return the definitions of ROS 2's own messages, made once; those used here are the same in Humble to Kilted."""
+    """Return the definitions of ROS 2's own messages, made once; those used here are the same in Humble to Lyrical."""
     global _TYPESTORE
     if _TYPESTORE is None:
         _TYPESTORE = get_typestore(Stores.ROS2_HUMBLE)

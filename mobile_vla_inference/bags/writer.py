@@ -1,4 +1,4 @@
-"""Write rosbag 2 recordings, sqlite3 or mcap, that Humble to Kilted read."""
+"""Write rosbag 2 recordings, sqlite3 or mcap, that Humble to Lyrical read."""
 
 from __future__ import annotations
 

@@ -34,20 +34,36 @@ class NodeExecutor(SingleThreadedExecutor):
         self._blocking_group = blocking_group
         self._failures: deque[BaseException] = deque()
 
+    def spin(self) -> None:
+        """Run callbacks until the executor or its context is shut down.
+
+        rclpy's own `spin` calls `spin_once` in some releases and a private method in others (Jazzy from 7.1.9, Kilted
+        from 9.1.5, Lyrical): there it would pass over the one below.
+        """
+        while self.context.ok() and self._run_next(None):
+            pass
+
     def spin_once(self, timeout_sec: float | None = None) -> None:
         """Wait for a callback to be ready, and run it; None waits for ever."""
+        self._run_next(timeout_sec)
+
+    def _run_next(self, timeout_sec: float | None) -> bool:
+        """Do as `spin_once`; return whether the executor can go on, which it can't once it is shut down."""
         if self._failures:
             raise self._failures.popleft()
         try:
             handler, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
-        except (ShutdownException, TimeoutException):
-            return
+        except TimeoutException:
+            return True
+        except ShutdownException:
+            return False
         if getattr(entity, "callback_group", None) is self._blocking_group:
             threading.Thread(target=self._run_apart, args=(handler, entity), name="transition", daemon=True).start()
-            return
+            return True
         handler()
         if handler.exception() is not None:
             raise _failure(handler.exception(), entity)
+        return True
 
     def _run_apart(self, handler: Any, entity: Any) -> None:
         handler()
