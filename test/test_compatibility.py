@@ -146,18 +146,21 @@ RCLPY_NAMES = {
     "rclpy.clock": "Clock ClockType",
     "rclpy.context": "Context",
     "rclpy.duration": "Duration",
-    "rclpy.exceptions": "InvalidTopicNameException ParameterException",
+    "rclpy.exceptions": "InvalidTopicNameException NameValidationException ParameterException",
+    "rclpy.expand_topic_name": "expand_topic_name",
     "rclpy.executors": "Executor ExternalShutdownException ShutdownException SingleThreadedExecutor TimeoutException",
     "rclpy.logging": "get_logging_directory",
     "rclpy.lifecycle": "LifecycleNodeMixin LifecycleState TransitionCallbackReturn",
     "rclpy.node": "Node",
-    "rclpy.parameter": "Parameter parameter_value_to_python",
+    "rclpy.parameter": "Parameter get_parameter_value parameter_value_to_python",
     "rclpy.qos": "DurabilityPolicy HistoryPolicy QoSProfile ReliabilityPolicy qos_profile_sensor_data",
     "rclpy.service": "Service",
     "rclpy.signals": "SignalHandlerOptions",
     "rclpy.subscription": "Subscription",
     "rclpy.time": "Time",
     "rclpy.utilities": "remove_ros_args",
+    "rclpy.validate_full_topic_name": "validate_full_topic_name",
+    "rclpy.validate_namespace": "validate_namespace",
     "diagnostic_msgs.msg": "DiagnosticArray DiagnosticStatus KeyValue",
     "geometry_msgs.msg": "TransformStamped Twist TwistStamped",
     "lifecycle_msgs.msg": "Transition",
@@ -165,7 +168,7 @@ RCLPY_NAMES = {
     "nav_msgs.msg": "Odometry",
     "rcl_interfaces.msg": "FloatingPointRange IntegerRange Parameter ParameterDescriptor ParameterType ParameterValue "
     "SetParametersResult",
-    "rcl_interfaces.srv": "GetParameters SetParameters",
+    "rcl_interfaces.srv": "GetParameterTypes GetParameters ListParameters SetParameters",
     "rosgraph_msgs.msg": "Clock",
     "sensor_msgs.msg": "CameraInfo CompressedImage Image",
     "std_msgs.msg": "Bool Float64 String",
@@ -223,8 +226,9 @@ RCLPY_ATTRIBUTES = """
     get_publishers_info_by_topic get_subscription_count get_subscriptions_info_by_topic get_topic_names_and_types handle
     has_parameter info init label
     log msg_type name nanoseconds node_name node_namespace now ok publish qos_profile raw reliability reset result
-    service_is_ready shutdown spin spin_once srv_name
+    service_is_ready set_parameters shutdown spin spin_once srv_name
     to_msg to_parameter_msg topic_name topic_type trigger trigger_activate trigger_configure
+    type_
     try_shutdown value wait_for_all_acked wait_for_ready_callbacks wait_for_service wake warning
 """
 
@@ -235,6 +239,7 @@ RCLPY_CLASSES = {
     "rclpy.context": ["Context"],
     "rclpy.duration": ["Duration"],
     "rclpy.endpoint_info": ["TopicEndpointInfo"],  # from Lyrical on
+    "rclpy.expand_topic_name": "expand_topic_name",
     "rclpy.executors": ["Executor", "SingleThreadedExecutor"],
     "rclpy.guard_condition": ["GuardCondition"],
     "rclpy.impl.rcutils_logger": ["RcutilsLogger"],

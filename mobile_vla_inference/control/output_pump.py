@@ -91,6 +91,8 @@ class OutputPump:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        # Held from the reading of a chunk until it is queued: who holds it and sees an empty pipe has missed nothing.
+        self._moving = threading.Lock()
         self._sinks: list[_Sink] = []
         self._file_sinks: list[_Sink] = []
 
@@ -132,7 +134,7 @@ class OutputPump:
         """Give the sinks so long to take what waits. The descriptors stay redirected: the former ones may block."""
         deadline_s = time.monotonic() + timeout_s
         _flush_streams()
-        while time.monotonic() < deadline_s and any(map(_waiting_bytes, self._selector.get_map())):
+        while time.monotonic() < deadline_s and self._something_waits():
             time.sleep(0.002)
         for sink in (*self._sinks, *self._file_sinks):
             sink.drain(deadline_s)
@@ -140,9 +142,14 @@ class OutputPump:
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select():
-                chunk = os.read(key.fd, _READ_BYTES)
-                for sink in (key.data, *self._file_sinks):
-                    sink.put(chunk)
+                with self._moving:
+                    chunk = os.read(key.fd, _READ_BYTES)
+                    for sink in (key.data, *self._file_sinks):
+                        sink.put(chunk)
+
+    def _something_waits(self) -> bool:
+        with self._moving:
+            return any(map(_waiting_bytes, self._selector.get_map()))
 
 
 def _flush_streams() -> None:

@@ -1,9 +1,9 @@
 """EveryPublisher: hear a topic whatever reliability and durability its publishers offer, each message once.
 
-A subscription that asks for reliable delivery never hears a best-effort publisher, and one that doesn't ask for it may
-lose what a reliable one sends: so there are both, and what arrives by both counts once. Only a transient-local
-subscription is told what was said before it came; it is added when such a publisher is seen, because beside any other
-publisher it makes the middleware warn of messages that are lost.
+A subscription that asks for reliable delivery never hears a best-effort publisher; one that doesn't ask for it may lose
+what a reliable one sends; only a transient-local one is told what was said before it came. So others are added to the
+reliable one when a publisher is seen that needs them: where they are not needed they make the middleware warn of
+messages that are lost, and bring each message twice. What arrives twice counts once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _REMEMBERED = 4 * _DEPTH
 
 #: Whether rclpy hands on when a message was sent; Humble's doesn't, and there what arrives twice is handled twice.
 _HAS_INFO = hasattr(Subscription, "CallbackType")
-
-_RELIABILITIES = (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT)
 
 
 class EveryPublisher:
@@ -58,31 +56,34 @@ class EveryPublisher:
         self._node, self._type, self._topic, self._group = node, message_type, topic, group
         self._callback = callback
         self._replayed = replayed
-        self._replaying: set[ReliabilityPolicy] = set()
         self._seen: OrderedDict[tuple[int, Any], None] = OrderedDict()
+        self._on_live = self._on_message if _HAS_INFO else callback
+        self._on_past = self._on_replayed if _HAS_INFO else replayed
+        self._subscriptions: dict[tuple[ReliabilityPolicy, DurabilityPolicy], Any] = {}
+        self._subscribe(ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
+        self.topic_name = next(iter(self._subscriptions.values())).topic_name
         self.type_name = f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
 
-        on_message = self._on_message if _HAS_INFO else callback
-        self._subscriptions = [
-            self._subscribe(reliability, DurabilityPolicy.VOLATILE, on_message) for reliability in _RELIABILITIES
-        ]
-        self.topic_name = self._subscriptions[0].topic_name
-
-    def _subscribe(self, reliability: ReliabilityPolicy, durability: DurabilityPolicy, callback: Callable) -> Any:
-        qos = QoSProfile(depth=_DEPTH, reliability=reliability, durability=durability)
-        return self._node.create_subscription(self._type, self._topic, callback, qos, callback_group=self._group)
+    def _subscribe(self, reliability: ReliabilityPolicy, durability: DurabilityPolicy) -> None:
+        """Subscribe with these policies, unless that is done already."""
+        if (reliability, durability) not in self._subscriptions:
+            callback = self._on_live if durability == DurabilityPolicy.VOLATILE else self._on_past
+            qos = QoSProfile(depth=_DEPTH, reliability=reliability, durability=durability)
+            self._subscriptions[reliability, durability] = self._node.create_subscription(
+                self._type, self._topic, callback, qos, callback_group=self._group
+            )
 
     def match(self, publishers: list[Any]) -> None:
-        """Subscribe to the past, too, where one of the topic's publishers (rclpy's TopicEndpointInfo) offers it."""
-        if self._replayed is None:
-            return
+        """Add the subscriptions that the topic's publishers (rclpy's TopicEndpointInfo) need."""
         for publisher in publishers:
-            reliability = publisher.qos_profile.reliability
-            offers_past = publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
-            if offers_past and publisher.topic_type == self.type_name and reliability not in self._replaying:
-                self._replaying.add(reliability)
-                on_replayed = self._on_replayed if _HAS_INFO else self._replayed
-                self._subscribe(reliability, DurabilityPolicy.TRANSIENT_LOCAL, on_replayed)
+            if publisher.topic_type != self.type_name:
+                continue
+            qos = publisher.qos_profile
+            best_effort = qos.reliability == ReliabilityPolicy.BEST_EFFORT
+            reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
+            self._subscribe(reliability, DurabilityPolicy.VOLATILE)
+            if self._replayed is not None and qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+                self._subscribe(reliability, DurabilityPolicy.TRANSIENT_LOCAL)
 
     def _on_message(self, message: Any, info: Any) -> None:
         if self._is_new(message, info):
@@ -103,7 +104,8 @@ class EveryPublisher:
 
     def take_pending(self) -> None:
         """Handle what has arrived already, before the executor would come to it."""
-        for subscription in self._subscriptions:
+        live = DurabilityPolicy.VOLATILE
+        for subscription in [each for (_, kind), each in list(self._subscriptions.items()) if kind == live]:
             with subscription.handle:
                 while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
                     self._on_message(*taken)

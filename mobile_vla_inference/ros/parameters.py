@@ -212,8 +212,9 @@ def declare_parameters(node: Node) -> NodeParameters:
         value = _declare(node, declared, given.get(declared.name))
         values[declared.name] = expand_home(value) if declared.metadata["path"] else _own_value(value)
     # Humble has no such hook: there, not set again takes a request that names the array's type.
-    if hasattr(node, "add_pre_set_parameters_callback"):
-        node.add_pre_set_parameters_callback(_with_typed_empty_arrays)
+    add_callback = getattr(node, "add_pre_set_parameters_callback", None)
+    if add_callback is not None:
+        add_callback(_with_typed_empty_arrays)
     return NodeParameters(**values)
 
 
