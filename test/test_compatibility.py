@@ -239,7 +239,6 @@ RCLPY_CLASSES = {
     "rclpy.context": ["Context"],
     "rclpy.duration": ["Duration"],
     "rclpy.endpoint_info": ["TopicEndpointInfo"],  # from Lyrical on
-    "rclpy.expand_topic_name": "expand_topic_name",
     "rclpy.executors": ["Executor", "SingleThreadedExecutor"],
     "rclpy.guard_condition": ["GuardCondition"],
     "rclpy.impl.rcutils_logger": ["RcutilsLogger"],

@@ -66,9 +66,9 @@ ADVICE = {
 #: A changed instruction is followed once no other has come for so long: under a flood of them the robot stands.
 INSTRUCTION_SETTLE_S = 0.1
 
-#: With `soft_stop` the robot slows down instead of halting at once, but only while nothing else holds: these are the
-#: stops that a person asks for without haste, and what follows from them (there is no action any more).
-_GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED, Reason.NO_STEP})
+#: Stops that a person asks for without haste: with `soft_stop` the robot slows down instead of halting at once, as long
+#: as nothing else holds but what follows from them, that there is no action any more.
+_GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED})
 
 #: Decisions further apart than this mean that the node itself stood still; nobody else is judged by that time.
 STALL_S = 0.5
@@ -235,7 +235,7 @@ class CommandGate:
         if not reasons:
             self._standing_since_s = None
             command = self._limited(self._action, now_s)
-        elif self.limits.soft_stop and _GENTLE.issuperset(reasons) and not self._last_command.is_zero:
+        elif self._may_roll_out(reasons):
             command = self._limited(STANDSTILL, now_s)
         else:
             if self._standing_since_s is None:
@@ -245,6 +245,16 @@ class CommandGate:
         self._last_command = command or STANDSTILL
         self._last_decision_s = now_s
         return Decision(command, reasons[0] if reasons else Reason.MOVING)
+
+    def _may_roll_out(self, reasons: list[Reason]) -> bool:
+        """Whether the robot may slow down by its acceleration limits instead of halting at once."""
+        asked = _GENTLE.intersection(reasons)
+        return (
+            self.limits.soft_stop
+            and not self._last_command.is_zero
+            and bool(asked)
+            and set(reasons) <= asked | {Reason.NO_STEP}
+        )
 
     def _notice_stall(self, now_s: float) -> None:
         """Begin afresh after a time in which this node saw nothing: what is old now is not the camera's fault."""
