@@ -264,7 +264,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             return self._fail_configure(str(error))
         with self._motion_lock:
             self._gate.settings_confirmed = not info["assumed_settings"]
-            self._gate.worker_ready = True
+            self._gate.worker_ready = worker.state is WorkerState.READY  # it may have died meanwhile
         for warning in (*info.get("warnings", ()), *filter(None, [info.get("engine_fallback")])):
             self._say("warning", warning)
         self._say(
