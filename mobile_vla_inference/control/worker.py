@@ -221,6 +221,7 @@ class PolicyWorker:
         # Guards the descriptor: after `close` its number may belong to somebody else.
         self._wake_lock = threading.Lock()
         self._closed = False
+        self._dead = False
 
     # ---- what the node calls -------------------------------------------------------------------------------------
 
@@ -401,12 +402,19 @@ class PolicyWorker:
         try:
             self._supervise()
         except BaseException as error:
-            self._last_error = f"the worker's supervision failed: {_describe_error(error)}"
-            with self._lock:
-                self._events.append(WorkerFault(self._last_error, True))
-                self._state = WorkerState.FAILED
-                self._changed.notify_all()
-            self._died(error)
+            self._tell_death(error)
+
+    def _tell_death(self, error: BaseException) -> None:
+        """Tell, once, that the supervision has ended and why."""
+        if self._dead:
+            return
+        self._dead = True
+        self._last_error = f"the worker's supervision failed: {_describe_error(error)}"
+        with self._lock:
+            self._events.append(WorkerFault(self._last_error, True))
+            self._state = WorkerState.FAILED
+            self._changed.notify_all()
+        self._died(error)
 
     def _supervise(self) -> None:
         """Start the worker, again after faults, until stopped or given up."""
@@ -481,8 +489,10 @@ class _WorkerSession:
     def __enter__(self) -> _WorkerSession:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         """Kill the process if it still runs, reap it and release what the session holds."""
+        if error is not None:  # told first: the kernel takes its time to end a process
+            self._worker._tell_death(error)
         if self._child is not None:
             if self._child.poll() is None:
                 self._child.kill()
