@@ -140,9 +140,12 @@ def default_checkpoint(cache: Path) -> Path:
             raise CheckpointError(
                 f"the demo's checkpoint could not be made: {last_line.partition('error: ')[2] or last_line}"
             )
-        # A rename is all or nothing; where another demo was first, its checkpoint is the same.
-        with contextlib.suppress(FileExistsError):
+        # A rename is all or nothing; where another process was first, its checkpoint is the same.
+        try:
             work.rename(folder)
+        except OSError:
+            if not checkpoint.exists():
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return checkpoint

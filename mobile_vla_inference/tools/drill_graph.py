@@ -365,8 +365,8 @@ class DrillGraph:
 
     # ---- somebody else who drives ----------------------------------------------------------------------------------
 
-    def add_other_node(self, name: str) -> float:
-        """Let another node, which sends nothing, publish on the velocity topic; return when its publisher was seen."""
+    def add_other_node(self, name: str) -> None:
+        """Let another node, which sends nothing, publish on the velocity topic; return once its publisher is seen."""
         context = Context()
         context.init(args=[])
         node = rclpy.create_node(name, namespace=self._namespace, context=context)
@@ -374,7 +374,6 @@ class DrillGraph:
         node.create_publisher(Twist, self._cmd_vel, _RELIABLE)
         if not self.wait_for(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):
             raise MobileVlaError(f"a second publisher on {self._cmd_vel} was not seen within {_ANSWER_LIMIT_S:g} s")
-        return time.monotonic()
 
     def remove_other_node(self) -> None:
         """Let the other node leave, if there is one."""
