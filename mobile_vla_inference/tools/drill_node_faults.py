@@ -41,8 +41,8 @@ _HARD_MPS2 = 1.0
 _PUBLISH_RATE_HZ = 20.0
 #: How long something goes on before the fault comes into it.
 _LEAD_S = 0.3
-#: The middleware may take so long to tell the node of another participant: it announces one every 3 s, and announcements
-#: get lost. What is judged is that the robot stops then, and keeps still.
+#: The middleware may take so long to tell the node of another participant: it announces one every 3 s, and some of that
+#: is lost. What is judged is that the robot stops then, and keeps still.
 _DISCOVERY_S = 12.0
 _SLIDER_RATE_HZ = 40.0
 #: Longer than every timeout of the node.
