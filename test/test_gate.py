@@ -13,6 +13,7 @@ from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, Veloc
 from mobile_vla_inference.control.gate import (
     ADVICE,
     INSTRUCTION_SETTLE_S,
+    ROLL_OUT_LIMIT_S,
     STALL_S,
     CommandGate,
     Decision,
@@ -184,6 +185,52 @@ def test_after_a_stall_of_its_own_it_stands_and_blames_nobody_else(stalled_s):
     assert gate.decide(now_s + 0.1).reason is Reason.MOVING
 
 
+def test_a_camera_that_was_lost_before_a_stall_of_the_node_is_still_lost_after_it():
+    gate = driving_gate()
+    gate.decide(100.0)
+    gate.decide(100.0 + STALL_S + 0.1)
+    decide_until(gate, 100.6, 100.7 + INSTANT.resume_within_s)
+    assert gate.latched is Reason.IMAGE_STALE
+    gate.image_accepted(103.0)
+    gate.action_ready(FORWARD, 103.0)
+    assert gate.decide(103.0).command in (STANDSTILL, None), "it does not drive off by itself"
+
+
+def test_when_a_second_camera_leaves_what_was_made_of_its_images_counts_no_more():
+    gate = driving_gate()
+    assert not gate.image_sources(1)
+    assert gate.image_sources(2)
+    gate.image_accepted(100.0)
+    gate.action_ready(FORWARD, 100.0)
+    assert gate.image_sources(1)
+    assert gate.decide(100.0).reason is Reason.NO_STEP
+
+
+def test_a_lowered_speed_limit_holds_at_once():
+    gate = driving_gate(GateLimits(max_linear_acceleration_mps2=50.0))
+    assert gate.decide(100.0).command.linear_x_mps == 0.4
+    gate.limits = GateLimits(max_linear_acceleration_mps2=0.01, max_linear_x_mps=0.05)
+    assert gate.decide(100.05).command.linear_x_mps == 0.05
+
+
+def test_a_robot_that_rolls_out_halts_in_the_end():
+    gate = driving_gate(GateLimits(max_linear_acceleration_mps2=50.0, image_timeout_s=10.0))
+    assert not gate.decide(100.0).command.is_zero
+    gate.limits = GateLimits(soft_stop=True, max_linear_acceleration_mps2=0.01, image_timeout_s=10.0)
+    gate.enable(False)
+    assert not decide_until(gate, 100.0, 100.0 + ROLL_OUT_LIMIT_S).command.is_zero
+    assert gate.decide(100.1 + ROLL_OUT_LIMIT_S).command == STANDSTILL
+
+
+def test_after_a_halt_nothing_rolls_out():
+    gate = driving_gate(GateLimits(soft_stop=True, max_linear_acceleration_mps2=10.0))
+    assert not gate.decide(100.0).command.is_zero
+    gate.halt()
+    gate.active = True
+    gate.enable(False)
+    assert gate.decide(100.01).command == STANDSTILL
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -263,7 +310,7 @@ class GateModel:
         self.stop = self.latched = self.refused = False
         self.sources = 1
         self.image_s = self.action_s = -math.inf
-        self.asked_s = 0.0
+        self.lost_s = math.inf
 
     def is_at_fault(self, now_s: float, limits: GateLimits) -> bool:
         wanted = {"active": True, "settings_confirmed": True, "worker_ready": True}
@@ -300,10 +347,14 @@ class AnySequence(RuleBasedStateMachine):
         command = decision.command or STANDSTILL
         model, limits = self.model, self.limits
         if elapsed_s > STALL_S:
+            if model.image_s > -math.inf:
+                model.lost_s = self.now_s
             model.image_s = model.action_s = -math.inf
             model.latched |= model.flags["active"] and elapsed_s > limits.resume_within_s
         elif self.now_s - model.image_s > limits.resume_within_s and model.image_s > -math.inf:
             model.latched = True
+        if self.now_s - model.lost_s > limits.resume_within_s:
+            model.latched, model.lost_s = True, math.inf
         if not command.is_zero:
             assert not model.is_at_fault(self.now_s, limits), decision
             if model.enabled and model.flags["has_instruction"]:
@@ -318,7 +369,7 @@ class AnySequence(RuleBasedStateMachine):
     def image(self, age_s: float) -> None:
         captured_s = self.now_s - age_s
         self.gate.image_accepted(captured_s)
-        self.model.image_s = max(self.model.image_s, captured_s)
+        self.model.image_s, self.model.lost_s = max(self.model.image_s, captured_s), math.inf
 
     @rule(age_s=st.floats(0.0, 1.0), forward=st.sampled_from((0.5, -0.5, 9.0)))
     def action(self, age_s: float, forward: float) -> None:
@@ -345,7 +396,7 @@ class AnySequence(RuleBasedStateMachine):
     @rule(count=st.integers(0, 2))
     def sources(self, count: int) -> None:
         self.gate.image_sources(count)
-        if count > 1 and self.model.sources <= 1:
+        if (count > 1) != (self.model.sources > 1):
             self.model.action_s = -math.inf
         self.model.sources = count
 
@@ -368,7 +419,7 @@ class AnySequence(RuleBasedStateMachine):
         self.model.action_s = -math.inf
         if enabled:
             self.model.latched = self.model.stop
-            self.model.image_s = -math.inf
+            self.model.image_s, self.model.lost_s = -math.inf, math.inf
 
     @rule(present=st.booleans())
     def instruction(self, present: bool) -> None:

@@ -45,10 +45,11 @@ def test_the_node_process_never_loads_torch(probe, start_node):
     assert worker_score > int(Path(f"/proc/{node.process.pid}/oom_score_adj").read_text())
 
 
-def test_sigterm_while_moving_ends_with_zero_and_status_0(probe, start_node):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_moving_ends_with_zero_and_status_0(probe, start_node, number):
     node = start_node()
     probe.drive()
-    assert node.interrupt(signal.SIGTERM) == 0, node.output()
+    assert node.interrupt(number) == 0, node.output()
     probe.wait_for("a last zero", lambda: is_zero(probe.commands[-1][1]))
 
 

@@ -126,6 +126,16 @@ def test_a_full_disk_ends_nothing(run, tmp_path):
     assert int((tmp_path / "done").read_text()) == 3000
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_descriptor_that_is_closed_from_the_start_ends_nothing(tmp_path, closed):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = f"exec {sys.executable} program.py 100 log {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, timeout=PATIENCE_S).returncode == 0
+    if "2>&-" not in closed:
+        assert len((tmp_path / "log").read_text().splitlines()) == 100
+
+
 def test_a_crash_tells_where_although_no_thread_is_left_to_carry_it(run, tmp_path):
     with (tmp_path / "output").open("wb") as output:
         process = run(1, output.fileno(), program=PROGRAM.replace("pump.close(0.5)", "os.abort()"))

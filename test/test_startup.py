@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import rclpy
 import yaml
@@ -34,8 +35,9 @@ NODES = ("node", "sim_robot")
 #: A parent that starts a node which ends with it, and tells the node's process id.
 PARENT = """
 import os, subprocess, sys
+prefix = sys.argv[1].split(" ") if sys.argv[1] else []
 node = [sys.executable, "-m", "mobile_vla_inference.ros.node", "--end-with", str(os.getpid())]
-child = subprocess.Popen([*node, *sys.argv[1:]])
+child = subprocess.Popen([*prefix, *node, *sys.argv[2:]])
 print(child.pid, flush=True)
 child.wait()
 """
@@ -203,16 +205,23 @@ def test_a_log_folder_that_can_not_be_written_is_a_warning_and_the_node_goes_on(
 # ---- ending with the launch ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def parent(tiny_checkpoint, tmp_path) -> Iterator[tuple[subprocess.Popen, int]]:
+#: A shell that stays between its parent and what it runs.
+SHELL = r"""sh -c "$@";: shell"""
+
+
+@pytest.fixture(params=["", SHELL], ids=["direct", "behind_a_shell"])
+def parent(request, tiny_checkpoint, tmp_path) -> Iterator[tuple[subprocess.Popen, int]]:
     """Return a process and the id of the node that it has started and that ends with it."""
     with (tmp_path / "parent.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, "--ros-args", "-p", f"checkpoint:={tiny_checkpoint}"],
+            [sys.executable, "-c", PARENT, request.param, "--ros-args", "-p", f"checkpoint:={tiny_checkpoint}"],
             stdout=subprocess.PIPE,
             stderr=log,
         )
     node_pid = int(process.stdout.readline())
+    while request.param and not (children := psutil.Process(node_pid).children()):
+        assert process.poll() is None
+    node_pid = children[0].pid if request.param else node_pid
     yield process, node_pid
     process.kill()
     process.wait()

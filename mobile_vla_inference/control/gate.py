@@ -70,6 +70,9 @@ INSTRUCTION_SETTLE_S = 0.1
 #: as nothing else holds but what follows from them, that there is no action any more.
 _GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED})
 
+#: A robot that rolls out halts after so long at the latest, whatever the acceleration limits are.
+ROLL_OUT_LIMIT_S = 2.0
+
 #: Decisions further apart than this mean that the node itself stood still; nobody else is judged by that time.
 STALL_S = 0.5
 
@@ -155,6 +158,7 @@ class CommandGate:
         self._stop_requested = False
         self._latch: Reason | None = None
         self._image_time_s: float | None = None
+        self._image_lost_s: float | None = None  # since when a camera that had been there is waited for
         self._image_refused = False
         self._image_sources = 1
         self._action: VelocityCommand | None = None
@@ -163,6 +167,7 @@ class CommandGate:
         self._last_command = STANDSTILL
         self._last_decision_s: float | None = None
         self._standing_since_s: float | None = None
+        self._rolling_since_s: float | None = None
 
     @property
     def latched(self) -> Reason | None:
@@ -175,7 +180,13 @@ class CommandGate:
         self.forget_action()
         if enabled:
             self._latch = Reason.STOP_REQUESTED if self._stop_requested else None
-            self._image_time_s = None
+            self._image_time_s = self._image_lost_s = None
+
+    def halt(self) -> None:
+        """Forbid motion, at once: a standstill is published without asking."""
+        self.active = False
+        self.forget_action()
+        self._last_command = STANDSTILL
 
     def request_stop(self, stop: bool) -> None:
         """Stop while `stop` is true, and stay stopped afterwards until enabled again."""
@@ -196,6 +207,7 @@ class CommandGate:
 
     def image_accepted(self, captured_s: float) -> None:
         """Take note of an image captured at `captured_s` (steady clock; its age is already subtracted)."""
+        self._image_lost_s = None
         self._image_time_s = max(captured_s, self._image_time_s if self._image_time_s is not None else -math.inf)
 
     def image_refused(self) -> None:
@@ -203,11 +215,17 @@ class CommandGate:
         self._image_refused = True
         self.forget_action()
 
-    def image_sources(self, count: int) -> None:
-        """Take note of how many publishers send on the image topic: with two, nobody knows what the camera sees."""
-        if count > 1 and self._image_sources <= 1:
+    def image_sources(self, count: int) -> bool:
+        """Take note of how many publishers send on the image topic: with two, nobody knows what the camera sees.
+
+        Returns:
+            whether that began or ended just now: what the policy made of either one's images counts no more.
+        """
+        crossed = (count > 1) != (self._image_sources > 1)
+        if crossed:
             self.forget_action()
         self._image_sources = count
+        return crossed
 
     def action_ready(self, action: VelocityCommand, captured_s: float) -> None:
         """Take the newest action of the policy; NaN and infinity stop the robot until enabled again.
@@ -233,9 +251,9 @@ class CommandGate:
         self._notice_stall(now_s)
         reasons = self._reasons(now_s)
         if not reasons:
-            self._standing_since_s = None
+            self._standing_since_s = self._rolling_since_s = None
             command = self._limited(self._action, now_s)
-        elif self._may_roll_out(reasons):
+        elif self._may_roll_out(reasons, now_s):
             command = self._limited(STANDSTILL, now_s)
         else:
             if self._standing_since_s is None:
@@ -246,12 +264,15 @@ class CommandGate:
         self._last_decision_s = now_s
         return Decision(command, reasons[0] if reasons else Reason.MOVING)
 
-    def _may_roll_out(self, reasons: list[Reason]) -> bool:
+    def _may_roll_out(self, reasons: list[Reason], now_s: float) -> bool:
         """Whether the robot may slow down by its acceleration limits instead of halting at once."""
+        if self._rolling_since_s is None:
+            self._rolling_since_s = now_s
         asked = _GENTLE.intersection(reasons)
         return (
             self.limits.soft_stop
             and not self._last_command.is_zero
+            and now_s - self._rolling_since_s <= ROLL_OUT_LIMIT_S
             and bool(asked)
             and set(reasons) <= asked | {Reason.NO_STEP}
         )
@@ -264,12 +285,16 @@ class CommandGate:
         if self.active and stalled_s > self.limits.resume_within_s:
             self.latch(Reason.NODE_STALLED)
         self.forget_action()
-        self._image_time_s = None
+        if self._image_time_s is not None:
+            self._image_time_s, self._image_lost_s = None, now_s
 
     def _reasons(self, now_s: float) -> list[Reason]:
         """Return every reason to stand still, the one to tell first; empty: the robot may move."""
         image_age_s = math.inf if self._image_time_s is None else now_s - self._image_time_s
         if self._image_time_s is not None and image_age_s > self.limits.resume_within_s and self._latch is None:
+            self.latch(Reason.IMAGE_STALE)
+        if self._image_lost_s is not None and now_s - self._image_lost_s > self.limits.resume_within_s:
+            self._image_lost_s = None
             self.latch(Reason.IMAGE_STALE)
         checks = (
             (not self.active, Reason.INACTIVE),
@@ -304,4 +329,6 @@ class CommandGate:
         for start, end, rate in zip(last, target, self.limits.max_acceleration):
             if abs(end - start) > rate * elapsed_s:
                 factor = min(factor, rate * elapsed_s / abs(end - start))
-        return VelocityCommand(*(start + factor * (end - start) for start, end in zip(last, target)))
+        reached = [start + factor * (end - start) for start, end in zip(last, target)]
+        # The speed limits hold at once, also where they were lowered while it drove faster.
+        return VelocityCommand(*(max(-m, min(m, v)) for v, m in zip(reached, self.limits.max_velocity)))

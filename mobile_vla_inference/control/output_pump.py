@@ -26,7 +26,7 @@ _QUEUE_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 #: The largest pipe that Linux gives an unprivileged process.
 _PIPE_BYTES = 1 << 20
-_STANDARD_DESCRIPTORS = (1, 2)
+_LAST_STANDARD_DESCRIPTOR = 2
 
 
 class _Sink:
@@ -90,7 +90,7 @@ class OutputPump:
     """Stand between this process's standard output and error and their readers, from `start` to the process's end."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector: selectors.BaseSelector | None = None
         # Held from the reading of a chunk until it is queued: who holds it and sees an empty pipe has missed nothing.
         self._moving = threading.Lock()
         self._sinks: list[_Sink] = []
@@ -104,6 +104,8 @@ class OutputPump:
     def start(self) -> None:
         """Redirect descriptors 1 and 2; children that are started later inherit them."""
         _flush_streams()
+        _open_closed_descriptors()
+        self._selector = selectors.DefaultSelector()
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
             self._redirect(name, descriptor)
         threading.Thread(target=self._run, name="output_pump", daemon=True).start()
@@ -150,6 +152,13 @@ class OutputPump:
     def _something_waits(self) -> bool:
         with self._moving:
             return any(map(_waiting_bytes, self._selector.get_map()))
+
+
+def _open_closed_descriptors() -> None:
+    """Open /dev/null where a standard descriptor is closed: the next file would get its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_DESCRIPTOR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _flush_streams() -> None:

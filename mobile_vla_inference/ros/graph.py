@@ -18,7 +18,7 @@ from mobile_vla_inference.ros.diagnostics import explain_mismatch
 from mobile_vla_inference.ros.inputs import EveryPublisher
 
 #: Details are asked for when a count changes, and this often anyway: names are known later than numbers.
-_DETAILS_PERIOD_S = 1.0
+_DETAILS_PERIOD_S = 0.25
 
 
 @dataclass(frozen=True)

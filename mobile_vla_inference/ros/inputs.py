@@ -102,13 +102,19 @@ class EveryPublisher:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
 
-    def take_pending(self) -> None:
-        """Handle what has arrived already, before the executor would come to it."""
+    def take_pending(self) -> list[Any]:
+        """Handle what has arrived already, before the executor would come to it, and return it."""
+        handled = []
         live = DurabilityPolicy.VOLATILE
         for subscription in [each for (_, kind), each in list(self._subscriptions.items()) if kind == live]:
             with subscription.handle:
-                while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
+                for _ in range(_DEPTH):  # not for ever, where more come all the time
+                    taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                    if taken is None:
+                        break
                     self._on_message(*taken)
+                    handled.append(taken[0])
+        return handled
 
 
 def _key(message: Any, info: Any) -> tuple[int, Any]:

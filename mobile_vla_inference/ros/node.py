@@ -52,6 +52,7 @@ from mobile_vla_inference.border import (
 from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import ADVICE, STALL_S, CommandGate, Decision, Reason
+from mobile_vla_inference.control.leave import LeaveRequest
 from mobile_vla_inference.control.memory import MemoryProbe
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.control.overlay import draw_command
@@ -140,7 +141,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             worker_module: what runs as the policy worker; `mobile_vla drill` gives one that fails on demand.
         """
         self._threads: list[Pulse] = []  # rclpy destroys what failed to be made, too
-        self.leave = threading.Event()
+        self.leave = LeaveRequest()
         self.failure: BaseException | None = None
         self.output = OutputPump()
         self._reporter = Reporter()
@@ -259,7 +260,8 @@ class VlaNode(LifecycleNodeMixin, Node):
             return self._fail_configure(worker.last_error or "the worker was stopped")
         info = worker.info
         try:
-            self._mapping = self._config.action_mapping(info)
+            with self._motion_lock:  # parameters may be set meanwhile
+                self._mapping = self._config.action_mapping(info)
         except ParameterError as error:
             return self._fail_configure(str(error))
         with self._motion_lock:
@@ -287,6 +289,9 @@ class VlaNode(LifecycleNodeMixin, Node):
                 f"activation refused: settings {', '.join(assumed)} are assumed, expected confirmed ones; "
                 f"{ADVICE[Reason.SETTINGS_ASSUMED]}",
             )
+            return TransitionCallbackReturn.FAILURE
+        if self.leave.is_set():
+            self._say("error", "activation refused: the node is leaving, expected one that runs; start it again")
             return TransitionCallbackReturn.FAILURE
         with self._motion_lock:
             self._gate.forget_action()
@@ -334,8 +339,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         deadline_s = time.monotonic() + _FAREWELL_S
         while True:
             with self._motion_lock_in_time(), contextlib.suppress(Exception):  # what fails now may work the next time
-                self._gate.active = False
-                self._gate.forget_action()
+                self._gate.halt()
                 self._publish_command(STANDSTILL)
             if time.monotonic() >= deadline_s:
                 break
@@ -354,8 +358,8 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _stop_motion(self) -> None:
         with self._motion_lock:
-            was_active, self._gate.active = self._gate.active, False
-            self._gate.forget_action()
+            was_active = self._gate.active
+            self._gate.halt()
             if was_active:
                 self._publish_command(STANDSTILL)
         if self._worker is not None:
@@ -553,13 +557,15 @@ class VlaNode(LifecycleNodeMixin, Node):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._stops.take_pending()  # a release that arrived before this request counts before it
-        with self._motion_lock:
-            self._gate.enable(request.data)
-        if self._worker is not None:
-            self._worker.reset("enable")
+        # What arrived on the stop topic before this request was handled counts: a release before it, a stop after it.
+        stopped = request.data and any(message.data for message in self._stops.take_pending())
+        if not stopped:
+            with self._motion_lock:
+                self._gate.enable(request.data)
+            if self._worker is not None:
+                self._worker.reset("enable")
         decision = self._publish_decision()
-        response.success = True
+        response.success = not stopped
         response.message = f"{decision.reason.value}: {ADVICE[decision.reason]}"
         return response
 
@@ -567,11 +573,12 @@ class VlaNode(LifecycleNodeMixin, Node):
         own = {change.name: change.value for change in changes if hasattr(self._config, change.name)}
         try:
             config = self._config.changed(own)
-            if self._worker is not None and self._worker.info:
-                self._mapping = config.action_mapping(self._worker.info)
+            with self._motion_lock:
+                if self._worker is not None and self._worker.info:
+                    self._mapping = config.action_mapping(self._worker.info)
+                self._config = config
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        self._config = config
         if self._worker is not None:
             self._worker.step_timeout_s = config.step_timeout_s
         with self._motion_lock:
@@ -634,7 +641,9 @@ class VlaNode(LifecycleNodeMixin, Node):
         """
         graph = self._graph.seen
         with self._motion_lock:
-            self._gate.image_sources(graph.image_publishers)
+            other_images = self._gate.image_sources(graph.image_publishers)
+            if other_images:
+                self._image_refused_s = steady_s()  # no step on an image from before counts any more
             self._gate.stop_unheard = bool(graph.stop_unheard)
             self._gate.cmd_vel_shared = self._config.exclusive_cmd_vel and graph.cmd_vel_publishers > 1
             now_s = steady_s()
@@ -645,6 +654,9 @@ class VlaNode(LifecycleNodeMixin, Node):
                 self._published_s = now_s
             if changed:  # under the lock: the last reason that is told is the one in force
                 self._reporter.post(partial(self._report_reason, decision.reason, self._gate_status()))
+        worker = self._worker
+        if other_images and worker is not None:
+            worker.reset("image_sources")
         return decision
 
     def _is_due(self, decision: Decision, now_s: float) -> bool:
@@ -652,7 +664,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         period_s = 1.0 / self._config.publish_rate_hz
         if decision.reason is not Reason.MOVING:
             period_s = min(period_s, _ZERO_PERIOD_S)
-        return now_s - self._published_s > period_s - 0.5 * self._pulse.period_s
+        return now_s - self._published_s > period_s - 0.5 * _beat_period_s(self._config.publish_rate_hz)
 
     def _publish_command(self, command: VelocityCommand) -> None:
         """Publish one velocity; the caller holds the motion lock."""
@@ -873,7 +885,7 @@ def main(
 
 
 def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], VlaNode]) -> int:
-    interrupted = threading.Event()
+    interrupted = LeaveRequest()
     # rclpy's handlers would invalidate the context before a last standstill could be published.
     _on_signals(interrupted)
     try:
@@ -906,9 +918,11 @@ def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], Vla
     return status
 
 
-def _on_signals(event: threading.Event) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: event.set())
+def _on_signals(request: LeaveRequest) -> None:
+    """Leave on Ctrl-C, on SIGTERM, and where the terminal goes, unless `nohup` keeps the node from that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: request.set())
 
 
 def _leave_in_time(status: int, output: OutputPump) -> None:
@@ -928,6 +942,7 @@ def _spin(executor: NodeExecutor, node: VlaNode) -> None:
     while True:
         try:
             executor.spin()
+            node.leave.set()
             return
         except ExternalShutdownException:  # the context was shut down from outside
             node.leave.set()

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import ctypes
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,9 +150,18 @@ def _end_with(pid: int) -> None:
     """End as on SIGTERM when the launch has ended, whatever ends it: nobody could stop the robot by it any more."""
     # The kernel's signal comes from the end of the parent's thread: launch starts its processes in its main thread.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Between launch and node may stand a prefix such as a debugger, which ends with its own terminal.
+    # Between launch and node may stand a prefix such as a shell: then launch is not the parent, and is watched.
+    with contextlib.suppress(OSError):  # it has ended (told below), or the kernel is older than 5.3
+        launch = os.pidfd_open(pid)
+        threading.Thread(target=_follow, args=(launch,), name="launch", daemon=True).start()
     if pid not in (parent.pid for parent in psutil.Process().parents()):
         raise MobileVlaError(f"process {pid} has ended, expected the launch that this node belongs to; launch it again")
+
+
+def _follow(process_fd: int) -> None:
+    """Wait for the end of a process, and end as on SIGTERM."""
+    select.select([process_fd], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _check_parameters(node_name: str, given: Sequence[tuple[str, str]]) -> None:

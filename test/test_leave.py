@@ -1,0 +1,53 @@
+"""LeaveRequest: set by signal handlers at any moment, waited for by the thread that they interrupt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+from mobile_vla_inference.control.leave import LeaveRequest
+
+PATIENCE_S = 30.0
+
+
+def test_it_wakes_who_waits_and_stays():
+    request = LeaveRequest()
+    assert not request.wait(0.01)
+    threading.Timer(0.05, request.set).start()
+    began_s = time.monotonic()
+    assert request.wait(PATIENCE_S)
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    assert request.is_set()
+    assert request.wait(PATIENCE_S)
+
+
+def test_signals_that_interrupt_each_other_and_the_wait_never_hang_it():
+    script = textwrap.dedent(
+        """
+        import signal, threading
+        from mobile_vla_inference.control.leave import LeaveRequest
+
+        current = [LeaveRequest()]
+        signal.signal(signal.SIGTERM, lambda *_: current[0].set())
+        signal.signal(signal.SIGINT, lambda *_: current[0].set())
+        main = threading.main_thread().ident
+        going = True
+
+        def attack():
+            while going:
+                signal.pthread_kill(main, signal.SIGTERM)
+                signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=attack)
+        thread.start()
+        for _ in range(500):
+            assert current[0].wait(10.0)
+            current[0] = LeaveRequest()
+        going = False
+        thread.join()
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S).returncode == 0
