@@ -170,7 +170,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._newest_image: tuple[Callable, Any] | None = None
         self._decision = Decision(None, Reason.INACTIVE)
         self._commands_published = 0
-        self._published_s = -math.inf
+        self._beats = 0
         self._executor_seen_s = steady_s()
         self._step_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._reaction_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
@@ -412,6 +412,7 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _beat(self) -> None:
         """Ask the gate, and publish what it says as often as is due."""
+        self._beats += 1
         now_s = steady_s()
         with self._motion_lock:
             # Whoever can't hear a stop must not drive.
@@ -646,12 +647,10 @@ class VlaNode(LifecycleNodeMixin, Node):
                 self._image_refused_s = steady_s()  # no step on an image from before counts any more
             self._gate.stop_unheard = bool(graph.stop_unheard)
             self._gate.cmd_vel_shared = self._config.exclusive_cmd_vel and graph.cmd_vel_publishers > 1
-            now_s = steady_s()
-            decision = self._gate.decide(now_s)
+            decision = self._gate.decide(steady_s())
             changed, self._decision = decision.reason is not self._decision.reason, decision
-            if decision.command is not None and (changed or not repeated or self._is_due(decision, now_s)):
+            if decision.command is not None and (changed or not repeated or self._is_due(decision)):
                 self._publish_command(decision.command)
-                self._published_s = now_s
             if changed:  # under the lock: the last reason that is told is the one in force
                 self._reporter.post(partial(self._report_reason, decision.reason, self._gate_status()))
         worker = self._worker
@@ -659,12 +658,13 @@ class VlaNode(LifecycleNodeMixin, Node):
             worker.reset("image_sources")
         return decision
 
-    def _is_due(self, decision: Decision, now_s: float) -> bool:
-        """Whether a command is due again; half a beat early, because beats come when they can."""
+    def _is_due(self, decision: Decision) -> bool:
+        """Whether a command is repeated at this beat; by the beats alone, so that no step puts a repetition off."""
+        beat_period_s = _beat_period_s(self._config.publish_rate_hz)
         period_s = 1.0 / self._config.publish_rate_hz
         if decision.reason is not Reason.MOVING:
             period_s = min(period_s, _ZERO_PERIOD_S)
-        return now_s - self._published_s > period_s - 0.5 * _beat_period_s(self._config.publish_rate_hz)
+        return self._beats % max(1, math.floor(period_s / beat_period_s + 1e-6)) == 0
 
     def _publish_command(self, command: VelocityCommand) -> None:
         """Publish one velocity; the caller holds the motion lock."""
