@@ -261,5 +261,5 @@ def test_listeners_that_do_not_read_delay_nothing(probe, start_node, tmp_path):
 
 def test_the_node_says_in_its_diagnostics_what_was_dropped(probe, start_node):
     start_node("-p", "autostart:=false")
-    probe.wait_for("the counts", lambda: probe.value("gate", "dropped_log_lines") == "0")
-    assert probe.value("gate", "dropped_reports") == "0"
+    probe.wait_for("the counts", lambda: probe.value("gate", "log_lines_dropped") == "0")
+    assert probe.value("gate", "reports_dropped") == "0"

@@ -746,8 +746,8 @@ class VlaNode(LifecycleNodeMixin, Node):
             "instruction_error": self._instruction_error,
             "stop_publishers": graph.stop_publishers,
             "warnings": "; ".join(graph.warnings),
-            "dropped_reports": self._reporter.dropped,
-            "dropped_log_lines": self.output.dropped_lines,
+            "reports_dropped": self._reporter.dropped,
+            "log_lines_dropped": self.output.dropped_lines,
         }
         message = "; ".join((f"{decision.reason.value}: {ADVICE[decision.reason]}", *graph.warnings))
         return self._status("gate", level, message, values)
