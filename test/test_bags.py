@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -134,9 +135,9 @@ def test_paths_that_are_no_bags_are_refused(tmp_path):
 
 def damaged(file: Path, messages: list[tuple]) -> str:
     """Return the sentence about a file that was read up to where it breaks off: its path, and how far that is."""
-    times_ns = [message.time_ns for message in messages]
+    times_ns = [time_ns for _, time_ns, _ in messages]
     seconds = (max(times_ns) - min(times_ns)) / 1e9 if times_ns else 0.0
-    images = sum(message.topic == "/image_raw" for message in messages)
+    images = sum(topic == "/image_raw" for topic, _, _ in messages)
     counts = ", ".join(
         f"{count} {what}{'s' * (count != 1)}" for count, what in ((len(messages), "message"), (images, "image"))
     )

@@ -83,7 +83,7 @@ def storage_files(path: Path, notes: list[str], stack: contextlib.ExitStack) -> 
     if path.is_dir():
         return [_open(file, stack) for file in _files_of_folder(path, notes)]
     if check_regular(path, "a bag", error=BagError) == 0:
-        raise BagError(f"{path} is empty (0 bytes), expected a bag; copy it again, or record it again")
+        raise BagError(f"{path} is empty (0 bytes), expected a bag; copy it again")
     if path.name == METADATA:
         raise BagError(f"{path} only describes a bag, expected its folder; give {path.parent}")
     return [_open(path, stack)]

@@ -16,7 +16,7 @@ from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
 class Reason(Enum):
     """Why the gate decided as it did; the value is what `~/status` and the diagnostics show.
 
-    In the order in which the gate checks them. A latched fault is checked in the place of WORKER_FAULT, whichever it is.
+    In the order in which the gate checks them. Any latched fault has WORKER_FAULT's place.
     """
 
     MOVING = "moving"
