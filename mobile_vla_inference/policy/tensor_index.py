@@ -208,14 +208,14 @@ def _what_it_is(head: bytes, size: int) -> str:
         if head.startswith(magic):
             return name
     if _is_text(head):
-        return f"a text file of {size} bytes"
+        return f"a text file of {size} byte{'s' * (size != 1)}"
     return f"{size} bytes that open with {head[:8].hex(' ')}, which no checkpoint does"
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file's beginning is UTF-8 text; its last character may be cut."""
+    """Whether a file begins with UTF-8 text: its last character may be cut; the first byte of an archive is none."""
     text = codecs.getincrementaldecoder("utf-8-sig")("replace").decode(head)
-    return bool(text) and all(
+    return not b"PK".startswith(head) and all(
         character.isprintable() or character in "\t\n\r\f" for character in text.replace("\ufffd", "\0")
     )
 
