@@ -178,6 +178,10 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "HTML": (lambda good: b"\n<!DOCTYPE html><html></html>", "an HTML page"),
     "HDF5": (lambda good: b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+    "text": (
+        lambda good: "# the policy, 정책\n".encode() * 99,
+        "is a text file of [0-9]+ bytes, expected a checkpoint",
+    ),
     "noise": (lambda good: b"\x17\x2a" * 99, "no checkpoint does"),
     "os.system": (lambda good: saved({"model": Call(os.system, "false")}), r"(posix|nt)\.system"),
     "eval": (lambda good: saved({"args": Call(eval, "1")}), "eval"),

@@ -100,7 +100,7 @@ _JSON: dict[str, Callable[[Path], Any]] = {
     "empty": _data(b""),
     "1 TB of zeros": _sparse(b"{"),
     "noise": _data(random.Random(0).randbytes(5000)),
-    "UTF-16": _data('{"settings": {}}'.encode("utf-16")),
+    "half of UTF-16": _data('{"settings": {}}'.encode("utf-16")[:-1]),
     "deep lists": _data("[" * 200_000 + "]" * 200_000),
     "deep objects": _data('{"a":' * 200_000),
     "deep in settings": _data('{"settings": {"prompt": {"value": ' + "[" * 5000 + "]" * 5000 + "}}}"),

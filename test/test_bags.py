@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -114,7 +115,7 @@ def test_a_file_that_is_no_bag_is_one_sentence_or_empty(tmp_path, suffix, conten
         with BagReader(file) as bag:
             assert (bag.message_count, len(bag.notes)) == (0, 1)
     except BagError as error:
-        assert "can't be read as a bag" in str(error)
+        assert ("can't be read as a bag" if content else f"{file} is empty (0 bytes), expected a bag") in str(error)
 
 
 def test_paths_that_are_no_bags_are_refused(tmp_path):
@@ -123,13 +124,24 @@ def test_paths_that_are_no_bags_are_refused(tmp_path):
     for name, sentence in (
         ("missing", "does not exist"),
         ("notes.txt", "can.t be read as a bag"),
-        ("folder", "holds no .mcap or .db3 file"),
+        ("folder", "is an empty folder, expected a bag"),
     ):
         with pytest.raises(BagError, match=sentence):
             BagReader(tmp_path / name)
 
 
 # ---- cut off, damaged ------------------------------------------------------------------------------------------------
+
+
+def damaged(file: Path, messages: list[tuple]) -> str:
+    """Return the sentence about a file that was read up to where it breaks off: its path, and how far that is."""
+    times_ns = [time_ns for _, time_ns, _ in messages]
+    seconds = (max(times_ns) - min(times_ns)) / 1e9 if times_ns else 0.0
+    images = sum(topic == "/image_raw" for topic, _, _ in messages)
+    counts = ", ".join(
+        f"{count} {what}{'s' * (count != 1)}" for count, what in ((len(messages), "message"), (images, "image"))
+    )
+    return f"{file} is cut off or damaged: it was read up to there ({counts}, {seconds:.1f} s)"
 
 
 @settings(max_examples=30, deadline=None)
@@ -141,8 +153,8 @@ def test_an_mcap_file_cut_anywhere_is_read_up_to_there(tmp_path_factory, share):
     os.truncate(file, int(file.stat().st_size * share))
     messages, notes = read_all(path)
     assert messages == whole[: len(messages)]
-    assert len(notes) == 1
-    assert "cut off or damaged" in notes[0]
+    size = file.stat().st_size
+    assert notes == [damaged(file, messages) if size else f"{file} is empty (0 bytes)"]
     if share > 0.9:
         assert len(messages) > 100
     shutil.rmtree(path)
@@ -158,10 +170,10 @@ def test_a_sqlite_file_cut_anywhere_is_read_or_refused_in_a_sentence(tmp_path_fa
     try:
         messages, notes = read_all(path)
     except BagError as error:
-        assert "can't be read as a bag" in str(error)
+        assert re.search(r"can't be read as a bag|is empty \(0 bytes\)", str(error))
     else:
         assert set(messages) <= set(whole)
-        assert "cut off or damaged" in notes[-1] or messages == whole
+        assert notes == [damaged(file, messages)] or messages == whole
     shutil.rmtree(path)
 
 
@@ -370,7 +382,7 @@ def test_a_compressed_file_that_was_cut_off_is_read_up_to_there(tmp_path):
     messages, notes = read_all(tmp_path / "cut.mcap.zstd")
     assert 20 < len(messages) < len(whole)
     assert messages == whole[: len(messages)]
-    assert notes == ["cut.mcap.zstd is cut off or damaged: it was read up to there"]
+    assert notes == [damaged(tmp_path / "cut.mcap.zstd", messages)]
 
 
 def test_a_split_bag_without_metadata_goes_on_in_the_file_that_begins_next(tmp_path):
@@ -401,7 +413,7 @@ FOREIGN = {
     "login.mcap": (b"<!doctype html><title>Sign in", "is a web page, .*download the file itself"),
     "episode.h5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "is an HDF5 file.*episodes-to-bag"),
     "garbage.mcap": (b"this is no bag" * 100, "begins with b'this is no bagth'"),
-    "empty.db3": (b"", "it is empty"),
+    "empty.db3": (b"", r"empty.db3 is empty \(0 bytes\)"),
 }
 
 
@@ -425,6 +437,19 @@ def test_a_folder_without_a_bag_tells_what_is_there(tmp_path):
     storage_file(tmp_path / "drives/monday").unlink()
     with pytest.raises(BagError, match=r"lacks monday.mcap, which its metadata.yaml names, and holds nothing"):
         BagReader(tmp_path / "drives/monday")
+
+
+def test_a_folder_of_frames_is_called_so(tmp_path):
+    (tmp_path / "actions.csv").write_text("frame,stamp_s,image,steering,throttle\n")
+    with pytest.raises(BagError, match=r"is a folder with actions.csv, .*`mobile_vla make-bag .* BAG`"):
+        BagReader(tmp_path)
+
+
+def test_an_empty_file_in_a_bags_folder_is_named(tmp_path):
+    path = write_drive(tmp_path / "drive", stamps(2))
+    os.truncate(storage_file(path), 0)
+    with BagReader(path) as bag, pytest.raises(BagError, match=r"holds no messages \(.*mcap is empty \(0 bytes\)\)"):
+        bag.check_not_empty()
 
 
 def test_a_message_of_another_type_is_one_sentence(tmp_path):
@@ -858,6 +883,19 @@ def test_make_bag_refuses_what_is_there_already(tmp_path, frames_dir, capsys):
         ("", "lacks the column"),
         ("frame,stamp_s,image\n0,0,images/0000.jpg\n", "lacks the column steering, throttle"),
         ("frame,stamp_s,image,steering,throttle\n", "holds no frame"),
+        ("frame,stamp_s,image,steering,throttle\n0,0,,0,0\n", "line 2 names no image, expected a path relative"),
+        (
+            "frame,stamp_s,image,steering,throttle\n0,0,0000.jpg,0,0\n",
+            r"names '0000.jpg', which is not in \S+ \(images/0000.jpg is\).*; write images/0000.jpg",
+        ),
+        (
+            "frame,stamp_s,image,steering,throttle\n0,0,images/0000.jpg,0,1.5\n",
+            r"line 2 has throttle 1.5, expected -1 to 1, a share of full throttle; .*--max-linear-mps .*m/s",
+        ),
+        (
+            "frame,stamp_s,image,steering,throttle\n0,0,images/0000.jpg,-30,0\n",
+            r"line 2 has steering -30, expected -1 to 1, .*--max-angular-radps .*rad/s",
+        ),
         ("frame,stamp_s,image,steering,throttle\n0,0,images/0000.jpg,left,0\n", "line 2 has steering 'left'"),
         ("frame,stamp_s,image,steering,throttle\n0,0,images/0000.jpg,nan,0\n", "line 2 has steering 'nan'"),
         ("frame,stamp_s,image,steering,throttle\n0,0,images/0000.jpg\n", "line 2 has steering None"),

@@ -199,19 +199,19 @@ def test_the_tools_take_an_instruction_in_its_one_form(capsys):
 def test_a_home_folder_in_the_nodes_parameters_is_found(monkeypatch):
     """No shell expands checkpoint:=~/policy.pth; names of topics and frames are no paths."""
     pytest.importorskip("rclpy")
-    from rclpy.parameter import Parameter
+    import rclpy
+    from rclpy.context import Context
 
     from mobile_vla_inference.ros.parameters import declare_parameters
 
     given = {"checkpoint": "~/policy.pth", "processors": "~/processors", "base_frame_id": "~/base"}
-
-    class Node:
-        def declare_parameter(self, name, default, descriptor):
-            value = None if default in (Parameter.Type.STRING_ARRAY, Parameter.Type.DOUBLE_ARRAY) else default
-            return Parameter(name, value=given.get(name, value))
-
     monkeypatch.setenv("HOME", "/home/robot")
-    parameters = declare_parameters(Node())
+    context = Context()
+    context.init(["test", "--ros-args", *(word for pair in given.items() for word in ("-p", ":=".join(pair)))])
+    try:
+        parameters = declare_parameters(rclpy.create_node("vla_node", context=context))
+    finally:
+        context.try_shutdown()
     assert parameters.checkpoint == "/home/robot/policy.pth"
     assert parameters.processors == "/home/robot/processors"
     assert parameters.base_frame_id == "~/base"

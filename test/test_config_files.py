@@ -240,7 +240,14 @@ def test_the_reasons_are_those_of_the_gate():
 
 def test_the_safety_page_explains_every_reason_to_stand():
     named = [cells[0].strip("`") for cells in rows("| reason | the robot stands because |", SAFETY)]
-    assert sorted(named) == sorted(reason.value for reason in Reason if reason is not Reason.MOVING)
+    assert named == [reason.value for reason in Reason if reason is not Reason.MOVING]
+    assert list(ADVICE) == list(Reason)
+
+
+def test_the_advice_on_the_clock_names_commands_that_publish_it():
+    for text in (ADVICE[Reason.NO_CLOCK], (REPOSITORY / "mobile_vla_inference/ros/clock.py").read_text()):
+        assert "`ros2 bag play BAG --clock`" in text
+        assert "`mobile_vla play BAG`" in text
 
 
 def documented_keys() -> dict[str, list[str]]:

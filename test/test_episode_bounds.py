@@ -200,7 +200,50 @@ def test_the_names_that_another_layout_has_are_told(tmp_path):
     with h5py.File(tmp_path / "e.h5", "w") as file:
         file["observations/images/top"] = PICTURES
         file["action"] = ACTIONS
-    assert "lacks images and actions" in refusal(tmp_path / "e.h5")
+    sentence = refusal(tmp_path / "e.h5")
+    assert (
+        f"e.h5 lacks data sets that are called images and actions (it holds action float32 {[*ACTIONS.shape]}"
+        in sentence
+    )
+    assert f"observations/images/top uint8 {[*PICTURES.shape]})" in sentence
+    assert f"`h5copy -i {tmp_path / 'e.h5'} -o OUT.h5 -s /observations/images/top -d /images`" in sentence
+
+
+@pytest.mark.parametrize(
+    ("images", "actions", "sentence"),
+    [
+        (PICTURES, ACTIONS[:-1], f"has {len(PICTURES)} images but {len(ACTIONS) - 1} actions .*; leave out the steps"),
+        (np.moveaxis(PICTURES, -1, 1), ACTIONS, r"; transpose the images with numpy.moveaxis\(images, 1, -1\)$"),
+        (PICTURES.astype(np.int64), ACTIONS, "has images int64 .*; convert the images to uint8, 0 to 255$"),
+        (PICTURES, np.zeros((len(PICTURES), 14)), "; keep the 3 of 14 columns that are linear x"),
+        (PICTURES, ACTIONS[:, :2], "; add the columns that are not driven as zeros"),
+        (PICTURES[..., 0], ACTIONS, "; repeat the images' one channel three times$"),
+        (PICTURES[:0], ACTIONS[:0], "; record it again$"),
+    ],
+)
+def test_data_of_another_shape_or_type_tell_how_to_convert_them(tmp_path, images, actions, sentence):
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file["images"], file["actions"] = images, actions
+    assert re.search(sentence, refusal(tmp_path / "e.h5"))
+
+
+def test_a_path_that_holds_something_else_tells_what_makes_episodes_of_it(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/actions.csv").write_text("frame\n")
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag/bag_0.mcap").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("a")
+    for name, sentence in (
+        ("table", r"is a folder with actions.csv, .*`mobile_vla make-bag .*bag-to-episodes BAG OUT_DIR`"),
+        ("bag", r"is a bag, expected episodes .*`mobile_vla bag-to-episodes \S+ OUT_DIR`"),
+        ("bag/bag_0.mcap", r"is a bag, expected episodes .*`mobile_vla bag-to-episodes \S+ OUT_DIR`"),
+        ("empty", "is an empty folder, expected episodes"),
+        ("notes", "holds no .h5 or .hdf5 file but a.txt, expected episodes"),
+    ):
+        with pytest.raises(EpisodeError, match=sentence):
+            find_episodes(tmp_path / name)
 
 
 def test_a_link_within_the_file_is_followed(tmp_path):
@@ -288,7 +331,7 @@ def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatc
     data[following + 8 : following + 16] = bytes(8)
     path = tmp_path / "e.h5"
     path.write_bytes(data)
-    with pytest.raises(EpisodeError, match=r"e\.h5 (keeps the HDF5 library busy|is damaged|: the attribute)"):
+    with pytest.raises(EpisodeError, match=r"e\.h5 (makes HDF5 hang|is damaged|: the attribute)"):
         find_episodes(path)
 
 
@@ -296,7 +339,7 @@ def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 keeps the HDF5 library busy"),
+        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 makes HDF5 hang"),
         ("import os; print('rf', end='', flush=True); os.abort()", "c.h5 makes the HDF5 library crash .SIGABRT"),
         ("print('rf!c.h5 is no good', end='', flush=True)", "c.h5 is no good"),
     ],

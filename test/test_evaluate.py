@@ -114,8 +114,8 @@ def _bad(path: Path, **datasets: np.ndarray) -> Path:
     [
         (lambda path: path.write_bytes(b"no HDF5"), "can't be read as HDF5"),
         (lambda path: _bad(path), "is empty"),
-        (lambda path: _bad(path, actions=np.zeros((2, 3))), "lacks images"),
-        (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks actions"),
+        (lambda path: _bad(path, actions=np.zeros((2, 3))), "lacks .*called images"),
+        (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks .*called actions"),
         (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3)), actions=np.zeros((2, 3))), "has images float64"),
         (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.zeros((3, 3))), r"\[3, 3\]"),
         (
@@ -131,7 +131,7 @@ def test_what_is_no_episode_is_one_sentence(tmp_path, make, sentence):
 
 
 def test_nothing_to_read_is_one_sentence(tmp_path, tiny_checkpoint, capsys):
-    with pytest.raises(EpisodeError, match=r"no \.h5 or|holds no"):
+    with pytest.raises(EpisodeError, match="is an empty folder"):
         find_episodes(tmp_path)
     with pytest.raises(EpisodeError, match="does not exist"):
         find_episodes(tmp_path / "nowhere")

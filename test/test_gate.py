@@ -87,6 +87,41 @@ def test_each_refusal_is_standstill_at_once_with_its_reason(change, reason):
     assert ADVICE[reason]
 
 
+def test_the_reasons_are_listed_in_the_order_in_which_they_are_checked():
+    """With everything wrong at once, mended one by one, the reasons come in the order of Reason and of ADVICE."""
+    gate = CommandGate(INSTANT)
+    gate.stop_unheard = gate.executor_stalled = gate.cmd_vel_shared = gate.clock_missing = gate.worker_changed = True
+    gate.request_stop(True)
+    gate.enable(False)
+    gate.image_sources(2)
+    gate.image_refused()
+    mends = (
+        lambda: setattr(gate, "active", True),
+        lambda: gate.request_stop(False),
+        lambda: setattr(gate, "stop_unheard", False),
+        lambda: setattr(gate, "executor_stalled", False),
+        lambda: gate.enable(True),
+        lambda: (setattr(gate, "worker_changed", False), gate.latch(Reason.WORKER_FAULT)),
+        lambda: gate.enable(True),
+        lambda: setattr(gate, "worker_ready", True),
+        lambda: setattr(gate, "settings_confirmed", True),
+        lambda: setattr(gate, "cmd_vel_shared", False),
+        lambda: setattr(gate, "has_instruction", True),
+        lambda: setattr(gate, "clock_missing", False),
+        lambda: gate.image_sources(1),
+        lambda: gate.action_ready(FORWARD, 0.0),
+        lambda: gate.image_accepted(0.0),
+    )
+    told = []
+    for mend in (lambda: None, *mends):
+        mend()
+        told.append(gate.decide(0.0).reason)
+    expected = [reason for reason in Reason if reason in told and reason is not Reason.MOVING]
+    assert told == [*expected, Reason.MOVING]
+    assert len(expected) == len(mends)
+    assert list(ADVICE) == list(Reason)
+
+
 def test_images_and_steps_go_stale():
     limits = GateLimits(image_timeout_s=0.5, step_timeout_s=0.3)
     gate = driving_gate(limits)

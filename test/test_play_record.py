@@ -29,7 +29,7 @@ from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.bag_graph import BagPlayer, message_class
-from mobile_vla_inference.tools.play import graph_topics
+from mobile_vla_inference.tools.play import check_offset, graph_topics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -397,6 +397,16 @@ def test_a_topic_that_can_not_be_written_does_not_end_the_recording_of_others(tm
 def test_topics_that_the_bag_lacks_are_one_sentence(tmp_path, capsys, options, sentence):
     assert cli.main(["play", str(write_drive(tmp_path / "drive", stamps(2))), *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_start_after_the_end_is_one_sentence_that_tells_the_end(tmp_path):
+    with BagReader(write_drive(tmp_path / "drive", stamps(3))) as bag:
+        length_s = (stamps(3)[-1] - stamps(3)[0]) / 1e9
+        check_offset(bag, ["/image_raw"], length_s / 2.0)
+        with pytest.raises(
+            MobileVlaError, match=rf"--start-offset is 100 s, but .* after {length_s:.3g} s, expected less"
+        ):
+            check_offset(bag, ["/image_raw"], 100.0)
 
 
 @pytest.mark.parametrize(

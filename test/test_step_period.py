@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.bags.step_period import (
+    EPISODE_GAP_S,
+    Pace,
     StepPeriod,
     StepPeriodError,
     common_period,
+    even_period,
     period_of_duration,
     period_of_stamps,
     resample_advice,
@@ -49,6 +54,42 @@ def test_gaps_are_uneven_and_leave_the_period_as_it_is():
     times[50:56] = 0.2
     with pytest.raises(StepPeriodError, match=r"8 of 99 steps .* expected at most 5%"):
         common_period([period_of_stamps(np.cumsum(times), "it")])
+
+
+@given(st.integers(0, 10_000), st.floats(0.02, 0.3), st.floats(0.3, 0.9))
+def test_what_is_advised_against_uneven_steps_makes_them_even(seed, period_s, spread):
+    """The period that the sentence names is taken as bag-to-episodes takes it, and passes."""
+    random = np.random.default_rng(seed)
+    times = period_s * random.choice([1.0 - spread, 1.0, 1.0 + spread, 2.5], 400)
+    stamps = np.cumsum(times)
+    found = period_of_stamps(stamps, "it")
+    if found.uneven <= 0.05 * found.steps:
+        return
+    with pytest.raises(StepPeriodError, match="steps are more than half longer") as raised:
+        common_period([found])
+    (advised,) = re.findall(r"--period (\S+)\)", str(raised.value)) or [None]
+    if advised is None:
+        assert "record it again" in str(raised.value)
+        return
+    assert float(advised) >= 1.9 * found.period_s
+    pace = Pace(float(advised))
+    taken = np.array([stamp for stamp in stamps.tolist() if pace.takes(stamp)])
+    parts = np.split(taken, np.flatnonzero(np.diff(taken) > EPISODE_GAP_S) + 1)
+    again = common_period([each for part in parts if (each := period_of_stamps(part, "it")) is not None])
+    assert again.agrees(float(advised))
+
+
+def test_uneven_steps_can_be_resampled_or_left_out():
+    stamps = np.cumsum(np.resize([0.02, 0.02, 0.02, 0.09], 200))
+    uneven = period_of_stamps(stamps, "uneven")
+    even = even_period([stamps], uneven.period_s)
+    assert even is not None
+    assert even >= 2.0 * uneven.period_s
+    with pytest.raises(StepPeriodError, match=rf"bag-to-episodes --period {even:g}\)$"):
+        common_period([uneven])
+    other = StepPeriod("even", uneven.period_s, 20)
+    with pytest.raises(StepPeriodError, match=r"--period \S+\), or leave out uneven \(move it out of the folder"):
+        common_period([uneven, other])
 
 
 def test_nothing_is_told_by_one_step_or_no_duration():

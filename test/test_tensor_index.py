@@ -185,6 +185,13 @@ def test_a_truncated_zip_is_refused(tmp_path: Path, good_bytes: bytes, part: int
     _assert_refused(path, "cut off|no checkpoint")
 
 
+def test_a_sentence_about_a_cut_file_says_it_once(tmp_path: Path, good_bytes: bytes) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(good_bytes[:2000])
+    with pytest.raises(CheckpointError, match="have no zip directory at their end, expected a whole checkpoint"):
+        read_index(path)
+
+
 @pytest.mark.parametrize("part", range(20))
 def test_a_truncated_safetensors_file_is_refused(tmp_path: Path, part: int) -> None:
     path = tmp_path / "cut.safetensors"

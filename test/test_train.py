@@ -96,9 +96,10 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.mkdir(), "holds no"),
+        (lambda path: None, "does not exist, .*a folder with images/ and actions.csv, or the word world"),
+        (lambda path: path.mkdir(), "is an empty folder"),
         (lambda path: path.write_bytes(b"no HDF5"), "can't be read as HDF5"),
-        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks actions"),
+        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks .*called actions"),
         (lambda path: write_h5(path, images=np.zeros((2, 4, 4)), actions=np.zeros((2, 3))), "has images float64"),
         (
             lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.full((2, 3), np.nan)),
@@ -109,7 +110,7 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
             "tells no instruction",
         ),
     ],
-    ids=["empty folder", "no HDF5", "no actions", "wrong images", "NaN", "no instruction"],
+    ids=["nothing", "empty folder", "no HDF5", "no actions", "wrong images", "NaN", "no instruction"],
 )
 def test_what_is_no_episode_is_refused_in_a_sentence(tmp_path, make, message):
     pytest.importorskip("h5py")
@@ -488,9 +489,15 @@ def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(t
         ({}, ["--action-axes", "linear.x,angular.z,linear.y", "--init", SMALL_POLICY], "drives linear.x,angular.z"),
         ({}, ["--action-axes", "linear.x,linear.y"], r"% of the samples move along angular.z|linear.y is 0"),
         ({}, ["--max-linear-mps", "2"], "holds m/s and rad/s already"),
-        ({}, ["--steps", "0:10"], "given without --validate-steps"),
-        ({}, ["--steps", "0:12", "--validate-steps", "10:20"], "both name 10:12"),
-        ({}, ["--steps", "0:10", "--validate-steps", "10:30"], "has 20 steps, expected 30"),
+        ({}, ["--steps", "0:10"], "given without --validate-steps, .*such as --steps 0:10 --validate-steps 10:20"),
+        ({}, ["--validate-steps", "5:9"], "given without --steps, .*such as --steps 0:5 --validate-steps 5:9"),
+        ({}, ["--steps", "0:12", "--validate-steps", "10:20"], "both name 10:12.* --steps 0:18 --validate-steps 18:20"),
+        (
+            {},
+            ["--steps", "0:10", "--validate-steps", "10:30"],
+            "has 20 steps, expected 30 or more; .* --steps 0:18 --validate-steps 18:20",
+        ),
+        ({}, ["--action-scale", "1"], "--action-scale has 1 number, expected 2"),
     ],
 )
 def test_a_contradiction_is_one_sentence_and_leaves_nothing(tmp_path, capsys, second, more, message):
@@ -609,14 +616,16 @@ def test_a_frames_folder_tells_its_period_and_full_speed_is_told(tmp_path, capsy
 @pytest.mark.parametrize(
     ("lines", "told", "message"),
     [
-        ([(0.1 * index, 30.0, 0.5) for index in range(20)], "go", "line 2 has steering 30 .* expected -1 to 1"),
+        ([(0.1 * index, 30.0, 0.5) for index in range(20)], "go", "line 2 has steering 30, expected -1 to 1"),
         ([(0.1 * index, 0.3, 0.5) for index in range(20)], " ", "tells no instruction"),
         ([(0.1 * index + index // 5, 0.3 - index / 20, 0.5) for index in range(20)], "go", "3 of 19 steps"),
+        ([(0.1 * index, 0.3, 0.5) for index in range(60)], "go", "of 60 steps, .* --steps 0:54 --validate-steps 54:60"),
     ],
 )
 def test_a_frames_folder_that_can_not_be_is_refused(tmp_path, capsys, lines, told, message):
     folder = frames_folder(tmp_path / "drive", lines)
-    assert train(folder, tmp_path / "x.pth", "--instruction", told, "--steps", "0:15", "--validate-steps", "15:20") == 2
+    halves = [] if len(lines) == 60 else ["--steps", "0:15", "--validate-steps", "15:20"]
+    assert train(folder, tmp_path / "x.pth", "--instruction", told, *halves) == 2
     assert re.search(message, capsys.readouterr().err)
 
 

@@ -71,6 +71,8 @@ _MAX_TABLE_BYTES = 1 << 26
 #: What separates cells: a comma, or what spreadsheets write where the comma is the decimal sign.
 _DELIMITERS = (",", ";", "\t")
 _NUMBERS = ("stamp_s", "steering", "throttle")
+#: Shares of full -> the option that says what full is, and its unit.
+_FULL = (("throttle", "--max-linear-mps", "m/s"), ("steering", "--max-angular-radps", "rad/s"))
 
 
 def _read_lines(table: Path) -> list[tuple[int, dict[str, str | None]]]:
@@ -117,7 +119,23 @@ def _frame(folder: Path, table: Path, number: int, line: dict[str, str | None]) 
             raise FrameError(f"{table} line {number} has {column} {line[column]!r}, expected a number; correct it")
     image = folder / (line["image"] or "")
     if not image.is_file():
-        raise FrameError(f"{table} line {number} names {line['image']!r}, expected an image file there; copy it")
+        raise FrameError(f"{table} line {number} names {_no_image(folder, line['image'] or '')}")
     if values["stamp_s"] < 0.0:
         raise FrameError(f"{table} line {number} has stamp_s {values['stamp_s']:g}, expected 0 or more; correct it")
+    for column, option, unit in _FULL:
+        if abs(values[column]) > 1.0 + 1e-6:
+            raise FrameError(
+                f"{table} line {number} has {column} {values[column]:g}, expected -1 to 1, a share of full {column}; "
+                f"divide the column by its value at full {column}, and say with {option} how many {unit} that is"
+            )
     return RecordedFrame(values["stamp_s"], image, values["steering"], values["throttle"])
+
+
+def _no_image(folder: Path, name: str) -> str:
+    """Return the rest of the sentence about an image that is not where a table says."""
+    if not name:
+        return f"no image, expected a path relative to {folder}; write it into the column image"
+    inner = f"images/{Path(name).name}"
+    if (folder / inner).is_file():
+        return f"{name!r}, which is not in {folder} ({inner} is), expected a path relative to it; write {inner}"
+    return f"{name!r}, which is not in {folder}, expected the path of an image file relative to it; copy or correct it"

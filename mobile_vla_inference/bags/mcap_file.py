@@ -28,6 +28,7 @@ from mobile_vla_inference.bags.source import (
     MAX_TIME_NS,
     BagError,
     BagMessage,
+    Tally,
     Topic,
     add_once,
     is_latched,
@@ -72,6 +73,7 @@ class McapFile:
         self._notes = notes
         self._stream: BinaryIO | None = None
         self._size = 0
+        self._tally = Tally()
         self._schemas: dict[int, str] = {}
         self._channels: dict[int, Topic] = {}
         self._chunks: list[ChunkIndex] | None = None
@@ -90,7 +92,8 @@ class McapFile:
                 counts = {}
                 for key, time_ns, _ in self._in_file_order(None):
                     counts[key] = counts.get(key, 0) + 1
-                    self.start_ns = time_ns if self.start_ns is None else min(self.start_ns, time_ns)
+                    self._tally.add(self._channels[key].type_name, time_ns)
+                self.start_ns = self._tally.first_ns
         except BaseException:
             self._stream.close()
             raise
@@ -243,7 +246,8 @@ class McapFile:
                             body = self._message(key, record)
                         yield key, time_ns, body
         except _BROKEN:
-            note_damage(self._notes, self._name)
+            # Without an index, the first time through counts all that can be read.
+            note_damage(self._notes, self._name, self._tally, empty=self._size == 0)
 
     def _records(self) -> Iterator[_Record]:
         """Yield the records from the file's beginning to its footer; raise EOFError where it ends before."""

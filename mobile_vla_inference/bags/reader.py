@@ -116,8 +116,10 @@ class BagReader:
     def check_not_empty(self) -> None:
         """Raise BagError where the bag holds no message, with what was wrong with it."""
         if self.message_count == 0:
-            found = "; ".join((f"{self.path} holds no messages", *self.notes))
-            raise BagError(f"{found}, expected a recorded drive; give another bag, or copy it again")
+            reasons = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise BagError(
+                f"{self.path} holds no messages{reasons}, expected a recorded drive; give another bag, or copy it again"
+            )
 
     def messages(self, topics: Collection[str] | None = None, start_ns: int | None = None) -> Iterator[BagMessage]:
         """Yield the messages of some topics (None: all) from a time on, in the order of recording.

@@ -17,6 +17,8 @@ MAX_MESSAGE_BYTES = 128 << 20
 #: Times that a ROS stamp can hold: 32 bits of seconds.
 MAX_TIME_NS = (1 << 31) * 1_000_000_000
 
+_IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
 #: More text than the QoS of a topic's publishers takes.
 _MAX_QOS_CHARACTERS = 1 << 16
 
@@ -94,6 +96,36 @@ def add_once(notes: list[str], sentence: str) -> None:
         notes.append(sentence)
 
 
-def note_damage(notes: list[str], file: Path) -> None:
-    """Note that a file was read as far as it goes."""
-    add_once(notes, f"{file.name} is cut off or damaged: it was read up to there")
+@dataclass
+class Tally:
+    """What was read of a file that turns out to be damaged: messages, images among them, and the time they span."""
+
+    messages: int = 0
+    images: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+
+    def add(self, type_name: str, time_ns: int, count: int = 1) -> None:
+        """Count messages of a type, and the time of one of them."""
+        self.messages += count
+        self.images += count * (type_name in _IMAGE_TYPES)
+        self.first_ns = time_ns if self.first_ns is None else min(self.first_ns, time_ns)
+        self.last_ns = time_ns if self.last_ns is None else max(self.last_ns, time_ns)
+
+    def __str__(self) -> str:
+        seconds = 0.0 if self.first_ns is None else (self.last_ns - self.first_ns) / 1e9
+        counts = ((self.messages, "message"), (self.images, "image"))
+        return ", ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts) + f", {seconds:.1f} s"
+
+
+def note_damage(notes: list[str], file: Path, tally: Tally | None = None, empty: bool = False) -> None:
+    """Note once that a file was read as far as it goes, and how far that is where a `tally` of all of it tells."""
+    if empty:
+        add_once(notes, f"{file} is empty (0 bytes)")
+        return
+    sentence = f"{file} is cut off or damaged: it was read up to there"
+    known = next((index for index, note in enumerate(notes) if note.startswith(sentence)), None)
+    if known is None:
+        notes.append(sentence if tally is None else f"{sentence} ({tally})")
+    elif tally is not None and notes[known] == sentence:
+        notes[known] = f"{sentence} ({tally})"

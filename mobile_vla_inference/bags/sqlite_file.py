@@ -20,6 +20,7 @@ from mobile_vla_inference.bags.source import (
     MAX_TIME_NS,
     BagError,
     BagMessage,
+    Tally,
     Topic,
     add_once,
     is_latched,
@@ -57,6 +58,7 @@ class SqliteFile:
         self._steps_left = 0
         self._channels: dict[int, Topic] = {}
         self._by_time = True
+        self._tally = Tally()
         self.topics: list[Topic] = []
         self.start_ns: int | None = None
 
@@ -90,7 +92,6 @@ class SqliteFile:
             # sqlite would fill up a page that is cut off with zeros, and an image with it.
             database = self._copy([database])
             os.truncate(database, database.stat().st_size - broken_page)
-            note_damage(self._notes, self._name)
             uri = database.absolute().as_uri()
         else:
             # Whatever happens, the file and its folder stay as they are.
@@ -101,6 +102,8 @@ class SqliteFile:
         self._check_tables()
         self._channels = self._read_channels()
         counts = self._counts()
+        if broken_page and not journals:
+            note_damage(self._notes, self._name, self._tally)
         self.topics = topics_of(self._channels, counts)
 
     def _copy(self, parts: list[Path]) -> Path:
@@ -162,18 +165,24 @@ class SqliteFile:
         """Count the messages per topic; a damaged file is counted as far as it can be read, and read in its order."""
         try:
             rows = self._rows("SELECT topic_id, count(*) FROM messages NOT INDEXED GROUP BY topic_id").fetchall()
-            (self.start_ns,) = self._rows(
-                f"SELECT min(timestamp) FROM messages WHERE typeof(timestamp) = 'integer' "
+            self.start_ns, end_ns = self._rows(
+                f"SELECT min(timestamp), max(timestamp) FROM messages WHERE typeof(timestamp) = 'integer' "
                 f"AND timestamp BETWEEN 0 AND {MAX_TIME_NS - 1}"
             ).fetchone()
-            return {key: count for key, count in rows if isinstance(key, int)}
+            counts = {key: count for key, count in rows if isinstance(key, int)}
+            for key, count in counts.items():
+                if self.start_ns is not None and key in self._channels:
+                    self._tally.add(self._channels[key].type_name, self.start_ns, count)
+                    self._tally.last_ns = end_ns
+            return counts
         except sqlite3.DatabaseError:
             self._check_steps()
             self._by_time = False
         counts: dict[int, int] = {}
         for key, time_ns, _ in self._messages("length(data)", ""):
             counts[key] = counts.get(key, 0) + 1
-            self.start_ns = time_ns if self.start_ns is None else min(self.start_ns, time_ns)
+            self._tally.add(self._channels[key].type_name, time_ns)
+        self.start_ns = self._tally.first_ns
         return counts
 
     def messages(self, topics: set[str], start_ns: int | None) -> Iterator[BagMessage]:
@@ -216,7 +225,7 @@ class SqliteFile:
                     add_once(self._notes, f"{self._name.name} has rows without a topic or a ROS time: left out")
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._check_steps()
-            note_damage(self._notes, self._name)
+            note_damage(self._notes, self._name, self._tally)
 
     def _check_steps(self) -> None:
         if self._steps_left < 0:

@@ -6,8 +6,9 @@ assumed, and two recordings that are learned from together must have the same on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +25,12 @@ MAX_UNEVEN_SHARE = 0.05
 _NOTABLE = 0.4
 #: Longer than so many medians is a gap and says nothing about the period.
 _GAP_MEDIANS = 2.5
+#: Steps are resampled to so many medians at most; beyond that the recording is too uneven.
+_MOST_MEDIANS = 20
+#: An image that comes this early for its period is a step: stamps jitter.
+_EARLY_S = 0.01
+#: A longer time without an image ends an episode that is made of a bag, as it ends the policy's memory on the node.
+EPISODE_GAP_S = 2.0
 #: What a step of a policy can stand for (policy.json), seconds.
 _LEAST_S, _MOST_S = 0.001, 10.0
 
@@ -43,6 +50,7 @@ class StepPeriod:
         uneven: how many of them are more than half a period longer or shorter.
         by: what told it, `stamps` or `duration`.
         tolerance: how far off, as a share, it may be.
+        stamps_s: what it was read from, float64 [steps + 1]; None where it was a duration.
     """
 
     where: str
@@ -51,6 +59,7 @@ class StepPeriod:
     uneven: int = 0
     by: str = "stamps"
     tolerance: float = TOLERANCE
+    stamps_s: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def agrees(self, period_s: float) -> bool:
         """Whether another period is the same within the tolerance."""
@@ -84,7 +93,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
     if len(times) < _FEW_STEPS:
         spread = float(np.ptp(times)) / 2.0 / period_s if len(times) > 2 else _TOLERANCE_MOST
         tolerance = min(_TOLERANCE_MOST, max(TOLERANCE, spread))
-    return _plausible(StepPeriod(where, _rounded(period_s), len(times), uneven, tolerance=tolerance))
+    return _plausible(StepPeriod(where, _rounded(period_s), len(times), uneven, tolerance=tolerance, stamps_s=stamps))
 
 
 def period_of_duration(duration_s: float | None, count: int, where: str) -> StepPeriod | None:
@@ -123,11 +132,11 @@ def common_period(periods: Sequence[StepPeriod]) -> StepPeriod:
                 f"expected the same in all; {resample_advice(slowest_s, 0.0)}, or use them apart"
             )
     uneven = sum(each.uneven for each in ordered)
-    if uneven > MAX_UNEVEN_SHARE * steps[-1]:
+    if _too_uneven(ordered):
         raise StepPeriodError(
             f"{uneven} of {steps[-1]} steps are more than half longer or shorter than {middle.period_s:g} s "
             f"({max(ordered, key=lambda each: each.uneven).where}), expected at most {MAX_UNEVEN_SHARE:.0%}; "
-            f"{resample_advice(middle.period_s, 0.0)}, or leave out what is uneven"
+            f"{_even_advice(ordered, middle.period_s)}"
         )
     by = "stamps" if any(each.by == "stamps" for each in ordered) else "duration"
     return StepPeriod(middle.where, middle.period_s, int(steps[-1]), uneven, by, middle.tolerance)
@@ -138,6 +147,65 @@ def resample_advice(period_s: float, recorded_s: float) -> str:
     if period_s < recorded_s:
         return f"record it every {period_s:g} s"
     return f"resample (make-bag or episodes-to-bag, then bag-to-episodes --period {period_s:g})"
+
+
+class Pace:
+    """Which images of a recording are steps, where steps have a period: no more than one a period."""
+
+    def __init__(self, period_s: float) -> None:
+        """Begin before the first image; `period_s` is the time from one step to the next."""
+        self._period_s = period_s
+        self._due_s = self._taken_s = -math.inf
+
+    def takes(self, stamp_s: float) -> bool:
+        """Whether the image of this stamp is a step; one that comes late begins the period anew."""
+        backwards = stamp_s < self._taken_s
+        if not backwards and stamp_s < self._due_s - _EARLY_S:
+            return False
+        late = backwards or stamp_s > self._due_s + self._period_s
+        self._due_s = (stamp_s if late else self._due_s) + self._period_s
+        self._taken_s = stamp_s
+        return True
+
+
+def even_period(stamps: Sequence[np.ndarray], median_s: float) -> float | None:
+    """Return the shortest multiple of a median at which recordings can be resampled to even steps; None: there is none.
+
+    Args:
+        stamps: rising stamps of each recording, seconds.
+        median_s: the time from step to step as it is.
+    """
+    for multiple in range(2, _MOST_MEDIANS + 1):
+        period_s = _rounded(multiple * median_s)
+        parts = [part for each in stamps for part in _resampled(each, period_s)]
+        try:
+            periods = [period for part in parts if (period := period_of_stamps(part, "")) is not None]
+            if periods and not _too_uneven(periods) and common_period(periods).agrees(period_s):
+                return period_s
+        except StepPeriodError:
+            continue
+    return None
+
+
+def _resampled(stamps_s: np.ndarray, period_s: float) -> list[np.ndarray]:
+    """Return the stamps of the episodes that `bag-to-episodes --period` makes of a recording."""
+    pace = Pace(period_s)
+    taken = np.array([stamp_s for stamp_s in stamps_s.tolist() if pace.takes(stamp_s)])
+    return np.split(taken, np.flatnonzero(np.diff(taken) > EPISODE_GAP_S) + 1)
+
+
+def _even_advice(periods: Sequence[StepPeriod], median_s: float) -> str:
+    """Say how uneven recordings become even, and which to leave out where there are several."""
+    worst = max(periods, key=lambda each: each.uneven)
+    leave_out = f"leave out {worst.where} (move it out of the folder or file that you give)"
+    period_s = even_period([each.stamps_s for each in periods if each.stamps_s is not None], median_s)
+    ways = [] if period_s is None else [resample_advice(period_s, 0.0)]
+    ways += [leave_out] if len(periods) > 1 else []
+    return ", or ".join(ways) or "record it again with a camera that keeps its rate"
+
+
+def _too_uneven(periods: Sequence[StepPeriod]) -> bool:
+    return sum(each.uneven for each in periods) > MAX_UNEVEN_SHARE * sum(each.steps for each in periods)
 
 
 def _beyond(times_s: np.ndarray, period_s: float, share: float) -> int:

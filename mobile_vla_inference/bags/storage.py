@@ -27,6 +27,8 @@ from mobile_vla_inference.outside_files import check_regular, open_regular, read
 
 METADATA = "metadata.yaml"
 SUFFIXES = (".mcap", ".db3")
+#: What a folder has that `make-bag` makes a bag of.
+_TABLE = "actions.csv"
 
 MCAP, SQLITE = "mcap", "sqlite3"
 
@@ -80,7 +82,8 @@ def storage_files(path: Path, notes: list[str], stack: contextlib.ExitStack) -> 
         raise BagError(f"{path} does not exist, expected a bag: a folder, a .mcap or a .db3 file; check the path")
     if path.is_dir():
         return [_open(file, stack) for file in _files_of_folder(path, notes)]
-    check_regular(path, "a bag", error=BagError)
+    if check_regular(path, "a bag", error=BagError) == 0:
+        raise BagError(f"{path} is empty (0 bytes), expected a bag; copy it again")
     if path.name == METADATA:
         raise BagError(f"{path} only describes a bag, expected its folder; give {path.parent}")
     return [_open(path, stack)]
@@ -111,6 +114,13 @@ def _no_storage(folder: Path, present: list[Path], files: list[Path]) -> BagErro
         if (error := _foreign_error(file)) is not None:
             return error
     bags = [entry for entry in present if entry.is_dir() and (entry / METADATA).is_file()]
+    if not present:
+        return BagError(f"{folder} is an empty folder, expected a bag; check the path")
+    if (folder / _TABLE).is_file():
+        return BagError(
+            f"{folder} is a folder with {_TABLE}, expected a bag; make one of it with "
+            f"`mobile_vla make-bag {folder} BAG`"
+        )
     advice = f"give one of the bags in it, such as {bags[0]}" if bags else "check the path"
     return BagError(f"{folder} holds no .mcap or .db3 file but {_contents(present)}, expected those of a bag; {advice}")
 
@@ -224,7 +234,9 @@ def _kind(file: Path, name: Path) -> str:
         return MCAP
     if suffix == ".db3" and start and sqlite_file.MAGIC.startswith(start):
         return SQLITE
-    found = f"it begins with {start[:16]!r}" if start else "it is empty"
+    if not start:
+        raise BagError(f"{name} is empty (0 bytes), expected an mcap or sqlite3 file; copy it again, or remove it")
+    found = f"it begins with {start[:16]!r}"
     raise BagError(f"{name} can't be read as a bag ({found}), expected an mcap or sqlite3 file; check the path")
 
 

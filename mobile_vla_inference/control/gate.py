@@ -14,7 +14,10 @@ from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
 
 
 class Reason(Enum):
-    """Why the gate decided as it did; the value is what `~/status` and the diagnostics show."""
+    """Why the gate decided as it did; the value is what `~/status` and the diagnostics show.
+
+    In the order in which the gate checks them. Any latched fault has WORKER_FAULT's place.
+    """
 
     MOVING = "moving"
     INACTIVE = "inactive"
@@ -22,20 +25,20 @@ class Reason(Enum):
     STOP_UNHEARD = "stop_unheard"
     NODE_STALLED = "node_stalled"
     DISABLED = "disabled"
-    SETTINGS_ASSUMED = "settings_assumed"
     WORKER_CHANGED = "worker_changed"
     WORKER_FAULT = "worker_fault"
+    ACTION_NOT_FINITE = "action_not_finite"
     WORKER_NOT_READY = "worker_not_ready"
-    NO_INSTRUCTION = "no_instruction"
+    SETTINGS_ASSUMED = "settings_assumed"
     CMD_VEL_SHARED = "cmd_vel_shared"
+    NO_INSTRUCTION = "no_instruction"
     NO_CLOCK = "no_clock"
     IMAGE_AMBIGUOUS = "image_ambiguous"
-    NO_IMAGE = "no_image"
     IMAGE_REFUSED = "image_refused"
+    NO_IMAGE = "no_image"
     IMAGE_STALE = "image_stale"
     NO_STEP = "no_step"
     STEP_STALE = "step_stale"
-    ACTION_NOT_FINITE = "action_not_finite"
 
 
 #: What to do about each reason, for people who read the status.
@@ -43,23 +46,25 @@ ADVICE = {
     Reason.MOVING: "driving",
     Reason.INACTIVE: "activate the node",
     Reason.STOP_REQUESTED: "release the stop topic, then call ~/enable with true",
-    Reason.STOP_UNHEARD: "a publisher on the stop topic can't be heard, see the warnings; correct its message type",
+    Reason.STOP_UNHEARD: "a publisher on the stop topic has another message type than std_msgs/msg/Bool, "
+    "see the warnings; correct or end it",
     Reason.NODE_STALLED: "the node itself stood still (stopped, starved or suspended); after a while call ~/enable",
     Reason.DISABLED: "call ~/enable with true",
-    Reason.SETTINGS_ASSUMED: "confirm policy.json with `mobile_vla inspect CHECKPOINT --confirm`",
     Reason.WORKER_CHANGED: "another policy was loaded than at configure, see its diagnostics; configure the node again",
     Reason.WORKER_FAULT: "see the worker's diagnostics, then call ~/enable with true",
+    Reason.ACTION_NOT_FINITE: "the policy gave NaN or infinity; check checkpoint and dtype, then call ~/enable",
     Reason.WORKER_NOT_READY: "wait until the policy is loaded",
-    Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
+    Reason.SETTINGS_ASSUMED: "confirm policy.json with `mobile_vla inspect CHECKPOINT --confirm`",
     Reason.CMD_VEL_SHARED: "let only this node publish on cmd_vel, or set exclusive_cmd_vel to false",
-    Reason.NO_CLOCK: "use_sim_time is true and nobody publishes /clock: start the simulator, or the bag with --clock",
+    Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
+    Reason.NO_CLOCK: "use_sim_time is true and nobody publishes /clock: start the simulator, "
+    "`ros2 bag play BAG --clock` or `mobile_vla play BAG`",
     Reason.IMAGE_AMBIGUOUS: "let only one publisher send on the image topic",
-    Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_REFUSED: "see the image diagnostics",
+    Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_STALE: "check the camera; after a long gap call ~/enable with true",
     Reason.NO_STEP: "wait for the first step",
     Reason.STEP_STALE: "see the step times in the diagnostics",
-    Reason.ACTION_NOT_FINITE: "the policy gave NaN or infinity; check checkpoint and dtype, then call ~/enable",
 }
 
 

@@ -9,6 +9,7 @@ z in rad/s) and `action_event_types` [steps] strings, at the root of a file or i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,12 @@ NO_SCENARIO = "no scenario"
 EVENT_START, EVENT_ACTION, EVENT_STOP = "episode_start", "start_action", "stop_action"
 
 _DATASETS = ("images", "actions")
+
+#: What a bag's files are called.
+_BAG_SUFFIXES = (".mcap", ".db3")
+
+#: So many names of a file of another layout are looked at, so deep, and told.
+_MAX_NAMES_SEEN, _MAX_NAMES_DEEP, _MAX_NAMES_TOLD = 200, 4, 8
 
 #: Longest episode: 9 hours at 30 Hz.
 MAX_STEPS = 1_000_000
@@ -140,8 +147,8 @@ def find_episodes(
     if not source.exists():
         raise EpisodeError(f"{source} does not exist, expected episodes ({', '.join(SUFFIXES)}); check the path")
     files = sorted(file for file in source.rglob("*") if _is_episodes(file)) if source.is_dir() else [source]
-    if not files:
-        raise EpisodeError(f"{source} holds no {' or '.join(SUFFIXES)} file, expected episodes; check the path")
+    if not files or source.suffix in _BAG_SUFFIXES:
+        raise EpisodeError(f"{source} {_no_episodes(source)}")
     survey(files)
     return [episode for path in files for episode in episodes_in(path, channel_order, instruction, instructions or {})]
 
@@ -162,6 +169,8 @@ def episodes_in(
             groups = [f"/{name}" for name in sorted(file)]
         if not groups:
             raise EpisodeError(f"{path} is empty, expected {' and '.join(_DATASETS)}; copy it again")
+        if groups != ["/"] and not _holds_episodes(file):
+            raise _layout_error(path, str(path), file, _DATASETS)
         for group in groups:
             found = member(file, group, _where(path, group)) if group != "/" else file
             yield _describe(path, group, found, channel_order, instruction, instructions)
@@ -197,8 +206,83 @@ def read_instructions(path: Path) -> dict[str, str]:
     return {scenario: check_instruction(text) for scenario, text in content.items()}
 
 
+def _holds_episodes(file: h5py.File) -> bool:
+    """Whether a file has a group with images or actions; what can't be told is left to who reads it."""
+    for name in file:
+        try:
+            group = member(file, name, name)
+            if isinstance(group, h5py.Group) and any(
+                isinstance(member(group, each, name), h5py.Dataset) for each in _DATASETS
+            ):
+                return True
+        except EpisodeError:
+            return True
+    return False
+
+
 def _is_episodes(file: Path) -> bool:
     return file.suffix in SUFFIXES and not file.is_dir() and not file.name.startswith(".")
+
+
+def _no_episodes(source: Path) -> str:
+    """Return the rest of a sentence about a path that is no episode: what it is, and what makes episodes of it."""
+    expected = f"expected episodes ({', '.join(SUFFIXES)})"
+    entries = sorted(entry.name for entry in source.iterdir()) if source.is_dir() else [source.name]
+    if any(name == "metadata.yaml" or name.endswith(_BAG_SUFFIXES) for name in entries):
+        return f"is a bag, {expected}; make them of it with `mobile_vla bag-to-episodes {source} OUT_DIR`"
+    if "actions.csv" in entries:
+        return (
+            f"is a folder with actions.csv, {expected}; make a bag of it with `mobile_vla make-bag {source} BAG`, then "
+            "`mobile_vla bag-to-episodes BAG OUT_DIR`"
+        )
+    if not entries:
+        return f"is an empty folder, {expected}; check the path"
+    return f"holds no {' or '.join(SUFFIXES)} file but {_shortened(entries)}, {expected}; check the path"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMES_TOLD
+    return ", ".join(names[:_MAX_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
+
+
+def _datasets_in(group: h5py.Group, where: str) -> dict[str, h5py.Dataset]:
+    """Return the data sets below a group by their paths, as far as they can be read, of a bounded number of names."""
+    found: dict[str, h5py.Dataset] = {}
+    waiting, seen = [("", group, 0)], 0
+    while waiting:
+        prefix, each, depth = waiting.pop(0)
+        for name in each:
+            seen += 1
+            if seen > _MAX_NAMES_SEEN:
+                return found
+            with contextlib.suppress(EpisodeError):
+                there = member(each, name, where)
+                if isinstance(there, h5py.Dataset):
+                    found[f"{prefix}{name}"] = there
+                elif isinstance(there, h5py.Group) and depth < _MAX_NAMES_DEEP:
+                    waiting.append((f"{prefix}{name}/", there, depth + 1))
+    return found
+
+
+def _layout_error(
+    path: Path, where: str, group: h5py.Group | h5py.Dataset | None, missing: Sequence[str]
+) -> EpisodeError:
+    """Return what to say about a group that is no episode: what it holds, and how that is copied."""
+    there = _datasets_in(group, where) if isinstance(group, h5py.Group) else {}
+    told = _shortened([f"{name} {_type_name(data)} {list(data.shape or ())}" for name, data in there.items()])
+    holds = f" (it holds {told})" if told else ""
+    pictures = [name for name, data in there.items() if len(data.shape or ()) == 4]
+    advice = "leave it out, or copy its data to these names"
+    if "images" in missing and pictures:
+        place = f"{group.name.rstrip('/')}/{pictures[0]}"
+        advice = (
+            f"copy the images with `h5copy -i {path} -o OUT.h5 -s {place} -d /images`, and write the velocities as "
+        )
+        advice += "actions beside them"
+    return EpisodeError(
+        f"{where} lacks data sets that are called {' and '.join(missing)}{holds}, expected an episode: images uint8 "
+        f"[steps, height, width, 3] and actions [steps, 3] (m/s, m/s, rad/s); {advice}"
+    )
 
 
 def _where(path: Path, group: str) -> str:
@@ -217,12 +301,7 @@ def _describe(
     found = {name: dataset(group, name, where) if isinstance(group, h5py.Group) else None for name in _DATASETS}
     missing = [name for name, data in found.items() if data is None]
     if missing:
-        there = [str(name) for name in sorted(group)[:8]] if isinstance(group, h5py.Group) else []
-        holds = f" (it holds {', '.join(there)})" if there else ""
-        raise EpisodeError(
-            f"{where} lacks {' and '.join(missing)}{holds}, expected an episode with {' and '.join(_DATASETS)}; "
-            f"leave it out, or copy its data to these names"
-        )
+        raise _layout_error(path, where, group, missing)
     commands = _commands(found["images"], found["actions"], where)
     rows_at_once(found["images"], "images", where)
     stem = path.stem if place == "/" else place.rpartition("/")[2]
@@ -254,9 +333,14 @@ def _commands(images: h5py.Dataset, actions: h5py.Dataset, where: str) -> np.nda
     """Return the actions, float64 [steps, 3], after a check that images and actions belong together."""
     sizes, numbers = images.shape or (), actions.shape or ()
     if len(sizes) != 4 or images.dtype != np.uint8 or sizes[3] != 3 or numbers != (sizes[0], 3) or not sizes[0]:
+        if len(sizes) == 4 and sizes[0] and len(numbers) == 2 and numbers[0] and numbers[0] != sizes[0]:
+            found = f"{sizes[0]} images but {numbers[0]} actions (images"
+            closing = "), expected one action for each image:"
+        else:
+            found, closing = "images", ", expected"
         raise EpisodeError(
-            f"{where} has images {images.dtype} {list(sizes)} and actions {list(numbers)}, expected uint8 "
-            "[steps, height, width, 3] and [steps, 3]; record it again"
+            f"{where} has {found} {_type_name(images)} {list(sizes)} and actions {list(numbers)}{closing} uint8 "
+            f"[steps, height, width, 3] and [steps, 3]; {_shape_advice(images, sizes, numbers)}"
         )
     steps, height, width, _ = sizes
     if not (1 <= height <= MAX_FRAME_SIDE_PX and 1 <= width <= MAX_FRAME_SIDE_PX) or steps > MAX_STEPS:
@@ -274,6 +358,28 @@ def _commands(images: h5py.Dataset, actions: h5py.Dataset, where: str) -> np.nda
     if not np.isfinite(commands).all():
         raise EpisodeError(f"{where} has actions that are NaN or Inf, expected finite ones; leave it out")
     return commands
+
+
+def _shape_advice(images: h5py.Dataset, sizes: Sequence[int], numbers: Sequence[int]) -> str:
+    """Say how images and actions of other shapes or types become those of an episode."""
+    ways = []
+    if len(sizes) == 4 and sizes[3] != 3 and sizes[1] == 3:
+        ways.append("transpose the images with numpy.moveaxis(images, 1, -1)")
+    elif len(sizes) == 4 and sizes[3] == 4:
+        ways.append("leave out the images' fourth channel, images[..., :3]")
+    elif (len(sizes) == 4 and sizes[3] == 1) or len(sizes) == 3:
+        ways.append("repeat the images' one channel three times")
+    if images.dtype != np.uint8 and images.dtype.kind in "iuf":
+        ways.append("convert the images to uint8, 0 to 255")
+    if len(numbers) == 2 and numbers[1] > 3:
+        ways.append(f"keep the 3 of {numbers[1]} columns that are linear x, linear y and angular z")
+    elif len(numbers) == 2 and 0 < numbers[1] < 3:
+        ways.append("add the columns that are not driven as zeros: linear x, linear y, angular z")
+    elif len(numbers) == 1 and sizes and numbers[0] == 3 * sizes[0]:
+        ways.append("reshape the actions to [steps, 3]")
+    if sizes and numbers and sizes[0] and numbers[0] and sizes[0] != numbers[0] and not ways:
+        ways.append("leave out the steps that have only one of the two")
+    return ", and ".join(ways) or "record it again"
 
 
 def _events(group: h5py.Group, steps: int, where: str) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def _listen(child: subprocess.Popen, files: Sequence[Path]) -> bytes:
     if not said:
         return said
     raise EpisodeError(
-        f"{files[said.count(_FILE)]} keeps the HDF5 library busy for more than {limit_s:g} s, expected a whole file; "
+        f"{files[said.count(_FILE)]} makes HDF5 hang for more than {limit_s:g} s, expected a whole file; "
         f"copy it again, or leave it out"
     )
 

@@ -7,6 +7,7 @@ safetensors file only the header is read. What can't be read gives one sentence,
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import math
@@ -206,7 +207,17 @@ def _what_it_is(head: bytes, size: int) -> str:
     for magic, name in _OTHER_FORMATS:
         if head.startswith(magic):
             return name
+    if _is_text(head):
+        return f"a text file of {size} byte{'s' * (size != 1)}"
     return f"{size} bytes that open with {head[:8].hex(' ')}, which no checkpoint does"
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file begins with UTF-8 text: its last character may be cut; the first byte of an archive is none."""
+    text = codecs.getincrementaldecoder("utf-8-sig")("replace").decode(head)
+    return not b"PK".startswith(head) and all(
+        character.isprintable() or character in "\t\n\r\f" for character in text.replace("\ufffd", "\0")
+    )
 
 
 def _what_to_do(head: bytes) -> str:
@@ -335,6 +346,10 @@ def _storage_place(path: Path, file: BinaryIO, size: int, record: zipfile.ZipInf
     return _record_offset(path, file, record, size)
 
 
+#: zipfile's words for a file without a directory.
+_NO_ZIP = "File is not a zip file"
+
+
 class _BoundedReads(io.BufferedReader):
     """A file that gives no more bytes at once than a zip directory can have."""
 
@@ -352,8 +367,9 @@ def _zip_directory(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, zip
         with _BoundedReads(io.FileIO(file.fileno(), closefd=False)) as bounded, zipfile.ZipFile(bounded) as archive:
             infos, directory = archive.infolist(), archive.start_dir
     except _MALFORMED as error:
+        detail = "" if str(error) == _NO_ZIP else f" ({_reason(error)})"
         raise CheckpointError(
-            f"{path} is cut off or damaged: its {size} bytes have no zip directory at their end ({_reason(error)}), "
+            f"{path} is cut off or damaged: its {size} bytes have no zip directory at their end{detail}, "
             f"expected a whole checkpoint; compare its size with the source and copy it again"
         ) from error
     records = {info.filename: info for info in infos}

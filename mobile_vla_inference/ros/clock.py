@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _ADVICE = (
-    "use_sim_time is true, but nobody publishes /clock; start the simulator or the bag with --clock, or set it false"
+    "use_sim_time is true, but nobody publishes /clock; start the simulator, `ros2 bag play BAG --clock` or "
+    "`mobile_vla play BAG`, or set it false"
 )
 
 

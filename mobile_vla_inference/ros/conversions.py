@@ -225,7 +225,7 @@ def _checked_data(message: Any, encoding: _Encoding) -> np.ndarray:
         # The colour would be sought in the wrong place: some drivers align the height of a plane, and no field tells.
         raise FrameError(
             f"{message.encoding} image of {width} x {height} pixels and a step of {step} bytes holds {data.size} "
-            f"bytes, expected {step * rows}: the colour need not be right below the luma; set the driver to bgr8"
+            f"bytes, expected {step * rows}: the chroma plane may be padded; set the driver to bgr8"
         )
     return data
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagError, BagReader
-from mobile_vla_inference.bags.step_period import StepPeriod
+from mobile_vla_inference.bags.step_period import EPISODE_GAP_S, Pace, StepPeriod
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.border import FrameError, InstructionError, MobileVlaError, check_instruction
 from mobile_vla_inference.episodes.files import SCENARIO_INSTRUCTIONS, EpisodeWriter
@@ -26,12 +26,8 @@ from mobile_vla_inference.tools.arguments import add_period_argument
 
 HELP = "make HDF5 episodes from a bag with images, instruction and cmd_vel"
 
-#: A longer silence between frames ends an episode, as it ends the policy's memory on the node.
-_GAP_S = 2.0
 _COMMAND_VALID_S = 0.5
 _NOT_TOLD = "without an instruction"
-#: A frame that comes this early for its period is taken: stamps jitter.
-_EARLY_S = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,13 +122,9 @@ def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen, counts: 
 
 def _paced(moments: Iterator[_Moment], period_s: float, counts: Counter[str]) -> Iterator[_Moment]:
     """Yield no more than a frame a period; one that comes late begins the period anew."""
-    due_s = taken_s = -math.inf
+    pace = Pace(period_s)
     for moment in moments:
-        backwards = moment.stamp_s < taken_s
-        if backwards or moment.stamp_s >= due_s - _EARLY_S:
-            late = backwards or moment.stamp_s > due_s + period_s
-            due_s = (moment.stamp_s if late else due_s) + period_s
-            taken_s = moment.stamp_s
+        if pace.takes(moment.stamp_s):
             yield moment
         else:
             counts["between the steps"] += 1
@@ -163,5 +155,5 @@ def _belongs(moment: _Moment, former: _Moment) -> bool:
     return (
         moment.instruction == former.instruction
         and moment.rgb.shape == former.rgb.shape
-        and 0.0 <= moment.stamp_s - former.stamp_s <= _GAP_S
+        and 0.0 <= moment.stamp_s - former.stamp_s <= EPISODE_GAP_S
     )

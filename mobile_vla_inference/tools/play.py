@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     with BagReader(args.bag) as bag:
         bag.check_not_empty()
         targets = graph_topics(bag, dict(args.remap), args.topics, args.all_topics)
+        check_offset(bag, targets, args.start_offset)
         with stop_event() as stop:
             _play(bag, targets, args, stop)
         for note in bag.notes:
@@ -140,6 +141,18 @@ def graph_topics(
                 "where the bag has one), expected another topic; leave it out"
             )
     return targets
+
+
+def check_offset(bag: BagReader, topics: Collection[str], offset_s: float) -> None:
+    """Raise MobileVlaError where nothing of some topics comes so late in a bag; only then all of it is read."""
+    start_ns = bag.start_ns or 0
+    if not offset_s or next(bag.messages(topics, start_ns + round(offset_s * 1e9)), None) is not None:
+        return
+    end_ns = max((message.time_ns for message in bag.messages(topics)), default=start_ns)
+    raise MobileVlaError(
+        f"--start-offset is {offset_s:g} s, but the last message to play of {bag.path} comes after "
+        f"{(end_ns - start_ns) / 1e9:.3g} s, expected less; choose an earlier start"
+    )
 
 
 def _is_fed(topic: Topic) -> bool:

@@ -142,7 +142,8 @@ def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
         )
     if args.action_scale is not None and len(args.action_scale) != len(axes):
         raise MobileVlaError(
-            f"--action-scale has {len(args.action_scale)} numbers, expected {len(axes)}, one for each of "
+            f"--action-scale has {len(args.action_scale)} number{'s' * (len(args.action_scale) != 1)}, expected "
+            f"{len(axes)}, one for each of "
             f"{', '.join(axes)}; correct it"
         )
     return config, start
@@ -299,20 +300,22 @@ def _split(args: argparse.Namespace, episodes: list[Lesson]) -> tuple[list[Lesso
     """Return what to train on and to validate on, never the same: by --steps, else every tenth episode or the last."""
     if args.steps is None and args.validate_steps is None:
         if len(episodes) < 2:
+            steps = len(episodes[0].frames)
             raise MobileVlaError(
-                f"{args.episodes} holds one episode, expected more, or which steps of it are for what; "
-                f"give --steps and --validate-steps"
+                f"{args.episodes} holds one episode of {steps} step{'s' * (steps != 1)}, expected more, or which steps "
+                f"of it are for what; {_split_advice(episodes)}"
             )
         tenths = range(9, len(episodes), 10) or range(len(episodes) - 1, len(episodes))
         return [e for i, e in enumerate(episodes) if i not in tenths], [episodes[i] for i in tenths]
     if args.steps is None or args.validate_steps is None:
         given, missing = ("--steps", "--validate-steps") if args.steps else ("--validate-steps", "--steps")
-        raise MobileVlaError(f"{given} is given without {missing}, expected both; say which steps are for the other")
+        advice = _split_advice(episodes, args.steps, args.validate_steps)
+        raise MobileVlaError(f"{given} is given without {missing}, expected both; {advice}")
     first, end = max(args.steps[0], args.validate_steps[0]), min(args.steps[1], args.validate_steps[1])
     if first < end:
         raise MobileVlaError(
             f"--steps and --validate-steps both name {first}:{end}, expected to validate on what isn't trained on; "
-            "choose others"
+            f"{_split_advice(episodes)}"
         )
     parts = []
     for name, (first, end) in (("--steps", args.steps), ("--validate-steps", args.validate_steps)):
@@ -320,10 +323,33 @@ def _split(args: argparse.Namespace, episodes: list[Lesson]) -> tuple[list[Lesso
         if short:
             raise MobileVlaError(
                 f"{name} is {first}:{end}, but {short[0].where} has {len(short[0].frames)} steps, expected {end} or "
-                "more; choose others"
+                f"more; {_split_advice(episodes)}"
             )
         parts.append([episode.steps(first, end) for episode in episodes])
     return parts[0], parts[1]
+
+
+def _split_advice(
+    episodes: list[Lesson], train: tuple[int, int] | None = None, validate: tuple[int, int] | None = None
+) -> str:
+    """Say how to split episodes by --steps and --validate-steps, with numbers that every one of them has.
+
+    Args:
+        episodes: at least one.
+        train: steps that are given to train on already, where they can stay.
+        validate: the same to validate on.
+    """
+    count = min(len(episode.frames) for episode in episodes)
+    if count < 2:
+        return "record more steps"
+    if train is not None and train[1] < count:
+        validate = (train[1], count)
+    elif validate is not None and validate[0] > 0 and validate[1] <= count:
+        train = (0, validate[0])
+    else:
+        middle = count - max(1, count // 10)
+        train, validate = (0, middle), (middle, count)
+    return f"give both, such as --steps {train[0]}:{train[1]} --validate-steps {validate[0]}:{validate[1]}"
 
 
 def _recipe(args: argparse.Namespace, updates: int) -> Any:

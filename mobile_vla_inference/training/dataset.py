@@ -79,6 +79,11 @@ def read_lessons(
         MobileVlaError: nothing is there, or it is no episode.
     """
     source = Path(source)
+    if not source.exists():
+        raise TrainingError(
+            f"{source} does not exist, expected episodes (.h5, .hdf5 or a folder of them), a folder with images/ "
+            "and actions.csv, or the word world; check the path"
+        )
     if (source / "actions.csv").is_file():
         return [_from_frames_folder(source, side_px, instruction, full_speeds)]
     from mobile_vla_inference.episodes.files import find_episodes, read_world
@@ -159,12 +164,6 @@ def _from_frames_folder(
     if not told:
         raise TrainingError(f"{folder} tells no instruction, expected what was told; give --instruction")
     lines = read_frames_folder(folder)
-    for number, line in enumerate(lines, start=2):
-        if max(abs(line.throttle), abs(line.steering)) > 1.0 + 1e-6:
-            raise TrainingError(
-                f"{folder / 'actions.csv'} line {number} has steering {line.steering:g} and throttle {line.throttle:g}"
-                ", expected -1 to 1, shares of full; divide them by what full is"
-            )
     frames = np.stack([reduce_frame(read_image(line.image), side_px) for line in lines])
     linear_mps, angular_radps = full_speeds
     commands = np.array([(line.throttle * linear_mps, 0.0, -line.steering * angular_radps) for line in lines])
