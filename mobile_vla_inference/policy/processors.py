@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.policy.checkpoint_files import processor_places
 from mobile_vla_inference.policy.config import CLIP_MEAN, CLIP_STD, HybridConfig
 
 KOSMOS_FOLDER = "kosmos-2-patch14-224"
@@ -103,12 +104,7 @@ def find_processors(checkpoint: Path | str, processors_folder: Path | str | None
         CheckpointError: there is none.
     """
     checkpoint = Path(checkpoint)
-    if processors_folder is not None:
-        candidates = [Path(processors_folder)]
-    elif checkpoint.is_dir():
-        candidates = [checkpoint / "processors"]
-    else:
-        candidates = [checkpoint.with_suffix(".processors"), checkpoint.with_name("processors")]
+    candidates = processor_places(checkpoint) if processors_folder is None else (Path(processors_folder),)
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
