@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,15 @@ def test_inspect_says_which_processors_or_that_they_are_missing(pair, tmp_path, 
     assert json.loads(report.read_text())["processors"]["folder"] is None
     assert cli.main(["inspect", str(renamed), "--processors", str(first.with_suffix(".processors"))]) == 0
     assert f"processors: {first.with_suffix('.processors')}" in capsys.readouterr().out
+
+
+def test_inspect_needs_no_tokenizers(pair) -> None:
+    """docker/run.sh runs it by whatever Python the host has."""
+    program = (
+        "import sys; sys.modules['tokenizers'] = sys.modules['torch'] = None; "
+        "from mobile_vla_inference.tools import cli; sys.exit(cli.main(['inspect', sys.argv[1]]))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(pair[0])], check=False).returncode == 0
 
 
 def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_path, capsys) -> None:

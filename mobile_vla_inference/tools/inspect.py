@@ -19,6 +19,7 @@ from rich.table import Table
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
 from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
+from mobile_vla_inference.policy.checkpoint_files import find_processors, processor_folders
 from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, TextTower, VisionTower
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts
@@ -114,8 +115,6 @@ def describe(checkpoint: Checkpoint, processors: Path | None = None) -> dict[str
 
 def _processors(checkpoint: Checkpoint, folder: Path | None) -> dict[str, str | None]:
     """Return the processor folder that will be used, or what is missing."""
-    from mobile_vla_inference.policy.processors import find_processors, processor_folders
-
     try:
         found = find_processors(checkpoint.path, folder)
         processor_folders(found, checkpoint.config)
