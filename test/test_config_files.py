@@ -250,6 +250,31 @@ def test_the_advice_on_the_clock_names_commands_that_publish_it():
         assert "`mobile_vla play BAG`" in text
 
 
+def test_the_low_limits_of_the_safety_page_are_set_as_it_says(tmp_path):
+    rclpy = pytest.importorskip("rclpy")
+    from rclpy.context import Context
+    from rclpy.node import Node
+
+    from mobile_vla_inference.ros.parameters import NodeParameters
+
+    content = re.search(r"`(/\*\*/vla_node: \{.*\})`", SAFETY)[1]
+    file = tmp_path / "slow.yaml"
+    file.write_text(content)
+    context = Context()
+    rclpy.init(context=context, args=["--ros-args", "--params-file", str(file)])
+    node = Node("vla_node", context=context, automatically_declare_parameters_from_overrides=True)
+    try:
+        limits = yaml.safe_load(content)["/**/vla_node"]["ros__parameters"]
+        assert {name: node.get_parameter(name).value for name in limits} == limits  # rcl reads it the same
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    NodeParameters().changed(limits)
+    commands = re.findall(r"ros2 param set /vla_node (\w+) ([\d.]+)", SAFETY)
+    assert {name: float(value) for name, value in commands} == limits
+    assert "max_linear_x_mps:=" not in SAFETY  # no argument of the launch file
+
+
 def documented_keys() -> dict[str, list[str]]:
     """Return the keys that the page explains, by subject; `dropped_*` stands for every cause."""
     keys = {}

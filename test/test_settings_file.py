@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from mobile_vla_inference.policy.checksums import verify_folder
 from mobile_vla_inference.policy.config import ACTION_AXES, FUSION_FEATURES, TOWERS, PolicySettings, family_member
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+from mobile_vla_inference.policy.processors import find_processors
 from mobile_vla_inference.policy.settings_file import confirm_command, load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
@@ -184,6 +187,43 @@ def test_settings_of_this_checkpoint_win_over_those_of_another(pair) -> None:
     assert "second.pth.policy.json" in is_assumed(first)
 
 
+def commands_of(note: str) -> str:
+    """Return the shell commands that a note on a renamed checkpoint gives."""
+    return note.split("run ", 1)[1].split(", or check them", 1)[0]
+
+
+def test_a_renamed_checkpoint_works_after_the_commands_of_its_note(pair) -> None:
+    first, _ = pair
+    renamed = first.rename(first.with_name("new name.pth"))
+    with pytest.raises(CheckpointError, match="no processor folder"):
+        find_processors(renamed)
+    subprocess.run(commands_of(is_assumed(renamed)), shell=True, check=True)
+    assert load_settings(renamed).settings.confirmed and load_settings(renamed).note is None
+    assert find_processors(renamed) == renamed.with_suffix(".processors")
+    assert find_processors(first).is_dir()  # what was there stays
+
+
+@pytest.mark.parametrize("kept_before", (False, True))
+def test_settings_of_others_under_its_name_are_named_and_kept(pair, kept_before) -> None:
+    first, second = pair
+    second = second.rename(first.with_name("second.pth"))
+    own, theirs = settings_path(second), first.with_name("third.pth.policy.json")
+    theirs.write_bytes(save_settings(second, replace(SCALED, step_period_s=0.7)).read_bytes())
+    other = settings_path(first).read_bytes()
+    own.write_bytes(other)
+    if kept_before:
+        own.with_name(f"{own.name}.old").write_text("kept before")
+    note = is_assumed(second)
+    assert f"{own}, of first.pth (" in note
+    assert "step_period_s: 0.7 / 0.3" in note and 'kosmos_pooling: "last" / "mean"' in note
+    assert "action_scale: " not in note  # is the same in both
+    subprocess.run(commands_of(note), shell=True, check=True)
+    assert load_settings(second).settings.confirmed and load_settings(second).settings.step_period_s == 0.7
+    assert own.with_name(f"{own.name}.old{1 if kept_before else ''}").read_bytes() == other
+    if kept_before:
+        assert own.with_name(f"{own.name}.old").read_text() == "kept before"
+
+
 # --- files of the first form ---
 
 
@@ -273,6 +313,74 @@ def test_inspect_tells_where_settings_are_from_and_confirms_them(pair, tmp_path,
     assert cli.main(["inspect", str(second), "--confirm"]) == 0
     assert "action_scale = [0.5, 1.2] (was assumed)" in capsys.readouterr().out
     assert load_settings(second).settings.confirmed and load_settings(first).settings.confirmed
+
+
+def test_inspect_shows_every_value_before_it_is_confirmed(pair, capsys) -> None:
+    first, second = pair
+    some = replace(SCALED, step_period_s=0.7, assumed=("step_period_s",))
+    save_settings(first, some)
+    assert cli.main(["inspect", str(first)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["step_period_s", "0.7", "assumed"] in rows
+    assert ["kosmos_pooling", '"last"', "confirmed"] in rows
+    assert {row[0] for row in rows if row and row[-1] in ("assumed", "confirmed")} >= set(ALL)
+    assert cli.main(["inspect", str(second)]) == 0  # no file: what is solved from the widths is shown, too
+    shown = capsys.readouterr().out
+    assert '"clip_text"' in shown and "fusion_features      null" not in shown
+
+
+def test_inspect_says_which_processors_or_that_they_are_missing(pair, tmp_path, capsys) -> None:
+    first, _ = pair
+    report = tmp_path / "report.json"
+    assert cli.main(["inspect", str(first), "--json", str(report)]) == 0
+    assert f"processors: {first.with_suffix('.processors')}" in capsys.readouterr().out
+    assert json.loads(report.read_text())["processors"] == {
+        "folder": str(first.with_suffix(".processors")),
+        "missing": None,
+    }
+    renamed = first.rename(first.with_name("other.pth"))
+    assert cli.main(["inspect", str(renamed), "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert "processors: missing" in out
+    assert f"warning: no processor folder at {renamed.with_suffix('.processors')} or " in out
+    assert json.loads(report.read_text())["processors"]["folder"] is None
+    assert cli.main(["inspect", str(renamed), "--processors", str(first.with_suffix(".processors"))]) == 0
+    assert f"processors: {first.with_suffix('.processors')}" in capsys.readouterr().out
+
+
+def test_inspect_needs_no_tokenizers(pair) -> None:
+    """docker/run.sh runs it by whatever Python the host has."""
+    program = (
+        "import sys; sys.modules['tokenizers'] = sys.modules['torch'] = None; "
+        "from mobile_vla_inference.tools import cli; sys.exit(cli.main(['inspect', sys.argv[1]]))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(pair[0])], check=False).returncode == 0
+
+
+def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_path, capsys) -> None:
+    first, _ = pair
+    folder = convert(first, tmp_path / "folder").folder
+    path = folder / "policy.json"
+    content = json.loads(path.read_text())
+    content["settings"]["step_period_s"]["value"] = 0.7
+    path.write_text(json.dumps(content))
+    assert cli.main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "(changed since it was confirmed)" in out and "confirmed for this checkpoint" not in out
+    assert confirm_command(folder) in out
+    assert cli.main(["verify", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert confirm_command(folder) in told and "convert again" not in told
+    assert cli.main(["inspect", str(folder), "--confirm"]) == 0
+    assert cli.main(["verify", str(folder)]) == 0
+    assert load_settings(folder).settings.step_period_s == 0.7
+    capsys.readouterr()
+    assert cli.main(["inspect", str(folder)]) == 0
+    assert "confirmed for this checkpoint" in capsys.readouterr().out
+    path.write_text(json.dumps(content))
+    (folder / "config.json").write_text("{}")  # more than an edit
+    assert cli.main(["verify", str(folder)]) == 2
+    assert "2 bad" in capsys.readouterr().err
 
 
 def test_inspect_confirms_for_what_it_showed(pair, monkeypatch) -> None:

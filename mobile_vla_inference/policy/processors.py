@@ -1,4 +1,4 @@
-"""The processor folder beside a checkpoint: where it is, and how to make one for a synthetic member.
+"""The processor folder beside a checkpoint: how to make one for a synthetic member (where it is: checkpoint_files.py).
 
 It holds a tokenizer folder for each of the two models, in Hugging Face's layout, so that the downloaded ones of
 microsoft/kosmos-2-patch14-224 and openai/clip-vit-base-patch32 can be put there as they are. Synthetic members get
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.policy.checkpoint_files import CLIP_FOLDER, KOSMOS_FOLDER
+from mobile_vla_inference.policy.checkpoint_files import ProcessorFolders as ProcessorFolders
+from mobile_vla_inference.policy.checkpoint_files import find_processors as find_processors
+from mobile_vla_inference.policy.checkpoint_files import processor_folders as processor_folders
 from mobile_vla_inference.policy.config import CLIP_MEAN, CLIP_STD, HybridConfig
-
-KOSMOS_FOLDER = "kosmos-2-patch14-224"
-CLIP_FOLDER = "clip-vit-base-patch32"
-_OWNERS = {KOSMOS_FOLDER: "microsoft", CLIP_FOLDER: "openai"}
 
 IMAGE_START = "<image>"
 IMAGE_END = "</image>"
@@ -85,53 +84,6 @@ _SENTENCES_EN = (
 )
 
 
-@dataclass(frozen=True)
-class ProcessorFolders:
-    """The two tokenizer folders of a processor folder."""
-
-    kosmos: Path
-    clip: Path
-
-
-def find_processors(checkpoint: Path | str, processors_folder: Path | str | None = None) -> Path:
-    """Return the processor folder of a checkpoint.
-
-    An explicit folder wins; then `processors/` inside a converted folder, `X.processors/` beside `X.pth`, and
-    `processors/` beside it.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    checkpoint = Path(checkpoint)
-    if processors_folder is not None:
-        candidates = [Path(processors_folder)]
-    elif checkpoint.is_dir():
-        candidates = [checkpoint / "processors"]
-    else:
-        candidates = [checkpoint.with_suffix(".processors"), checkpoint.with_name("processors")]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    raise CheckpointError(
-        f"no processor folder at {' or '.join(str(c) for c in candidates)}, expected one with {KOSMOS_FOLDER}/ and "
-        f"{CLIP_FOLDER}/; copy the downloaded processors there or name their folder with --processors"
-    )
-
-
-def processor_folders(folder: Path | str, config: HybridConfig) -> ProcessorFolders:
-    """Return the tokenizer folders that a member needs; raise CheckpointError where one is missing."""
-    folder = Path(folder)
-    kosmos, clip = (_named_folder(folder, name) for name in (KOSMOS_FOLDER, CLIP_FOLDER))
-    needed = [kosmos] if config.clip_text is None else [kosmos, clip]
-    for path in needed:
-        if not path.is_dir():
-            raise CheckpointError(
-                f"{folder} has no folder {path.name}, expected the files of {_OWNERS[path.name]}/{path.name}; "
-                f"copy the downloaded processor there"
-            )
-    return ProcessorFolders(kosmos, clip)
-
-
 def write_processors(folder: Path | str, config: HybridConfig, sentences: Sequence[str] | None = None) -> None:
     """Write the processors of a synthetic or small member, sized to its vocabularies. The same files every time.
 
@@ -148,11 +100,6 @@ def write_processors(folder: Path | str, config: HybridConfig, sentences: Sequen
     _write_kosmos(folder / KOSMOS_FOLDER, config, sentences)
     if config.clip_text is not None:
         _write_clip(folder / CLIP_FOLDER, config, sentences)
-
-
-def _named_folder(folder: Path, name: str) -> Path:
-    nested = folder / _OWNERS[name] / name
-    return nested if nested.is_dir() else folder / name
 
 
 def _sentences() -> list[str]:

@@ -17,9 +17,10 @@ from typing import Any
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
 from mobile_vla_inference.outside_files import read_json
-from mobile_vla_inference.policy.checksums import update_checksum
+from mobile_vla_inference.policy.checkpoint_files import SETTINGS_FILE, processor_places, settings_path
+from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE, read_checksums, sha256_of, update_checksum
 from mobile_vla_inference.policy.config import PolicySettings, abridged
-from mobile_vla_inference.policy.fingerprint import FINGERPRINT, SETTINGS_FILE, fingerprint, short
+from mobile_vla_inference.policy.fingerprint import FINGERPRINT, fingerprint, short
 from mobile_vla_inference.policy.tensor_index import read_index
 
 _WHAT = "the settings of a checkpoint"
@@ -52,13 +53,6 @@ class _Content:
     settings: PolicySettings
     fingerprint: str | None
     name: str | None
-
-
-def settings_path(checkpoint: Path) -> Path:
-    """Return where the settings of a checkpoint file or a converted folder are written."""
-    if checkpoint.is_dir():
-        return checkpoint / SETTINGS_FILE
-    return checkpoint.with_name(f"{checkpoint.name}.{SETTINGS_FILE}")
 
 
 def confirm_command(checkpoint: Path) -> str:
@@ -118,7 +112,7 @@ def load_settings(checkpoint: Path, confirmed_for: str | None = None) -> StoredS
     checkpoint = Path(checkpoint)
     here = confirmed_for or fingerprint(read_index(checkpoint))
     own = settings_path(checkpoint)
-    found = _read(own) if _is_there(own) else None
+    in_own = found = _read(own) if _is_there(own) else None
     if found is not None and found.fingerprint == here:
         return StoredSettings(found.settings, own)
     found = _of_another_name(checkpoint, here) or found
@@ -127,11 +121,23 @@ def load_settings(checkpoint: Path, confirmed_for: str | None = None) -> StoredS
         found = next((_read(path) for path in former if _is_there(path)), None)
     if found is None:
         return StoredSettings(PolicySettings.all_assumed())
-    return StoredSettings(found.settings.as_assumed(), found.file, _note(checkpoint, here, found))
+    return StoredSettings(found.settings.as_assumed(), found.file, _note(checkpoint, here, found, in_own))
 
 
-def _note(checkpoint: Path, here: str, found: _Content) -> str:
-    """Return why the values of a file don't count as confirmed, and what to do."""
+def edited_since_listed(folder: Path) -> bool:
+    """Return whether a converted folder's settings are not what its list of hashes has: edited by hand, or damaged.
+
+    Raises:
+        CheckpointError: the list is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    if not folder.is_dir() or not path.is_file() or not (folder / CHECKSUMS_FILE).exists():
+        return False
+    return read_checksums(folder).get(SETTINGS_FILE) != sha256_of(path)
+
+
+def _note(checkpoint: Path, here: str, found: _Content, in_own: _Content | None) -> str:
+    """Return why the values of a file don't count as confirmed, and what to do; `in_own` is what its own file holds."""
     command = f"check them and run {confirm_command(checkpoint)}"
     if found.fingerprint is None:
         return (
@@ -139,15 +145,46 @@ def _note(checkpoint: Path, here: str, found: _Content) -> str:
             f"all of them are assumed; {command}"
         )
     if found.fingerprint == here:
-        own = settings_path(checkpoint)
         return (
             f"{found.file} was confirmed for these very weights, but under another name, so all settings of "
-            f"{checkpoint} are assumed; run cp {shlex.quote(str(found.file))} {shlex.quote(str(own))}, or {command}"
+            f"{checkpoint} are assumed; {_kept(checkpoint, found, in_own)}run {_renaming(checkpoint, found, in_own)}, "
+            f"or {command}"
         )
     return (
         f"{found.file} was confirmed for {found.name} ({short(found.fingerprint)}), but {checkpoint} is another "
         f"checkpoint ({short(here)}), so all of its settings are assumed; {command}"
     )
+
+
+def _kept(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:
+    """Return what the file under the checkpoint's own name is, where there is one, and how it differs."""
+    if in_own is None:
+        return ""
+    theirs, own = (content.settings.to_json() for content in (found, in_own))
+    differing = "; ".join(
+        f"{name}: {json.dumps(theirs[name]['value'], ensure_ascii=False)} / "
+        f"{json.dumps(own[name]['value'], ensure_ascii=False)}"
+        for name in theirs
+        if theirs[name]["value"] != own[name]["value"]
+    )
+    whose = "no checkpoint that it names" if in_own.name is None else f"{in_own.name} ({short(in_own.fingerprint)})"
+    difference = f"differs from it in {differing} there" if differing else "has the same values"
+    return f"{settings_path(checkpoint)}, of {whose}, is in its place and {difference}; to keep it as well, "
+
+
+def _renaming(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:
+    """Return the commands that give settings and processors the checkpoint's name, and overwrite nothing."""
+    own = settings_path(checkpoint)
+    commands = []
+    if in_own is not None:
+        names = (own.with_name(f"{own.name}.old{number or ''}") for number in itertools.count())
+        commands.append(("mv", own, next(name for name in names if not _is_there(name))))
+    commands.append(("cp", found.file, own))
+    former = found.file.with_name(found.file.name[: -len(SETTINGS_FILE)].rstrip(".") or checkpoint.name)
+    theirs, place = processor_places(former)[0], processor_places(checkpoint)[0]
+    if _is_there(theirs) and not _is_there(place):
+        commands.append(("cp -r", theirs, place))
+    return " && ".join(f"{verb} {shlex.quote(str(a))} {shlex.quote(str(b))}" for verb, a, b in commands)
 
 
 def _of_another_name(checkpoint: Path, here: str) -> _Content | None:

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MobileVlaError: the checkpoint or an option can't be used.
     """
-    check_output(args.json)
+    check_output(args.json, args.checkpoint)
     checkpoint = open_checkpoint(args.checkpoint)
     if args.naive and checkpoint.index.format != "zip":
         raise MobileVlaError(

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     # torch: not for those who only ask for help, or for another bench.
     from mobile_vla_inference.tools.step_measure import measure_step
 
-    check_output(args.json)
+    check_output(args.json, args.checkpoint, args.frames, args.reference)
     with ExitStack() as cleanup:
         checkpoint = args.checkpoint
         if checkpoint is None:

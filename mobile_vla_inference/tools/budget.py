@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mobile_vla_inference.border import MobileVlaError, write_text_atomically
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
+from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.inspect import memory_needs
 
 HELP = "tell whether a policy fits a board of 8 or 16 GB, item by item"
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the budget; return 0 where some number type fits, 1 where none does."""
+    check_output(args.json, args.checkpoint)
     surroundings = {name: getattr(args, f"{name}_mib") for name in _SURROUNDINGS}
     for name, value in {"board-gb": args.board_gb, **surroundings}.items():
         if not 0.0 <= value < 1e6:

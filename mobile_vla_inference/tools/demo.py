@@ -179,7 +179,7 @@ def _check(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{args.checkpoint} does not exist, expected a checkpoint file or folder; check the path")
     if args.checkpoint is not None and args.checkpoint.is_file() and args.checkpoint.stat().st_size == 0:
         raise CheckpointError(f"{args.checkpoint} is empty, expected a checkpoint; copy it again")
-    check_output(args.json)
+    check_output(args.json, args.frames, args.checkpoint)
 
 
 def require_rclpy() -> None:

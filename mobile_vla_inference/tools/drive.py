@@ -23,7 +23,7 @@ from mobile_vla_inference.sim.closed_loop import (
 )
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, instruction, other_side
 from mobile_vla_inference.sim.world import BASES, MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
-from mobile_vla_inference.tools.arguments import check_output, count
+from mobile_vla_inference.tools.arguments import VIDEO_OUTPUT, check_output, count
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Drive the episodes; return the exit status."""
-    check_output(args.json)
-    check_output(args.video)
+    check_output(args.json, args.checkpoint)
+    check_output(args.video, args.checkpoint, kind=VIDEO_OUTPUT)
     if args.seed < 0:
         raise MobileVlaError(
             f"--seed is {args.seed}, expected 0 or more: worlds before are for training; choose another"

@@ -116,7 +116,7 @@ def read_episodes(args: argparse.Namespace) -> list[Episode]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate or calibrate; return the exit status."""
-    check_output(args.json, args.episodes, args.checkpoint, args.instructions)
+    check_output(args.json, args.episodes, args.checkpoint, args.instructions, args.processors)
     for name in ("confirm", "val_mae"):
         if getattr(args, name) is not None and not args.calibrate:
             option = name.replace("_", "-")

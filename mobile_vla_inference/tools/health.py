@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from mobile_vla_inference.border import MobileVlaError, write_text_atomically
+from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "tell whether a running vla_node is well, by its own diagnostics"
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HealthError: it does not report, or its policy has failed.
     """
+    check_output(args.json)
     statuses = _diagnostics(args.node.strip("/"), args.timeout)
     if args.json is not None:
         write_text_atomically(args.json, json.dumps(statuses, indent=2, ensure_ascii=False) + "\n")

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the policy over the frames; return the exit status."""
     if not check_instruction(args.instruction):
         raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
-    check_output(args.json)
+    check_output(args.json, args.checkpoint, args.frames, args.processors)
     paths = list_frames(args.frames)
     policy = VlaPolicy.load(
         args.checkpoint,

@@ -17,12 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mobile_vla_inference.border import write_text_atomically
+from mobile_vla_inference.border import CheckpointError, write_text_atomically
 from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
-from mobile_vla_inference.policy.config import HybridConfig, TextTower, VisionTower
+from mobile_vla_inference.policy.checkpoint_files import find_processors, processor_folders
+from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE
+from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, TextTower, VisionTower
 from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts
 from mobile_vla_inference.policy.number_types import ITEM_BYTES
-from mobile_vla_inference.policy.settings_file import confirm_command, save_settings
+from mobile_vla_inference.policy.settings_file import confirm_command, edited_since_listed, save_settings
+from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
 
@@ -35,6 +38,9 @@ _VAL_MAE_UNIT = "normalized"  # actions were divided by 2.0 in training: in comm
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="a .pth or safetensors file, or a folder of them")
+    parser.add_argument(
+        "--processors", type=Path, metavar="DIR", help="processor folder to look at (default: by the checkpoint)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the description as JSON too")
     parser.add_argument(
         "--confirm",
@@ -45,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description; return the exit status."""
+    check_output(args.json, args.checkpoint, args.processors)
     checkpoint = open_checkpoint(args.checkpoint)
-    description = describe(checkpoint)
+    description = describe(checkpoint, args.processors)
     console = Console(soft_wrap=True, highlight=False)
     _print(console, checkpoint, description)
     if args.json is not None:
@@ -56,8 +63,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `--json` writes: sizes, parameters, metadata, dead weight, fusion, assumptions and memory needs."""
+def describe(checkpoint: Checkpoint, processors: Path | None = None) -> dict[str, Any]:
+    """Return what `--json` writes: sizes, parameters, metadata, dead weight, fusion, assumptions and memory needs.
+
+    Args:
+        checkpoint: what is described.
+        processors: its processor folder; None: the one that is found by its name.
+    """
     index, config, settings = checkpoint.index, checkpoint.config, checkpoint.settings
     counts = parameter_counts(index.shapes)
     sizes = _sizes(config)
@@ -91,12 +103,24 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "file": None if checkpoint.settings_file is None else str(checkpoint.settings_file),
             "note": checkpoint.settings_note,
             "values": settings.to_json(),
+            "edited": edited_since_listed(checkpoint.path),
         },
+        "processors": _processors(checkpoint, processors),
         "assumed": list(settings.assumed),
         "warnings": list(checkpoint.warnings),
         "needs": memory_needs(checkpoint),
         "available_mib": round(available_bytes() / MIB, 1),
     }
+
+
+def _processors(checkpoint: Checkpoint, folder: Path | None) -> dict[str, str | None]:
+    """Return the processor folder that will be used, or what is missing."""
+    try:
+        found = find_processors(checkpoint.path, folder)
+        processor_folders(found, checkpoint.config)
+    except CheckpointError as error:
+        return {"folder": None, "missing": str(error)}
+    return {"folder": str(found), "missing": None}
 
 
 def memory_needs(checkpoint: Checkpoint) -> dict[str, dict[str, float]]:
@@ -148,6 +172,9 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
         f"settings: {description['settings']['file'] or 'the defaults, no file has any'} ({_standing(description)})",
         markup=False,
     )
+    missing = description["processors"]["missing"]
+    console.print(f"processors: {description['processors']['folder'] or 'missing'}", markup=False)
+    _print_settings(console, checkpoint)
     parts = Table(box=None)
     parts.add_column("part", no_wrap=True)
     parts.add_column("sizes, as read from the tensors")
@@ -167,6 +194,14 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
         fits = "fits" if need["load_mib"] <= description["available_mib"] else "does not fit"
         needs.add_row(name, f"{need['load_mib']:,.0f} MiB", f"{need['run_mib']:,.0f} MiB", fits)
     console.print(needs)
+    if missing is not None:
+        console.print(f"warning: {missing}", markup=False)
+    if description["settings"]["edited"]:
+        console.print(
+            f"warning: {description['settings']['file']} was changed after it was listed in {CHECKSUMS_FILE}; if "
+            f"a person changed it, check the values and run {confirm_command(checkpoint.path)}; else copy it again",
+            markup=False,
+        )
     for warning in description["warnings"]:
         console.print(f"warning: {warning}", markup=False)
     if description["assumed"]:
@@ -175,6 +210,20 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
             f"assumed; check them and run {confirm_command(checkpoint.path)}",
             markup=False,
         )
+
+
+def _print_settings(console: Console, checkpoint: Checkpoint) -> None:
+    """Print every setting with its value, as `--confirm` would write it, and whether somebody confirmed it."""
+    shown = Table("setting", "value", "", box=None)
+    for name, entry in _as_confirmed(checkpoint).to_json().items():
+        value = json.dumps(entry["value"], ensure_ascii=False)
+        shown.add_row(name, escape(value), "assumed" if name in checkpoint.settings.assumed else "confirmed")
+    console.print(shown)
+
+
+def _as_confirmed(checkpoint: Checkpoint) -> PolicySettings:
+    """Return the settings with the solved features and none assumed."""
+    return replace(checkpoint.settings, fusion_features=checkpoint.fusion_features, assumed=())
 
 
 def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
@@ -195,7 +244,8 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
 def _standing(description: dict[str, Any]) -> str:
     assumed, count = len(description["assumed"]), len(description["settings"]["values"])
     if not assumed:
-        return "confirmed for this checkpoint"
+        edited = description["settings"]["edited"]
+        return "changed since it was confirmed" if edited else "confirmed for this checkpoint"
     return "assumed" if assumed == count else f"{assumed} of {count} assumed"
 
 
@@ -237,7 +287,7 @@ def _text(value: Any) -> str:
 def _confirm(console: Console, checkpoint: Checkpoint) -> None:
     """Print every setting, with the solved features, and write them as confirmed for this checkpoint."""
     checkpoint.check_action_axes()
-    settings = replace(checkpoint.settings, fusion_features=checkpoint.fusion_features, assumed=())
+    settings = _as_confirmed(checkpoint)
     console.print("confirmed:")
     for name, entry in settings.to_json().items():
         was = " (was assumed)" if name in checkpoint.settings.assumed else ""

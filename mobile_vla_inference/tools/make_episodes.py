@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=Path, metavar="CK", help="a policy drives, the expert says what is better (default: expert)"
     )
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
     parser.add_argument("--workers", type=count, default=1, metavar="N", help="processes (default 1)")
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from mobile_vla_inference.training.network import loaded_model, starting_member
     from mobile_vla_inference.training.rollout import RecorderPool, draw_tasks
 
-    check_output(args.out)
+    check_output(args.out, args.policy, force=args.force)
     if not 0 <= args.seed <= EVALUATION_SEEDS_FROM - args.episodes:
         raise MobileVlaError(
             f"--seed is {args.seed}, expected 0 to {EVALUATION_SEEDS_FROM - args.episodes}: the worlds from "

@@ -27,7 +27,7 @@ from mobile_vla_inference.border import (
     write_text_atomically,
 )
 from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
-from mobile_vla_inference.tools.arguments import check_output, count
+from mobile_vla_inference.tools.arguments import HTML_OUTPUT, JSON_OUTPUT, RERUN_OUTPUT, check_output, count
 from mobile_vla_inference.tools.make_bag import header_message, twist_message
 from mobile_vla_inference.tools.rerun_recording import require_rerun, write_recording
 
@@ -121,8 +121,9 @@ def _options(args: argparse.Namespace) -> ReplayOptions:
 
 def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
     """Refuse what can't be used before a policy is loaded."""
-    for path in (args.json, args.report, args.rerun):
-        check_output(path, args.bag, args.checkpoint, args.against, args.steps)
+    inputs = (args.bag, args.checkpoint, args.against, args.steps, args.processors)
+    for path, kind in ((args.json, JSON_OUTPUT), (args.report, HTML_OUTPUT), (args.rerun, RERUN_OUTPUT)):
+        check_output(path, *inputs, kind=kind)
     if args.rerun is not None:
         require_rerun()
     if args.out_bag is not None:

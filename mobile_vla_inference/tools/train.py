@@ -16,6 +16,7 @@ from mobile_vla_inference.border import MobileVlaError, check_instruction
 from mobile_vla_inference.sim.scenarios import training_sentences
 from mobile_vla_inference.tools.arguments import (
     add_full_speed_arguments,
+    check_absent,
     check_output,
     count,
     full_speeds,
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the samples of an axis that may be beyond its scale, 0 to 1 (default 0.01)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and batches (default 0)")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint that exists, and what belongs to it")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default cpu)")
     parser.add_argument("--workers", type=count, default=1, metavar="N", help="processes that record (default 1)")
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mobile_vla_inference.training.saving import training_path
 
-    check_output(args.out)
+    _check_outputs(args)
     if args.seed < 0:
         raise MobileVlaError(f"--seed is {args.seed}, expected 0 or more; choose another")
     if args.resume and not training_path(args.out).exists():
@@ -120,6 +122,32 @@ def run(args: argparse.Namespace) -> int:
         else:
             _train_on_episodes(args, network, processors, *parts)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse what would overwrite the inputs, or, without --force or --resume, anything that exists."""
+    from mobile_vla_inference.policy.checkpoint_files import processor_places
+    from mobile_vla_inference.training.saving import training_path, written_paths
+
+    in_world = args.episodes == WORLD
+    inputs = [None if in_world else Path(args.episodes), None if args.init in _SIZES else Path(args.init)]
+    replaced = written_paths(args.out, in_world)
+    for path in replaced:
+        for each in filter(None, inputs):
+            if path.exists() and (path.resolve() == each.resolve() or path.resolve() in each.resolve().parents):
+                raise MobileVlaError(
+                    f"--out {args.out} would overwrite {path}, from which {each} is read, expected another; choose one"
+                )
+    check_output(args.out, *inputs, force=args.force or args.resume)
+    if args.force or args.resume:
+        return
+    if training_path(args.out).exists():
+        raise MobileVlaError(
+            f"{training_path(args.out)} is what an interrupted training left, expected a new one; go on with --resume, "
+            "choose another name for --out, or give --force"
+        )
+    kept = args.processors or (None if args.init in _SIZES else processor_places(Path(args.init))[0])
+    check_absent(*(path for path in replaced if kept is None or path.resolve() != kept.resolve()))
 
 
 def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
@@ -213,14 +241,14 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
     from mobile_vla_inference.sim.sight import SIGHT
     from mobile_vla_inference.training import course as courses
     from mobile_vla_inference.training.rollout import RecorderPool
-    from mobile_vla_inference.training.saving import load_progress, save_progress
+    from mobile_vla_inference.training.saving import episodes_path, load_progress, save_progress
     from mobile_vla_inference.training.trainer import Store, Trainer
 
     course = courses.Course() if args.rounds is None else courses.Course(rounds=args.rounds)
     trainer = Trainer(network, _recipe(args, course.updates), len(SIGHT))
     store = Store(network.model.settings, network.model.device, course.kept_episodes)
     first_round = 0
-    folder = args.out.with_suffix(".episodes")
+    folder = episodes_path(args.out)
     if args.resume:
         state = load_progress(args.out)
         _check_same(args, state, trainer)
@@ -386,7 +414,7 @@ def _finish(
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options as plain values, paths by their names: they travel in the checkpoint, folders don't."""
-    plain = {name: value for name, value in vars(args).items() if name not in ("run", "resume", "workers")}
+    plain = {name: value for name, value in vars(args).items() if name not in ("run", "resume", "workers", "force")}
     return {name: value.name if isinstance(value, Path) else value for name, value in plain.items()}
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mobile_vla_inference.border import CheckpointError, write_text_atomically
 from mobile_vla_inference.policy.checksums import verify_folder
+from mobile_vla_inference.policy.settings_file import SETTINGS_FILE, confirm_command
 from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "check every file of a converted folder by its hash"
@@ -42,6 +43,11 @@ def run(args: argparse.Namespace) -> int:
     for problem, names in problems.items():
         for name in names:
             print(f"{problem:<8} {name}")
+    if problems == {"bad": (SETTINGS_FILE,), "missing": (), "extra": ()}:
+        raise CheckpointError(
+            f"{args.folder / SETTINGS_FILE} was changed, expected as it was confirmed; all others are as converted; "
+            f"if a person changed it, check the values and run {confirm_command(args.folder)}; otherwise copy it again"
+        )
     if not found.passed:
         counts = ", ".join(f"{len(names)} {problem}" for problem, names in problems.items())
         raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mobile_vla_inference.border import write_text_atomically
+from mobile_vla_inference.policy.checkpoint_files import processor_places, settings_path
 from mobile_vla_inference.policy.settings_file import save_settings
 from mobile_vla_inference.training.dataset import TrainingError
 from mobile_vla_inference.training.trainer import Trainer
@@ -39,12 +40,12 @@ def save_checkpoint(out: Path, trainer: Trainer, epoch: int, val_mae: float, arg
     }
     _write_atomically(out, lambda path: torch.save(content, path))
     save_settings(out, model.settings)
-    write_text_atomically(out.with_suffix(".loss.svg"), loss_plot(trainer.losses))
+    write_text_atomically(_plot_path(out), loss_plot(trainer.losses))
 
 
 def install_processors(source: Path, out: Path) -> None:
     """Copy the tokenizers of a training to where the checkpoint's loader looks for them."""
-    target = out.with_suffix(".processors")
+    target = processor_places(out)[0]
     if source.resolve() == target.resolve():
         return
     part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{target.name}."))
@@ -57,6 +58,21 @@ def install_processors(source: Path, out: Path) -> None:
 def training_path(out: Path) -> Path:
     """Return the file that --resume goes on from."""
     return out.with_suffix(".training")
+
+
+def episodes_path(out: Path) -> Path:
+    """Return the folder with what a course has recorded, until it is done."""
+    return out.with_suffix(".episodes")
+
+
+def written_paths(out: Path, in_world: bool) -> tuple[Path, ...]:
+    """Return every file and folder that a training replaces or removes."""
+    paths = (out, settings_path(out), processor_places(out)[0], _plot_path(out), training_path(out))
+    return (*paths, episodes_path(out)) if in_world else paths
+
+
+def _plot_path(out: Path) -> Path:
+    return out.with_suffix(".loss.svg")
 
 
 def save_progress(out: Path, trainer: Trainer, extra: dict[str, Any]) -> None:
