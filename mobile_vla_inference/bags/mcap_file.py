@@ -259,6 +259,8 @@ class McapFile:
             at += _HEAD.size
             if length > self._size - at:
                 raise EOFError("a record that ends after the file")
+            if length == 0:  # no record is empty, but a disk that was full leaves zeros without end
+                raise EOFError("an empty record")
             if opcode == Opcode.FOOTER:
                 if self._read(at + length, len(MAGIC)) != MAGIC:
                     raise EOFError("nothing after the footer")

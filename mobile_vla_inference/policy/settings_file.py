@@ -242,7 +242,7 @@ def _bound_to(path: Path, data: Any) -> tuple[str, str]:
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.exists()
+        return path.is_symlink() or path.exists()  # a link to nowhere is there, and has to be told
     except OSError:
         return False  # the name is longer than a file can have
 

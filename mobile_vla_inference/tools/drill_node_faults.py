@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from mobile_vla_inference.control.gate import Reason
-from mobile_vla_inference.tools.drill_judge import Onset
+from mobile_vla_inference.tools.drill_judge import REACTION_LIMIT_S, Onset
 from mobile_vla_inference.tools.drill_rig import (
     EVENT_LIMIT_S,
     FULL_SPEED_MPS,
@@ -239,7 +239,9 @@ def _age_action(rig: Rig) -> Onset:
     time.sleep(max(0.0, started_s + _LATE_STEP_S - time.monotonic()))
     rig.signal_worker(signal.SIGCONT)
     rig.await_step(started_s)  # so the late action is on its way
-    return Onset(started_s, STEP_TIMEOUT_S, rig.signal_worker(signal.SIGSTOP))
+    stopped_s = rig.signal_worker(signal.SIGSTOP)
+    # A zero from before it has arrived is one for the action before, which is older still.
+    return Onset(started_s, STEP_TIMEOUT_S, stopped_s + REACTION_LIMIT_S)
 
 
 def _continue_worker(rig: Rig) -> None:
