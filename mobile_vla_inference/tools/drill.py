@@ -40,6 +40,7 @@ from mobile_vla_inference.tools.drill_rig import (
     Rig,
 )
 from mobile_vla_inference.tools.drill_worker import PANEL_VARIABLE, DrillPanel
+from mobile_vla_inference.tools.images_profile import images_profile
 from mobile_vla_inference.tools.interrupts import Cleanup
 
 if TYPE_CHECKING:
@@ -180,7 +181,10 @@ def _run_rounds(args: argparse.Namespace, checkpoint: Path, console: Console) ->
         # Threads that share out a tiny step wait for each other: on a busy machine that took a second, which is a hang.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         cmd_vel = args.cmd_vel or "cmd_vel"
-        with cleanup.held():
+        # A node that is stopped keeps what the camera has put into shared memory; the default's 512 KiB are soon full,
+        # and then no node is sent an image any more. Nobody's own profile is replaced on a real graph.
+        room = images_profile(folder) if args.cmd_vel is None else contextlib.nullcontext()
+        with cleanup.held(), room:
             graph = DrillGraph(NAMESPACE, "vla_node", cmd_vel)
             cleanup.callback(graph.close)
         bench = _Bench(graph, DrillPanel(folder / "panel"), checkpoint, cmd_vel, folder, cleanup)

@@ -126,6 +126,12 @@ def _break_jpeg_tables(message: Any) -> None:
         position = data.find(_JPEG_TABLE, position + 2)
 
 
+def _lose_jpeg_bytes(message: Any) -> None:
+    """Take a third out of the middle; header and end stay whole, and most decoders go on in grey."""
+    data = message.data.tobytes()
+    message.data = data[: len(data) // 3] + data[2 * len(data) // 3 :]
+
+
 def _image_fault(name: str, injection: str, change: Callable[[Any], None], **others: Any) -> Fault:
     inject = partial(others.pop("spoil", _spoil_images), change)
     return Fault(name, injection, inject, Rig.good_images, (Reason.IMAGE_REFUSED,), **others)
@@ -325,6 +331,19 @@ CATALOGUE = (
         _break_jpeg_tables,
         transport="compressed",
         spoil=_spoil_pixels,
+    ),
+    _image_fault(
+        "jpeg_lost_bytes",
+        "a JPEG that lost its middle third",
+        _lose_jpeg_bytes,
+        transport="compressed",
+        spoil=_spoil_pixels,
+    ),
+    _image_fault(
+        "format_depth",
+        "a picture that says it is a depth image",
+        partial(_set_fields, {"format": "16UC1; compressedDepth png"}),
+        transport="compressed",
     ),
     _worker_fault(
         "worker_hung",

@@ -45,6 +45,8 @@ _RECORDER = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _POLL_S = 0.05
 _ANSWER_LIMIT_S = 5.0
+#: Participants announce themselves every 3 s, diagnostics come every second, and either may get lost.
+_DISCOVERY_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -365,13 +367,38 @@ class DrillGraph:
 
     # ---- somebody else who drives ----------------------------------------------------------------------------------
 
-    def add_other_node(self, name: str) -> None:
-        """Let another node, which sends nothing, publish on the velocity topic; return once its publisher is seen."""
+    def add_publisher(self, node_name: str, message_type: type, topic: str, qos: QoSProfile) -> Any:
+        """Let another node publish on a topic, in a participant of its own, until `remove_other_node`."""
         context = Context()
         context.init(args=[])
-        node = rclpy.create_node(name, namespace=self._namespace, context=context)
+        node = rclpy.create_node(node_name, namespace=self._namespace, context=context)
         self._other = (context, node)
-        node.create_publisher(Twist, self._cmd_vel, _RELIABLE)
+        return node.create_publisher(message_type, topic, qos)
+
+    def add_stop_button(self) -> Callable[[bool], float]:
+        """Let another node offer `stop` with best effort; return what sends on it, once vla_node knows of it."""
+        publisher = self.add_publisher("stop_button", Bool, "stop", _BEST_EFFORT)
+        known = "stop_publishers 2"
+        if not self.wait_for(
+            lambda: publisher.get_subscription_count() > 0 and any(known in line for line in self._diagnosed.values()),
+            _DISCOVERY_LIMIT_S,
+        ):
+            raise MobileVlaError(f"vla_node did not find a second publisher of stop within {_DISCOVERY_LIMIT_S:g} s")
+
+        def send(stop: bool) -> float:
+            sent_s = time.monotonic()
+            publisher.publish(Bool(data=stop))
+            return sent_s
+
+        return send
+
+    def add_deaf_stop(self) -> None:
+        """Let another node publish texts on the stop topic, which nobody who listens for Bool can hear."""
+        self.add_publisher("stop_button", String, "stop", _RELIABLE)
+
+    def add_other_node(self, name: str) -> None:
+        """Let another node, which sends nothing, publish on the velocity topic; return once its publisher is seen."""
+        self.add_publisher(name, Twist, self._cmd_vel, _RELIABLE)
         if not self.wait_for(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):
             raise MobileVlaError(f"a second publisher on {self._cmd_vel} was not seen within {_ANSWER_LIMIT_S:g} s")
 

@@ -314,6 +314,24 @@ def _end_sharing(rig: Rig) -> None:
     rig.set_parameters(exclusive_cmd_vel=False)
 
 
+# ---- who says stop, and how ------------------------------------------------------------------------------------------
+
+
+def _stop_by_best_effort(rig: Rig) -> Onset:
+    return Onset(rig.graph.add_stop_button()(True))
+
+
+def _release_by_others(rig: Rig) -> None:
+    rig.graph.remove_other_node()
+    rig.graph.stop(False)
+
+
+def _stop_unheard(rig: Rig) -> Onset:
+    began_s = time.monotonic()
+    rig.graph.add_deaf_stop()
+    return Onset(began_s, _DISCOVERY_S)
+
+
 def _sharing_fault(name: str, injection: str, inject: Callable[[Rig], Onset]) -> Fault:
     return Fault(name, injection, inject, _end_sharing, (Reason.CMD_VEL_SHARED,), Recovery.AS_TOLD)
 
@@ -397,7 +415,7 @@ ON_A_RUNNING_NODE = (
         Recovery.AS_TOLD,
         hold_s=0.0,
         latched_s=0.1,
-        repeats=8,
+        repeats=4,
     ),
     Fault(
         "supervisor_error",
@@ -411,6 +429,22 @@ ON_A_RUNNING_NODE = (
         "second_commander", "another publisher on the velocity topic; then exclusive_cmd_vel", _share_cmd_vel
     ),
     _sharing_fault("second_node", "exclusive_cmd_vel; then a second node of the same name", _start_second_node),
+    Fault(
+        "stop_best_effort",
+        "true from a publisher that offers best effort",
+        _stop_by_best_effort,
+        _release_by_others,
+        (Reason.STOP_REQUESTED,),
+        Recovery.AFTER_ENABLE,
+    ),
+    Fault(
+        "stop_unheard",
+        "a publisher of texts on the stop topic",
+        _stop_unheard,
+        lambda rig: rig.graph.remove_other_node(),
+        (Reason.STOP_UNHEARD,),
+        Recovery.AS_TOLD,
+    ),
     Fault(
         "log_unread",
         "nobody reads the node's output and its pipe is full; then true on the stop topic",
