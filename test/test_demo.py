@@ -168,13 +168,13 @@ def test_a_stop_request_ends_everything_with_the_summary(start, number):
 
 def test_a_stop_request_before_the_robot_moves_is_an_interruption(start, tmp_path):
     figures = tmp_path / "figures.json"
-    figures.write_text("of a former demo")
+    figures.write_text('{"of": "a former demo"}')
     run = start("--seconds", "600", "--json", str(figures))
     run.wait_for_line("starting the nodes")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output
     assert "Traceback" not in run.output
-    assert figures.read_text() == "of a former demo"
+    assert figures.read_text() == '{"of": "a former demo"}'
     run.assert_nothing_is_left()
 
 
