@@ -252,7 +252,7 @@ def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(saved({"state_dict": content}))
     with pytest.raises(CheckpointError, match=r"(?s)0 missing, 1 unexpected.*normalizer\.mean"):
-        inspect.run(argparse.Namespace(checkpoint=path, json=None, confirm=False))
+        inspect.run(argparse.Namespace(checkpoint=path, json=None, confirm=False, processors=None))
 
 
 class Own(torch.Tensor):
@@ -346,7 +346,7 @@ def test_inspect_names_what_it_does_not_read(tmp_path: Path, capsys: pytest.Capt
     state = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "pure")).items()}
     path, out = tmp_path / "a.pth", tmp_path / "a.json"
     path.write_bytes(saved({"net": state, "saved": datetime.datetime(2025, 1, 1), "val_mae": torch.tensor(0.25)}))
-    assert inspect.run(argparse.Namespace(checkpoint=path, json=out, confirm=False)) == 0
+    assert inspect.run(argparse.Namespace(checkpoint=path, json=out, confirm=False, processors=None)) == 0
     assert "saved (an object of datetime.datetime)" in capsys.readouterr().out
     described = json.loads(out.read_text(encoding="utf-8"))
     assert described["skipped"] == ["saved (an object of datetime.datetime)"] and described["val_mae"] == 0.25
