@@ -399,7 +399,7 @@ def test_steps_of_another_bag_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "tells no steps"),
+        ("", "can't be read as JSON"),
         ("[]", "tells no steps"),
         ('{"steps": [{}]}', "tells no steps"),
         ('{"steps": []}', "no step at all"),
@@ -521,7 +521,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, tiny_checkpoint):
         (["--json", "/proc/file"], "can't be written"),
         (["--against-dtype", "float16"], "without --against"),
         (["--node", "--out-bag", "out"], "writes no bag"),
-        (["--steps", "missing.json"], "missing.json can't be read"),
+        (["--steps", "missing.json"], "missing.json does not exist"),
     ],
 )
 def test_faulty_arguments_are_one_sentence(tmp_path, monkeypatch, tiny_checkpoint, arguments, sentence, capsys):
