@@ -148,29 +148,6 @@ def test_a_stop_that_was_said_before_the_node_came_counts_and_a_release_from_the
     )
 
 
-def test_a_stop_that_came_after_a_request_to_enable_is_not_swallowed_by_it(probe, start_node):
-    node = start_node()
-    stops = stop_publisher(probe)
-    probe.drive()
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=False))
-    probe.wait_for_standstill("disabled")
-    enable = probe.node.create_client(SetBool, "vla_node/enable")
-    assert enable.wait_for_service(20.0)
-    process = psutil.Process(node.process.pid)
-    process.suspend()
-    answer = enable.call_async(SetBool.Request(data=True))
-    stops.publish(Bool(data=True))
-    stops.publish(Bool(data=False))
-    time.sleep(0.2)  # that all of it has arrived before the node looks
-    since_s = time.monotonic()
-    process.resume()
-    probe.wait_for("the answer", answer.done)
-    assert not answer.result().success
-    assert "stop_requested" in answer.result().message
-    probe.wait_for("the reason", lambda: probe.value("gate", "reason") == "stop_requested")
-    assert all(map(is_zero, probe.commands_since(since_s)))
-
-
 def test_a_publisher_on_the_stop_topic_that_can_not_be_heard_means_no_motion(probe, start_node):
     start_node()
     probe.drive()

@@ -100,6 +100,8 @@ _SAFETY_PERIOD_S = 0.05
 _ZERO_PERIOD_S = 0.1
 #: How often the executor shows that it runs callbacks, and the main thread looks at the others.
 _WATCH_PERIOD_S = 0.1
+#: Callbacks that come so late have waited for each other, and are handled within so long after.
+_EXECUTOR_LATE_S, _CATCH_UP_S = 0.3, 1.0
 #: A thread that the main thread has not seen at work for so long will not come back: the node leaves.
 _THREAD_LIMIT_S = 2.0
 #: How long a leaving node waits for the motion lock, which a thread that hangs may hold.
@@ -172,6 +174,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._commands_published = 0
         self._beats = 0
         self._executor_seen_s = steady_s()
+        self._caught_up_from_s = self._stopped_s = -math.inf
         self._step_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._reaction_s: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._memory_probe = MemoryProbe()
@@ -406,7 +409,10 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _show_executor(self) -> None:
         """Show that the executor runs callbacks; and stop the robot should the pulse, which looks at that, be late."""
-        self._executor_seen_s = now_s = steady_s()
+        now_s, before_s = steady_s(), self._executor_seen_s
+        self._executor_seen_s = now_s
+        if now_s - before_s > _EXECUTOR_LATE_S:
+            self._caught_up_from_s = now_s
         if now_s - self._pulse.last_beat_s > STALL_S:
             self._publish_decision()
 
@@ -535,6 +541,9 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._say_once(0.2, "instruction", "info", f"instruction: {text!r}")
 
     def _on_stop(self, message: Bool) -> None:
+        self._show_executor()
+        if message.data:
+            self._stopped_s = steady_s()
         with self._motion_lock:
             self._gate.request_stop(message.data)
         self._publish_decision()
@@ -558,8 +567,13 @@ class VlaNode(LifecycleNodeMixin, Node):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._show_executor()
         # What arrived on the stop topic before this request was handled counts: a release before it, a stop after it.
-        stopped = request.data and any(message.data for message in self._stops.take_pending())
+        stopped = request.data and (
+            any(message.data for message in self._stops.take_pending())
+            # Of what waited while nothing was handled, nobody knows the order.
+            or (self._stopped_s >= self._caught_up_from_s and steady_s() - self._caught_up_from_s < _CATCH_UP_S)
+        )
         if not stopped:
             with self._motion_lock:
                 self._gate.enable(request.data)
@@ -567,7 +581,11 @@ class VlaNode(LifecycleNodeMixin, Node):
                 self._worker.reset("enable")
         decision = self._publish_decision()
         response.success = not stopped
-        response.message = f"{decision.reason.value}: {ADVICE[decision.reason]}"
+        response.message = (
+            "refused: a stop arrived while this request waited; call again when it is safe"
+            if stopped
+            else f"{decision.reason.value}: {ADVICE[decision.reason]}"
+        )
         return response
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
