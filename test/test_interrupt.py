@@ -79,11 +79,11 @@ def test_make_checkpoint_leaves_no_work_folder(tmp_path, event, part):
 )
 def test_replay_leaves_the_old_file(tmp_path, tiny_checkpoint, event, part):
     write_drive(tmp_path / "drive", stamps(10))
-    (tmp_path / "out.json").write_text("old")
+    (tmp_path / "out.json").write_text('{"old": true}')
     arguments = ["replay", "drive", "--checkpoint", str(tiny_checkpoint), "--json", "out.json"]
     interrupted(tmp_path, event, part, arguments)
     assert names(tmp_path) == ["drive", "out.json"]
-    assert (tmp_path / "out.json").read_text() == "old"
+    assert (tmp_path / "out.json").read_text() == '{"old": true}'
 
 
 @pytest.mark.parametrize("event", ["tempfile.mkdtemp", "os.rename", "shutil.rmtree"])
