@@ -29,8 +29,9 @@ from mobile_vla_inference.policy.family import (
 )
 from mobile_vla_inference.policy.fingerprint import fingerprint
 from mobile_vla_inference.policy.hash_cache import disk_state
+from mobile_vla_inference.policy.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.settings_file import load_settings, settings_path
-from mobile_vla_inference.policy.tensor_index import ITEM_BYTES, SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
+from mobile_vla_inference.policy.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
 if TYPE_CHECKING:
     import torch

@@ -409,12 +409,16 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _show_executor(self) -> None:
         """Show that the executor runs callbacks; and stop the robot should the pulse, which looks at that, be late."""
+        self._note_executor()
+        if self._executor_seen_s - self._pulse.last_beat_s > STALL_S:
+            self._publish_decision()
+
+    def _note_executor(self) -> None:
+        """Note that the executor runs a callback now, and whether it comes to it late."""
         now_s, before_s = steady_s(), self._executor_seen_s
         self._executor_seen_s = now_s
         if now_s - before_s > _EXECUTOR_LATE_S:
             self._caught_up_from_s = now_s
-        if now_s - self._pulse.last_beat_s > STALL_S:
-            self._publish_decision()
 
     def _beat(self) -> None:
         """Ask the gate, and publish what it says as often as is due."""
@@ -541,7 +545,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         self._say_once(0.2, "instruction", "info", f"instruction: {text!r}")
 
     def _on_stop(self, message: Bool) -> None:
-        self._show_executor()
+        self._note_executor()
         if message.data:
             self._stopped_s = steady_s()
         with self._motion_lock:
@@ -567,7 +571,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._show_executor()
+        self._note_executor()
         # What arrived on the stop topic before this request was handled counts: a release before it, a stop after it.
         stopped = request.data and (
             any(message.data for message in self._stops.take_pending())
