@@ -17,7 +17,7 @@ setup(
     name=NAME,
     version="0.1.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["data/small_policy/*", "data/small_policy/processors/*/*", "tools/report_page/*"]},
+    package_data={NAME: ["data/small_policy/*", "data/small_policy/processors/*/*", "replay/report_page/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),

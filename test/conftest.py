@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mobile_vla_inference.tools.ros_environment import isolate
+from mobile_vla_inference.harness.domain import isolate
 
 if TYPE_CHECKING:
     from ros_graph import NodeProcess, Probe
@@ -43,8 +43,8 @@ def track_drive_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Return a tiny hybrid checkpoint with its settings and processors, made once."""
-    from mobile_vla_inference.policy.config import family_member
-    from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+    from mobile_vla_inference.policy.storage.config import family_member
+    from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
     make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)

@@ -615,8 +615,8 @@ class Maker:
 
     @cached_property
     def _checkpoint(self) -> Path:
-        from mobile_vla_inference.policy.config import family_member
-        from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+        from mobile_vla_inference.policy.storage.config import family_member
+        from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
         path = self._folder / "good" / "tiny.pth"
         path.parent.mkdir(exist_ok=True)
@@ -672,7 +672,8 @@ class Maker:
         return ["verify", copy]
 
     def _tokenizer(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        from mobile_vla_inference.policy.processors import KOSMOS_FOLDER, find_processors
+        from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
+        from mobile_vla_inference.policy.synthetic.processors import KOSMOS_FOLDER
 
         shutil.copytree(find_processors(self._checkpoint), folder / "processors")
         file = folder / "processors" / KOSMOS_FOLDER / "special_tokens_map.json"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mobile_vla_inference.border import Action, CheckpointError
+from mobile_vla_inference.action import Action
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import worker_process
 
 

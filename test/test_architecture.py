@@ -10,11 +10,11 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, Kosmos2Config
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2Model
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.config import Cell, HybridConfig, PolicySettings, family_member
-from mobile_vla_inference.policy.family import tensor_shapes
 from mobile_vla_inference.policy.preprocess import Prompt
+from mobile_vla_inference.policy.storage.config import Cell, HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
 
 TOLERANCE = 1e-5
 STEPS = 4

@@ -26,7 +26,6 @@ from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagsWriter
 
-from mobile_vla_inference.bags.frames_folder import read_frames_folder
 from mobile_vla_inference.bags.reader import (
     COMPRESSED_IMAGE,
     IMAGE,
@@ -38,7 +37,8 @@ from mobile_vla_inference.bags.reader import (
 )
 from mobile_vla_inference.bags.topics import choose_topics
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
-from mobile_vla_inference.border import FrameError
+from mobile_vla_inference.episodes.frames_folder import read_frames_folder
+from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.ros.conversions import compressed_to_rgb, image_to_rgb
 from mobile_vla_inference.tools import cli
 
@@ -479,7 +479,7 @@ def test_without_the_libraries_there_is_one_sentence():
 READ = """
 import resource, sys
 from mobile_vla_inference.bags.reader import BagReader
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.frames import MobileVlaError
 
 try:
     with BagReader(sys.argv[1]) as bag:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobile_vla_inference.border import CheckpointError, MobileVlaError
+from mobile_vla_inference.errors import CheckpointError, MobileVlaError
 from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.tools import bench_load, page_cache
-from mobile_vla_inference.tools.bench_load import LoadFigures, Sample
-from mobile_vla_inference.tools.bench_load_child import load_as_usual
-from mobile_vla_inference.tools.bench_machine import read_memory_mib
-from mobile_vla_inference.tools.memory_cgroup import memory_cgroup
+from mobile_vla_inference.tools.bench import load as bench_load
+from mobile_vla_inference.tools.bench import page_cache
+from mobile_vla_inference.tools.bench.load import LoadFigures, Sample
+from mobile_vla_inference.tools.bench.load_child import load_as_usual
+from mobile_vla_inference.tools.bench.machine import read_memory_mib
+from mobile_vla_inference.tools.bench.memory_cgroup import memory_cgroup
 
 MIB = 1 << 20
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.tools import bench_node
-from mobile_vla_inference.tools.bench_node_figures import (
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.tools.bench import node as bench_node
+from mobile_vla_inference.tools.bench.node_figures import (
     STAGES,
     account,
     drift,

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.policy.config import family_member
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy.storage.config import family_member
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.tools import bench_step, step_parity
-from mobile_vla_inference.tools.step_cost import ORIN_NX_16GB, project, step_cost
-from mobile_vla_inference.tools.step_parity import Trace, compare, soak
-from mobile_vla_inference.tools.step_timing import made_up_frames
+from mobile_vla_inference.tools.bench import step as bench_step
+from mobile_vla_inference.tools.bench import step_parity
+from mobile_vla_inference.tools.bench.step_cost import ORIN_NX_16GB, project, step_cost
+from mobile_vla_inference.tools.bench.step_parity import Trace, compare, soak
+from mobile_vla_inference.tools.bench.step_timing import made_up_frames
 
 FULL_FEATURES = ("kosmos_text", "clip_text")
 
@@ -53,7 +54,7 @@ def test_a_size_is_made_for_the_run_and_removed(tmp_path: Path, monkeypatch) -> 
 
 
 def test_another_checkpoints_actions_fail(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
-    from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+    from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
     make_checkpoint(tmp_path / "other.pth", family_member("tiny", "hybrid"), seed=1)
     options = ("--device", "cpu", "--steps", 2, "--parity", 6, "--reference", tmp_path / "other.pth")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.tools import bench_stop
-from mobile_vla_inference.tools.bench_stop import reactions
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.tools.bench import stop as bench_stop
+from mobile_vla_inference.tools.bench.stop import reactions
 
 
 def arrivals(*entries: tuple[float, float]) -> list[dict[str, float]]:

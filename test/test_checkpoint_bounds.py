@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from mobile_vla_inference.policy.tensor_index import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
 
 _SECONDS = 10
 _BYTES = 1 << 30
 
 _PROGRAM = """
 import resource, sys
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.frames import CheckpointError
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 try:

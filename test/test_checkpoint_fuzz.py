@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.state_dict import WRAPPERS
-from mobile_vla_inference.policy.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.state_dict import WRAPPERS
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
 
 COUNT = int(os.environ.get("MOBILE_VLA_FUZZ", "200"))
 SEED = int(os.environ.get("MOBILE_VLA_FUZZ_SEED", "0"))

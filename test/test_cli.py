@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mobile_vla_inference import __version__
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_vla_inference.bags.comparison import SIGN_DEADBAND, compare, lag, sign_agreement
+from mobile_vla_inference.episodes.comparison import SIGN_DEADBAND, compare, lag, sign_agreement
 
 AXES = ("linear.x", "angular.z")
 numbers = st.floats(-3.0, 3.0, allow_nan=False)

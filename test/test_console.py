@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bag_files import picture, write_drive
 
-from mobile_vla_inference.border import FrameError, MobileVlaError
+from mobile_vla_inference.errors import FrameError, MobileVlaError
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.console import Commands, QuitRequest

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobile_vla_inference import decoding
-from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, FrameError, read_image
+from mobile_vla_inference.errors import FrameError
+from mobile_vla_inference.frames import MAX_FRAME_SIDE_PX, read_image
 from mobile_vla_inference.ros.conversions import (
     check_compressed,
     check_image,

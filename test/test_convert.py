@@ -23,17 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import convert as convert_module
-from mobile_vla_inference.policy import folder_swap
 from mobile_vla_inference.policy.checkpoint import copied_bytes, load_model, open_checkpoint
-from mobile_vla_inference.policy.checksums import verify_folder
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings, family_member
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts, tensor_shapes
-from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.processors import processor_folders
-from mobile_vla_inference.policy.quantize import (
+from mobile_vla_inference.policy.engines.quantize import (
     Int8Linear,
     dequantize,
     quantize,
@@ -41,7 +35,13 @@ from mobile_vla_inference.policy.quantize import (
     use_int8_linears,
     use_widening_modules,
 )
-from mobile_vla_inference.policy.settings_file import load_settings, save_settings
+from mobile_vla_inference.policy.preprocess import InstructionEncoder
+from mobile_vla_inference.policy.storage import folder_swap
+from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
+from mobile_vla_inference.policy.storage.checksums import verify_folder
+from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes
+from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mobile_vla_inference.policy import cpu_engine, engine_choice
+from mobile_vla_inference.errors import DeviceError
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.cpu_engine import CpuEngine, PackedLinear
-from mobile_vla_inference.policy.forward import Linear, TorchOperations
-from mobile_vla_inference.policy.quantize import quantize, row_scales
-from mobile_vla_inference.policy.vla_policy import DeviceError, VlaPolicy
+from mobile_vla_inference.policy.engines import choice as engine_choice
+from mobile_vla_inference.policy.engines import cpu as cpu_engine
+from mobile_vla_inference.policy.engines.cpu import CpuEngine, PackedLinear
+from mobile_vla_inference.policy.engines.forward import Linear, TorchOperations
+from mobile_vla_inference.policy.engines.quantize import quantize, row_scales
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 INSTRUCTION = "go around the box on the left to the cup"
 

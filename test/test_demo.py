@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.harness.processes import NodeProcess, last_error
 from mobile_vla_inference.sim.world import OUTCOMES
 from mobile_vla_inference.tools import demo
-from mobile_vla_inference.tools.child_process import NodeProcess, last_error
 
 pytest.importorskip("rclpy")
 

@@ -136,7 +136,7 @@ def workplace(tiny_checkpoint, tmp_path_factory) -> Path:
     import cv2
     import numpy as np
 
-    from mobile_vla_inference.policy.settings_file import settings_path
+    from mobile_vla_inference.policy.storage.settings_file import settings_path
 
     folder = tmp_path_factory.mktemp("workplace")
     for end in (".pth", ".processors"):

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.control.gate import Reason
-from mobile_vla_inference.tools import cli, drill_node_faults
-from mobile_vla_inference.tools import drill as drill_tool
-from mobile_vla_inference.tools.child_process import OutputPipe
-from mobile_vla_inference.tools.drill_faults import CATALOGUE
-from mobile_vla_inference.tools.drill_judge import Command, Onset, SpeedLimits, judge, judge_rest
-from mobile_vla_inference.tools.drill_rig import DrillError, Fault, Recovery, leave
-from mobile_vla_inference.tools.drill_worker import FORWARD_ACTION, STEP_FAULTS, DrillPanel, FaultyPolicy
+from mobile_vla_inference.harness.processes import OutputPipe
+from mobile_vla_inference.tools import cli
+from mobile_vla_inference.tools.drill import command as drill_tool
+from mobile_vla_inference.tools.drill import node_faults as drill_node_faults
+from mobile_vla_inference.tools.drill.catalogue import CATALOGUE
+from mobile_vla_inference.tools.drill.judge import Command, Onset, SpeedLimits, judge, judge_rest
+from mobile_vla_inference.tools.drill.rig import DrillError, Fault, Recovery, leave
+from mobile_vla_inference.tools.drill.worker import FORWARD_ACTION, STEP_FAULTS, DrillPanel, FaultyPolicy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIMITS = SpeedLimits(linear_x_mps=0.2, linear_y_mps=0.2, angular_z_radps=0.5)
@@ -241,7 +242,7 @@ class _Still:
     """A policy that wants to stand."""
 
     def step(self, frame):
-        from mobile_vla_inference.border import Action
+        from mobile_vla_inference.action import Action
 
         return Action((0.0, 0.5), 0.001)
 
@@ -359,8 +360,8 @@ sys.exit(cli.main(sys.argv[4:]))
         ("threading", "Thread", "join"),
         ("rclpy.node", "Node", "destroy_node"),
         ("rclpy", "", "try_shutdown"),
-        ("mobile_vla_inference.tools.child_process", "NodeProcess", "stop"),
-        ("mobile_vla_inference.tools.drill_graph", "DrillGraph", "close"),
+        ("mobile_vla_inference.harness.processes", "NodeProcess", "stop"),
+        ("mobile_vla_inference.tools.drill.graph", "DrillGraph", "close"),
     ],
 )
 def test_ctrl_c_ends_the_drill_in_order_wherever_a_second_one_hits(folder, module, owner, name):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE
+from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, other_side
 from mobile_vla_inference.sim.world import OUTCOMES

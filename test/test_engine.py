@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from mobile_vla_inference.errors import DeviceError, PolicyError
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.config import PolicySettings, family_member
-from mobile_vla_inference.policy.engine import EagerEngine
-from mobile_vla_inference.policy.family import tensor_shapes
-from mobile_vla_inference.policy.flat_engine import FlatEngine
-from mobile_vla_inference.policy.forward import TorchOperations
-from mobile_vla_inference.policy.make_checkpoint import synthetic_settings
+from mobile_vla_inference.policy.engines.engine import EagerEngine
+from mobile_vla_inference.policy.engines.flat import FlatEngine
+from mobile_vla_inference.policy.engines.forward import TorchOperations
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.synthetic_weights import parameter_values
-from mobile_vla_inference.policy.vla_policy import DeviceError, PolicyError, VlaPolicy
+from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
+from mobile_vla_inference.policy.synthetic.weights import parameter_values
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 CPU = torch.device("cpu")
 INSTRUCTION = "go around the box on the left to the cup"
@@ -198,7 +199,7 @@ def test_the_engine_is_told(tiny_checkpoint, engine: str, dtype: str) -> None:
 @pytest.mark.parametrize("kind", MEMBERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_captured_step_is_the_step(kind: str, dtype: torch.dtype) -> None:
-    from mobile_vla_inference.policy.graph_engine import GraphEngine
+    from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     gpu = torch.device("cuda")
     model = member(**MEMBERS[kind])
@@ -220,10 +221,10 @@ def test_a_captured_step_is_the_step(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_the_kernels_do_what_torch_does(kind: str, quantized: bool) -> None:
     """In fp16 both are as close to fp32 as fp16 allows; int8 weights are the same values for both."""
-    kernels = pytest.importorskip("mobile_vla_inference.policy.kernels")
+    kernels = pytest.importorskip("mobile_vla_inference.policy.engines.triton_kernels")
     if not kernels.AVAILABLE:
         pytest.skip("there is no Triton here")
-    from mobile_vla_inference.policy.graph_engine import GraphEngine
+    from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     gpu = torch.device("cuda")
     model = member(**MEMBERS[kind])
@@ -241,7 +242,7 @@ def test_the_kernels_do_what_torch_does(kind: str, quantized: bool) -> None:
 
 @needs_gpu
 def test_a_compiled_step_is_the_step() -> None:
-    from mobile_vla_inference.policy.graph_engine import GraphEngine
+    from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     gpu = torch.device("cuda")
     model = member()
@@ -261,7 +262,7 @@ def test_auto_captures_on_a_gpu(tiny_checkpoint) -> None:
 
 @needs_gpu
 def test_an_engine_that_fails_on_the_gpu_is_passed_over_and_told(tiny_checkpoint, monkeypatch, caplog) -> None:
-    from mobile_vla_inference.policy.graph_engine import GraphEngine
+    from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     def fail(self: GraphEngine, frame: np.ndarray) -> None:
         raise RuntimeError("no such kernel")

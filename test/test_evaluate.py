@@ -19,6 +19,7 @@ from bag_files import write_drive
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mobile_vla_inference.action import training_values
 from mobile_vla_inference.bags.reader import BagReader
 from mobile_vla_inference.episodes.figures import Prediction, confusion, direction_name, directions, figures
 from mobile_vla_inference.episodes.files import (
@@ -28,8 +29,7 @@ from mobile_vla_inference.episodes.files import (
     EpisodeWriter,
     find_episodes,
 )
-from mobile_vla_inference.policy.settings_file import load_settings, save_settings, settings_path
-from mobile_vla_inference.policy.training_units import training_values
+from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.evaluate import predict

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPConfig, CLIPModel, Kosmos2Config, Kosmos2Model
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.config import SIZES, HybridConfig, PolicySettings, family_member
-from mobile_vla_inference.policy.family import (
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.config import SIZES, HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.layout import (
     Shape,
     infer_config,
     parameter_counts,

@@ -29,20 +29,20 @@ from transformers import (
     Kosmos2Model,
 )
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
-from mobile_vla_inference.policy.config import (
+from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.preprocess import Prompt
+from mobile_vla_inference.policy.storage.config import (
     HybridConfig,
     PolicySettings,
     TextTower,
     VisionTower,
     family_member,
 )
-from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.family import tensor_shapes
-from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.settings_file import save_settings
-from mobile_vla_inference.policy.tensor_index import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings_file import save_settings
+from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 _HEAD_DIM = 64

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy import hash_cache
-from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.fingerprint import FINGERPRINT, fingerprint
-from mobile_vla_inference.policy.tensor_index import read_index
+from mobile_vla_inference.policy.storage import hash_cache
+from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
+from mobile_vla_inference.policy.storage.fingerprint import FINGERPRINT, fingerprint
+from mobile_vla_inference.policy.storage.tensor_index import read_index
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_a_byte_changed_in_place_is_another_checkpoint(tmp_path, tiny_checkpoint
 
 
 def test_no_more_than_some_blocks_of_a_large_member_are_read(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("mobile_vla_inference.policy.fingerprint._BLOCKS_BYTES", 4000)
+    monkeypatch.setattr("mobile_vla_inference.policy.storage.fingerprint._BLOCKS_BYTES", 4000)
     read, pread = [], os.pread
     state = {f"layer{i}.weight": torch.full((5000,), i / 10) for i in range(4)}
     index = read_index(save(state, tmp_path / "large", "pth"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, ActionMapping, VelocityCommand
 from mobile_vla_inference.control.gate import (
     ADVICE,
     INSTRUCTION_SETTLE_S,

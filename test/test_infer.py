@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mobile_vla_inference.border import FrameError, InstructionError, MobileVlaError, read_image
-from mobile_vla_inference.policy.config import family_member
-from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
+from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
+from mobile_vla_inference.frames import read_image
+from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import infer
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mobile_vla_inference.tools.interrupts import Cleanup
+from mobile_vla_inference.harness.interrupts import Cleanup
 
 
 @pytest.fixture(autouse=True)

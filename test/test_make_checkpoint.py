@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from mobile_vla_inference.border import CheckpointError, list_frames, read_image
-from mobile_vla_inference.policy import make_checkpoint as make_checkpoint_module
-from mobile_vla_inference.policy import synthetic_weights
-from mobile_vla_inference.policy.config import family_member
-from mobile_vla_inference.policy.family import tensor_shapes
-from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
-from mobile_vla_inference.policy.settings_file import load_settings
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.frames import list_frames, read_image
+from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings_file import load_settings
+from mobile_vla_inference.policy.synthetic import checkpoint as make_checkpoint_module
+from mobile_vla_inference.policy.synthetic import weights as synthetic_weights
+from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import make_checkpoint as tool
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.policy.settings_file import settings_path
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy.storage.settings_file import settings_path
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.arguments import (
     HTML_OUTPUT,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobile_vla_inference import outside_files
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import (
     MAX_JSON_DEPTH,
     check_regular,

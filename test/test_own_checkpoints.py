@@ -26,10 +26,10 @@ import pytest
 import torch
 from checkpoint_files import Call, entry_values, saved
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.config import family_member
-from mobile_vla_inference.policy.family import tensor_shapes
-from mobile_vla_inference.policy.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
 from mobile_vla_inference.tools import inspect
 
 State = dict[str, torch.Tensor]

@@ -26,9 +26,9 @@ from std_msgs.msg import Bool, Float64, String
 
 from mobile_vla_inference.bags.reader import CLOCK, COMPRESSED_IMAGE, IMAGE, STRING, TWIST, BagReader, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.harness.bag_graph import BagPlayer, message_class
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.bag_graph import BagPlayer, message_class
 from mobile_vla_inference.tools.play import check_offset, graph_topics
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -21,19 +21,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, BatchFeature
 from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
 
-from mobile_vla_inference.border import CheckpointError, InstructionError, check_instruction
+from mobile_vla_inference.errors import CheckpointError, InstructionError
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
-from mobile_vla_inference.policy.config import PolicySettings, family_member
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
-from mobile_vla_inference.policy.processors import (
-    CLIP_FOLDER,
-    KOSMOS_FOLDER,
-    KOSMOS_TAGS,
-    find_processors,
-    processor_folders,
-    write_processors,
-)
-from mobile_vla_inference.policy.settings_file import load_settings
+from mobile_vla_inference.policy.storage.checkpoint_files import KOSMOS_TAGS, find_processors, processor_folders
+from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.settings_file import load_settings
+from mobile_vla_inference.policy.synthetic.processors import CLIP_FOLDER, KOSMOS_FOLDER, write_processors
 from mobile_vla_inference.tools.drive import SMALL_POLICY
 
 CONFIG = family_member("tiny", "hybrid")
@@ -157,8 +152,8 @@ def test_any_text_is_encoded_by_both_tokenizers(encoder: InstructionEncoder, tex
 def test_processors_are_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from mobile_vla_inference.policy.config import family_member; "
-        "from mobile_vla_inference.policy.processors import write_processors; "
+        "from mobile_vla_inference.policy.storage.config import family_member; "
+        "from mobile_vla_inference.policy.synthetic.processors import write_processors; "
         "write_processors(Path(sys.argv[1]), family_member('tiny', 'hybrid'))"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=Path(__file__).parent.parent)

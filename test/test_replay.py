@@ -19,21 +19,16 @@ from bag_files import PERIOD_NS, START_NS, picture, stamps, storage_file, write_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_vla_inference.bags.gate_model import GateModel, limited_by
+from mobile_vla_inference.action import Action, VelocityCommand
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, BagError, BagReader, typestore
-from mobile_vla_inference.bags.replay import (
-    DUE,
-    STEPS_FILE,
-    ReplayOptions,
-    replay,
-)
-from mobile_vla_inference.bags.summary import Step, read_steps, result_json
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
-from mobile_vla_inference.border import Action, InstructionError, MobileVlaError
-from mobile_vla_inference.control.action import VelocityCommand
 from mobile_vla_inference.control.gate import GateLimits
+from mobile_vla_inference.errors import InstructionError, MobileVlaError
+from mobile_vla_inference.harness.processes import run_tool
+from mobile_vla_inference.replay.gate_model import GateModel, limited_by
+from mobile_vla_inference.replay.offline import DUE, STEPS_FILE, ReplayOptions, replay
+from mobile_vla_inference.replay.summary import Step, read_steps, result_json
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.child_process import run_tool
 from mobile_vla_inference.tools.make_bag import twist_message
 
 
@@ -536,7 +531,7 @@ def test_faulty_arguments_are_one_sentence(tmp_path, monkeypatch, tiny_checkpoin
 def test_the_report_is_written_from_the_result(tmp_path, monkeypatch, tiny_checkpoint):
     written = []
     module = SimpleNamespace(write_report=lambda *arguments: written.append(arguments))
-    monkeypatch.setitem(sys.modules, "mobile_vla_inference.tools.report", module)
+    monkeypatch.setitem(sys.modules, "mobile_vla_inference.replay.report", module)
     path = write_drive(tmp_path / "drive", stamps(3))
     report = tmp_path / "report.html"
     assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--report", str(report)]) == 0

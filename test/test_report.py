@@ -16,9 +16,7 @@ import pytest
 from bag_files import PERIOD_NS, START_NS, stamps, write_drive
 from test_replay import CountingPolicy, run
 
-from mobile_vla_inference.bags.result import ReplayResult
-from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.report import (
+from mobile_vla_inference.replay.report import (
     PICTURES_MOST,
     events,
     page_data,
@@ -26,6 +24,8 @@ from mobile_vla_inference.tools.report import (
     report_html,
     write_report,
 )
+from mobile_vla_inference.replay.result import ReplayResult
+from mobile_vla_inference.tools import cli
 
 #: Closes a script, an attribute and a comment where it is not escaped.
 NASTY = """</script><img src=x onerror="alert(1)"><!-- '&amp; 박스를 왼쪽으로"""

@@ -17,14 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.action import AXES
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
-from mobile_vla_inference.policy.checksums import verify_folder
-from mobile_vla_inference.policy.config import ACTION_AXES, FUSION_FEATURES, TOWERS, PolicySettings, family_member
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
-from mobile_vla_inference.policy.processors import find_processors
-from mobile_vla_inference.policy.settings_file import confirm_command, load_settings, save_settings, settings_path
+from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
+from mobile_vla_inference.policy.storage.checksums import verify_folder
+from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, TOWERS, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.settings_file import (
+    confirm_command,
+    load_settings,
+    save_settings,
+    settings_path,
+)
+from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 from mobile_vla_inference.tools.drive import SMALL_POLICY
@@ -397,7 +403,7 @@ def test_inspect_confirms_for_what_it_showed(pair, monkeypatch) -> None:
 def test_axes_that_do_not_fit_the_actions_are_not_confirmed(pair, capsys) -> None:
     first, _ = pair
     settings_path(first).unlink()
-    three = PolicySettings(action_axes=ACTION_AXES, action_scale=(1.0,) * 3, action_offset=(0.0,) * 3)
+    three = PolicySettings(action_axes=AXES, action_scale=(1.0,) * 3, action_offset=(0.0,) * 3)
     first.with_name("policy.json").write_text(json.dumps({"settings": three.to_json()}))
     assert cli.main(["inspect", str(first)]) == 0
     assert cli.main(["inspect", str(first), "--confirm"]) == 2
@@ -412,7 +418,7 @@ def test_a_folder_that_cannot_be_written_gives_a_sentence(pair, monkeypatch, cap
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mobile_vla_inference.policy.settings_file.write_text_atomically", refuse)
+    monkeypatch.setattr("mobile_vla_inference.policy.storage.settings_file.write_text_atomically", refuse)
     assert cli.main(["inspect", str(first), "--confirm"]) == 2
     assert "can't be written (Permission denied)" in capsys.readouterr().err
     assert settings_path(first).read_bytes() == before
@@ -524,7 +530,7 @@ def test_a_name_that_leaves_no_room_for_the_settings(pair) -> None:
 
 def legal_settings() -> st.SearchStrategy[PolicySettings]:
     numbers = st.floats(1e-6, 100.0) | st.floats(-100.0, -1e-6) | st.integers(1, 100)
-    axes = st.lists(st.sampled_from(ACTION_AXES), min_size=1, max_size=3, unique=True).map(tuple)
+    axes = st.lists(st.sampled_from(AXES), min_size=1, max_size=3, unique=True).map(tuple)
 
     def with_axes(names: tuple[str, ...]) -> st.SearchStrategy[PolicySettings]:
         per_axis = st.tuples(*[numbers] * len(names))

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mobile_vla_inference.border import FrameError, list_frames, read_image
-from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.errors import FrameError
+from mobile_vla_inference.frames import list_frames, read_image
 from mobile_vla_inference.ros.conversions import compressed_to_rgb, image_to_rgb
 from mobile_vla_inference.sim.camera import WORLD_M, FolderCamera, SimulatedCamera
 from mobile_vla_inference.sim.live_world import LiveWorld

@@ -24,7 +24,7 @@ from rclpy.parameter import Parameter
 from ros_graph import environment_with
 from rosgraph_msgs.msg import Clock as ClockMessage
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.clock import missing_clock
 from mobile_vla_inference.ros.overrides import given_parameters
 from mobile_vla_inference.ros.parameter_files import file_parameters

@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from mobile_vla_inference.bags.step_period import StepPeriod
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.processors import processor_folders, write_processors
-from mobile_vla_inference.policy.settings_file import load_settings, save_settings
+from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
+from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
+from mobile_vla_inference.policy.synthetic.processors import write_processors
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.sim.scenarios import SCENARIOS, instruction, training_sentences
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.training import course
+from mobile_vla_inference.training import curriculum as course
 from mobile_vla_inference.training.dataset import Lesson, read_lessons, write_lessons
 from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_member, starting_model
 from mobile_vla_inference.training.trainer import (

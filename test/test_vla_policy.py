@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from mobile_vla_inference.border import CheckpointError, FrameError, InstructionError, reduce_frame
+from mobile_vla_inference.errors import CheckpointError, DeviceError, FrameError, InstructionError, PolicyError
+from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.policy.checkpoint import load_model
-from mobile_vla_inference.policy.config import PolicySettings, family_member
-from mobile_vla_inference.policy.make_checkpoint import make_checkpoint
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
-from mobile_vla_inference.policy.processors import find_processors, processor_folders
-from mobile_vla_inference.policy.settings_file import save_settings
-from mobile_vla_inference.policy.vla_policy import DeviceError, PolicyError, VlaPolicy
+from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
+from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.settings_file import save_settings
+from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 KOREAN = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 ENGLISH = "go to the cup"

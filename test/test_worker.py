@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 
-from mobile_vla_inference.border import FrameError
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.worker import (
     WORKER_MODULE,
@@ -33,6 +32,7 @@ from mobile_vla_inference.control.worker import (
     WorkerOptions,
     WorkerState,
 )
+from mobile_vla_inference.errors import FrameError
 
 TEST_FOLDER = Path(__file__).resolve().parent
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 from mobile_vla_inference.sim import scenarios
+from mobile_vla_inference.sim.auxiliary_targets import SIGHT, sight
 from mobile_vla_inference.sim.closed_loop import (
     EpisodeResult,
     EpisodeTask,
@@ -24,7 +25,6 @@ from mobile_vla_inference.sim.closed_loop import (
 from mobile_vla_inference.sim.expert import Expert, convex_hull, path_length_m
 from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, other_side
-from mobile_vla_inference.sim.sight import SIGHT, sight
 from mobile_vla_inference.sim.world import (
     BASES,
     MAX_ANGULAR_RADPS,

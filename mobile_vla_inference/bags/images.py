@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, BagError, BagMessage, BagReader
-from mobile_vla_inference.border import FrameError
 from mobile_vla_inference.decoding import is_jpeg
+from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.ros import conversions
 
 #: Type of an image message -> what checks it and what converts it to RGB, as in the node.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.bags.source import CDR, MAX_MESSAGE_BYTES, BagError, BagMessage, Source, Topic, topics_of
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 try:
     import zstandard

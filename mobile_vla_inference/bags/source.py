@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 CDR = "cdr"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 #: Periods this far apart, as a share, are the same: stamps jitter and cameras are not exact.
 TOLERANCE = 0.1

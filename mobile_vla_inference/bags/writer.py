@@ -18,8 +18,8 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from mobile_vla_inference.atomic import remove_folder
 from mobile_vla_inference.bags.reader import BagError, typestore
-from mobile_vla_inference.border import remove_folder
 
 STORAGES = ("mcap", "sqlite3")
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 
 
 class Reason(Enum):

@@ -24,6 +24,23 @@ class MemoryReading:
     gpu_reserved_mib: float
 
 
+@dataclass(frozen=True)
+class MemorySample:
+    """Memory of the process that ran the policy at one moment.
+
+    Attributes:
+        elapsed_s: seconds since the replay began.
+        frame: index of the frame that was being replayed.
+        rss_mib: resident memory of the process.
+        gpu_allocated_mib: memory that torch holds on the GPU; 0 without one.
+    """
+
+    elapsed_s: float
+    frame: int
+    rss_mib: float
+    gpu_allocated_mib: float
+
+
 class MemoryProbe:
     """Read the memory of this process, of the worker process and of the machine."""
 

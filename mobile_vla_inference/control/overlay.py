@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.action import VelocityCommand
 
 _MOVING_RGB = (0, 200, 80)
 _STANDING_RGB = (230, 60, 40)

@@ -32,8 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from mobile_vla_inference.border import MAX_MESSAGE_BYTES, FrameError
 from mobile_vla_inference.control.clock import steady_s
+from mobile_vla_inference.errors import FrameError
+from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
 
 #: The entry point that imports torch; a module name, so that this side never does.
 WORKER_MODULE = "mobile_vla_inference.policy.worker_process"

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mobile_vla_inference.bags.comparison import baselines, error_table
-from mobile_vla_inference.bags.result import VELOCITY_AXES, VELOCITY_UNITS
-from mobile_vla_inference.policy.training_units import training_values
+from mobile_vla_inference.action import AXES, AXIS_UNITS, training_values
+from mobile_vla_inference.episodes.comparison import baselines, error_table
 
 #: Speed of a pressed key in the original data, m/s and rad/s; commands are 0 or plus or minus this.
 KEY_SPEED = 1.15
@@ -59,7 +58,7 @@ def figures(
 
     names = sorted({prediction.scenario for prediction in predictions})
     return {
-        "units": {axis: VELOCITY_UNITS[VELOCITY_AXES.index(axis)] for axis in axes},
+        "units": {axis: AXIS_UNITS[AXES.index(axis)] for axis in axes},
         "all": summed(predictions),
         "scenarios": {name: summed([each for each in predictions if each.scenario == name]) for name in names},
     }
@@ -108,5 +107,5 @@ def confusion(said: np.ndarray, meant: np.ndarray, axes: Sequence[str]) -> dict[
 def direction_name(keys: Sequence[int], axes: Sequence[str]) -> str:
     """Return the words for one key per axis (-1, 0, 1), such as `forward + turn left`."""
     pressed = {axis: key for axis, key in zip(axes, keys) if key}
-    words = [_WORDS[axis][int(pressed[axis] > 0)] for axis in VELOCITY_AXES if axis in pressed]
+    words = [_WORDS[axis][int(pressed[axis] > 0)] for axis in AXES if axis in pressed]
     return " + ".join(words) or _STOP

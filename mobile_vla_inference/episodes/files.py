@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, InstructionError, check_instruction
 from mobile_vla_inference.episodes.hdf5 import (
     EpisodeError,
     dataset,
@@ -35,6 +34,9 @@ from mobile_vla_inference.episodes.hdf5 import (
     text_of,
 )
 from mobile_vla_inference.episodes.survey import survey
+from mobile_vla_inference.errors import InstructionError
+from mobile_vla_inference.frames import MAX_FRAME_SIDE_PX
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.outside_files import read_json
 
 SUFFIXES = (".h5", ".hdf5")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.outside_files import check_regular
 
 try:

@@ -27,10 +27,16 @@ from transformers import (
     Kosmos2Model,
 )
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.config import STOCK_HEAD_DIM, HeadLayer, HybridConfig, PolicySettings, VisionTower
-from mobile_vla_inference.policy.family import solve_fusion_features
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.preprocess import Prompt
+from mobile_vla_inference.policy.storage.config import (
+    STOCK_HEAD_DIM,
+    HeadLayer,
+    HybridConfig,
+    PolicySettings,
+    VisionTower,
+)
+from mobile_vla_inference.policy.storage.layout import solve_fusion_features
 
 #: What the cell carries from step to step: (h, c) of an LSTM, h of a GRU or RNN; each [layers, hidden].
 HiddenState = tuple[torch.Tensor, torch.Tensor] | torch.Tensor

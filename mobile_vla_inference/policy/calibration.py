@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobile_vla_inference.border import CheckpointError, reduce_frame
+from mobile_vla_inference.action import AXES, training_values
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.policy.architecture import ActionHead, HybridModel
 from mobile_vla_inference.policy.checkpoint import Checkpoint, load_model
-from mobile_vla_inference.policy.config import ACTION_AXES, FUSION_FEATURES, PolicySettings
-from mobile_vla_inference.policy.family import solve_fusion_features
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
-from mobile_vla_inference.policy.processors import ProcessorFolders
-from mobile_vla_inference.policy.training_units import training_values
+from mobile_vla_inference.policy.storage.checkpoint_files import ProcessorFolders
+from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, PolicySettings
+from mobile_vla_inference.policy.storage.layout import solve_fusion_features
 
 #: What is tried for each setting, where policy.json does not confirm it.
 CANDIDATES: dict[str, tuple[Any, ...]] = {
@@ -295,6 +296,6 @@ def _head_trials(
         actions = head.to(outputs).eval()(outputs).float().cpu().numpy().astype(np.float64)
         for command_values in _combinations(tried, ("action_axes", "action_scale")):
             chosen = replace(settings, **command_values)
-            columns = [ACTION_AXES.index(axis) for axis in chosen.action_axes]
+            columns = [AXES.index(axis) for axis in chosen.action_axes]
             goal = training_values(goals[:, columns], chosen.action_scale, chosen.action_offset)
             yield {**head_values, **command_values}, float(np.abs(actions - goal).mean())

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import read_json
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
-from mobile_vla_inference.policy.family import (
+from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.storage.fingerprint import fingerprint
+from mobile_vla_inference.policy.storage.hash_cache import disk_state
+from mobile_vla_inference.policy.storage.layout import (
     check_trained_cell_depth,
     infer_config,
     is_block_matrix,
     is_token_embedding,
     solve_fusion_features,
 )
-from mobile_vla_inference.policy.fingerprint import fingerprint
-from mobile_vla_inference.policy.hash_cache import disk_state
-from mobile_vla_inference.policy.number_types import ITEM_BYTES
-from mobile_vla_inference.policy.settings_file import load_settings, settings_path
-from mobile_vla_inference.policy.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
+from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
+from mobile_vla_inference.policy.storage.settings_file import load_settings, settings_path
+from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,7 @@ def load_model(
     import torch
 
     from mobile_vla_inference.policy.architecture import HybridModel
-    from mobile_vla_inference.policy.quantize import use_int8_linears, use_widening_modules
+    from mobile_vla_inference.policy.engines.quantize import use_int8_linears, use_widening_modules
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)

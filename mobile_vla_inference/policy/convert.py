@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobile_vla_inference import __version__
-from mobile_vla_inference.border import CheckpointError, write_text_atomically
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.checkpoint import (
     CONFIG_FILE,
     MODEL_TYPE,
@@ -35,18 +36,18 @@ from mobile_vla_inference.policy.checkpoint import (
     open_checkpoint,
     require_finite,
 )
-from mobile_vla_inference.policy.checksums import CHECKSUMS_FILE, sha256_of, write_checksums
-from mobile_vla_inference.policy.config import TOWERS, HybridConfig
-from mobile_vla_inference.policy.family import is_block_matrix, parameter_counts, tensor_shapes, with_layers
-from mobile_vla_inference.policy.folder_swap import StagedFolder
-from mobile_vla_inference.policy.safetensors_writer import TensorSpec, in_aligned_order, write_safetensors
-from mobile_vla_inference.policy.settings_file import save_settings
-from mobile_vla_inference.policy.tensor_index import SCALE_SUFFIX, SHARD_INDEX_FILE, TensorEntry
+from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE, sha256_of, write_checksums
+from mobile_vla_inference.policy.storage.config import TOWERS, HybridConfig
+from mobile_vla_inference.policy.storage.folder_swap import StagedFolder
+from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes, with_layers
+from mobile_vla_inference.policy.storage.safetensors_writer import TensorSpec, in_aligned_order, write_safetensors
+from mobile_vla_inference.policy.storage.settings_file import save_settings
+from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, SHARD_INDEX_FILE, TensorEntry
 
 if TYPE_CHECKING:
     import torch
 
-    from mobile_vla_inference.policy.processors import ProcessorFolders
+    from mobile_vla_inference.policy.storage.checkpoint_files import ProcessorFolders
 
 #: Called with the bytes of the source done so far and in all.
 Progress = Callable[[int, int], None]
@@ -178,7 +179,7 @@ def _find_processors(
     checkpoint: Checkpoint, processors: Path | str | None
 ) -> tuple[ProcessorFolders | None, tuple[str, ...]]:
     """Return the tokenizer folders; without them, unless they were named, None and a warning."""
-    from mobile_vla_inference.policy.processors import find_processors, processor_folders
+    from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
 
     try:
         return processor_folders(find_processors(checkpoint.path, processors), checkpoint.config), ()
@@ -321,7 +322,7 @@ class _Job:
         """Return some rows of a source's tensor as the new file has them."""
         import torch
 
-        from mobile_vla_inference.policy.quantize import quantize, row_scales
+        from mobile_vla_inference.policy.engines.quantize import quantize, row_scales
 
         if output.is_scale:
             return row_scales(rows)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mobile_vla_inference.border import CheckpointError, InstructionError
+from mobile_vla_inference.errors import CheckpointError, InstructionError
 from mobile_vla_inference.outside_files import read_json, read_text
-from mobile_vla_inference.policy.config import (
+from mobile_vla_inference.policy.storage.checkpoint_files import IMAGE_END, IMAGE_START, KOSMOS_TAGS, ProcessorFolders
+from mobile_vla_inference.policy.storage.config import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
@@ -25,7 +26,6 @@ from mobile_vla_inference.policy.config import (
     HybridConfig,
     PolicySettings,
 )
-from mobile_vla_inference.policy.processors import IMAGE_END, IMAGE_START, KOSMOS_TAGS, ProcessorFolders
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,39 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobile_vla_inference.border import (
-    Action,
-    InstructionError,
-    MobileVlaError,
-    check_instruction,
-    reduce_frame,
-)
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
+from mobile_vla_inference.action import Action
+from mobile_vla_inference.errors import DeviceError, InstructionError
+from mobile_vla_inference.frames import reduce_frame
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 
 if TYPE_CHECKING:
     import torch
 
     from mobile_vla_inference.policy.architecture import HybridModel
-    from mobile_vla_inference.policy.engine import Engine
+    from mobile_vla_inference.policy.engines.engine import Engine
     from mobile_vla_inference.policy.preprocess import InstructionEncoder
-
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-#: How a step runs: `graph` (one captured CUDA graph), `flat` (the same arithmetic, operation by operation), `eager`
-#: (transformers' modules: the reference); `auto` takes the fastest that runs on the device.
-ENGINES = ("auto", "graph", "compiled", "packed", "flat", "eager")
 
 _WARM_UP_STEPS = 3
 _WARM_UP_INSTRUCTION = "warm up"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
-
-
-class DeviceError(MobileVlaError):
-    """The device or number type asked for can't be used here."""
-
-
-class PolicyError(MobileVlaError):
-    """The policy computed something that is no action."""
 
 
 class VlaPolicy:
@@ -108,10 +92,10 @@ class VlaPolicy:
             os.environ[variable] = "1"
         # Imported here: huggingface_hub reads the variables above when it is imported.
         from mobile_vla_inference.policy.checkpoint import open_checkpoint
-        from mobile_vla_inference.policy.engine_choice import load_engine
-        from mobile_vla_inference.policy.family import parameter_counts
+        from mobile_vla_inference.policy.engines.choice import load_engine
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
-        from mobile_vla_inference.policy.processors import find_processors, processor_folders
+        from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
+        from mobile_vla_inference.policy.storage.layout import parameter_counts
 
         report = progress or (lambda stage: None)
         torch_device = _device(device)
@@ -182,8 +166,8 @@ class VlaPolicy:
     def describe(self) -> dict[str, Any]:
         """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings.
 
-        `checkpoint_id` is the fingerprint of the content (policy/fingerprint.py): the same weights have the same one
-        wherever they lie, and other weights have another one.
+        `checkpoint_id` is the fingerprint of the content (storage/fingerprint.py): the same weights have the same
+        one wherever they lie, and other weights have another one.
         """
         return dict(self._description)
 

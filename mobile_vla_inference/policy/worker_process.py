@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobile_vla_inference.border import MAX_MESSAGE_BYTES, MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy

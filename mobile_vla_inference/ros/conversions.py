@@ -15,7 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mobile_vla_inference.border import FrameError, check_frame_size, check_picture, decode_image
+from mobile_vla_inference.errors import FrameError
+from mobile_vla_inference.frames import check_frame_size, check_picture, decode_image
 
 JPEG_QUALITY = 85
 

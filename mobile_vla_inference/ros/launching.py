@@ -18,7 +18,7 @@ from rclpy.expand_topic_name import expand_topic_name
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from rclpy.validate_namespace import validate_namespace
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.parameter_files import expand_home, file_parameters
 from mobile_vla_inference.ros.startup import END_WITH, without_places
 

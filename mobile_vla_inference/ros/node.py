@@ -42,14 +42,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
-from mobile_vla_inference.border import (
-    FrameError,
-    InstructionError,
-    MobileVlaError,
-    check_instruction,
-    reduce_frame,
-)
-from mobile_vla_inference.control.action import STANDSTILL, ActionMapping, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, ActionMapping, VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import ADVICE, STALL_S, CommandGate, Decision, Reason
 from mobile_vla_inference.control.leave import LeaveRequest
@@ -73,6 +66,9 @@ from mobile_vla_inference.control.worker import (
     WorkerOptions,
     WorkerState,
 )
+from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
+from mobile_vla_inference.frames import reduce_frame
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.ros import conversions
 from mobile_vla_inference.ros.clock import missing_clock
 from mobile_vla_inference.ros.diagnostics import ERROR, OK, WARN, diagnostic_status

@@ -7,7 +7,7 @@ import difflib
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 #: How many parameters a misspelt name may stand for: the limit of a speed is one of several.
 _NEAREST = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 _SECTION = "ros__parameters"
 

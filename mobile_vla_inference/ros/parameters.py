@@ -16,9 +16,9 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.control.action import AXES, ActionMapping
+from mobile_vla_inference.action import AXES, ActionMapping
 from mobile_vla_inference.control.gate import GateLimits
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.overrides import given_parameters
 from mobile_vla_inference.ros.parameter_files import expand_home
 

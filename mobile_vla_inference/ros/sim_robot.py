@@ -35,8 +35,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from mobile_vla_inference.border import MAX_FRAME_SIDE_PX, MobileVlaError
-from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.frames import MAX_FRAME_SIDE_PX
 from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
 from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
 from mobile_vla_inference.ros.sim_views import BASE_FRAME, ODOM_FRAME, layout_markers, robot_transforms

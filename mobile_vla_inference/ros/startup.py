@@ -27,8 +27,8 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rclpy.validate_namespace import validate_namespace
 
-from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.control.output_pump import OutputPump
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.parameter_files import file_parameters, says_for
 
 #: The option by which a launch file ties a node to itself: end with this process.

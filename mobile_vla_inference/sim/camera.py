@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mobile_vla_inference.border import list_frames, read_image
+from mobile_vla_inference.frames import list_frames, read_image
 from mobile_vla_inference.sim.robot import Pose
 
 #: Side of the square after which the world repeats, metres.

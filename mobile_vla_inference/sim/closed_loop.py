@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.sim.expert import Expert, path_length_m
 from mobile_vla_inference.sim.renderer import Renderer
 from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout

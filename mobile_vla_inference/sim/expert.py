@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, ROBOT_RADIUS_M, STOP_M, World
 
 _MARGIN_M = 0.22

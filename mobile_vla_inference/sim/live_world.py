@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 from mobile_vla_inference.sim.expert import Expert, path_length_m
 from mobile_vla_inference.sim.renderer import Renderer
 from mobile_vla_inference.sim.robot import Pose

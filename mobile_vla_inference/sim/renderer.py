@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.sim.scenarios import (
     CONE_HEIGHT_M,

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.control.action import VelocityCommand
+from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.closed_loop import Watcher
 from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
 from mobile_vla_inference.sim.world import ROBOT_RADIUS_M, World

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobile_vla_inference.control.action import STANDSTILL, VelocityCommand
+from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
 

@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_vla_inference.bags.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS
-from mobile_vla_inference.border import MobileVlaError
-from mobile_vla_inference.policy.checkpoint_files import SETTINGS_FILE, processor_places, settings_path
+from mobile_vla_inference.episodes.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy.storage.checkpoint_files import SETTINGS_FILE, processor_places, settings_path
 
 #: The published policy's period, for whom nothing else tells one.
 STEP_PERIOD_S = 0.3

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mobile_vla_inference.border import MobileVlaError, write_text_atomically
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.inspect import memory_needs

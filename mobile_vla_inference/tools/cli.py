@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference import __version__
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 #: Subcommand -> its module in tools/ and its line in the overview.
 TOOLS = {
     "bag-to-episodes": ("bag_to_episodes", "make HDF5 episodes from a bag with images, instruction and cmd_vel"),
-    "bench": ("bench", "measure loading, a policy step, the running node and how it stops"),
+    "bench": ("bench.command", "measure loading, a policy step, the running node and how it stops"),
     "budget": ("budget", "tell whether a policy fits a board of 8 or 16 GB, item by item"),
     "console": ("console", "ask a policy by hand at a prompt: infer, benchmark, memory, ..."),
     "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
     "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
-    "drill": ("drill", "inject every fault into a running node and time how it stops the robot"),
+    "drill": ("drill.command", "inject every fault into a running node and time how it stops the robot"),
     "drive": ("drive", "let a policy drive in the simulated world, and count how often it does what it was told"),
     "episodes-to-bag": ("episodes_to_bag", "make bags from HDF5 episodes"),
     "evaluate": ("evaluate", "run a checkpoint over recorded HDF5 episodes, or find its settings by them"),

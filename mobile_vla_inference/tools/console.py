@@ -19,9 +19,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mobile_vla_inference.bags.timing import percentiles_ms
-from mobile_vla_inference.border import InstructionError, MobileVlaError, check_instruction
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.errors import InstructionError, MobileVlaError
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.replay.timing import percentiles_ms
 from mobile_vla_inference.tools.console_session import (
     ConsoleSession,
     Frames,

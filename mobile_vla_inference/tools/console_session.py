@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 import psutil
 
-from mobile_vla_inference.border import FrameError, MobileVlaError, list_frames, read_image
-from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.control.memory import MIB
+from mobile_vla_inference.errors import FrameError, MobileVlaError
+from mobile_vla_inference.frames import list_frames, read_image
 from mobile_vla_inference.sim.camera import WORLD_M, SimulatedCamera
 from mobile_vla_inference.sim.robot import Pose
 

@@ -22,19 +22,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.border import (
-    CheckpointError,
-    InstructionError,
-    MobileVlaError,
-    check_instruction,
-    list_frames,
-    write_text_atomically,
-)
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import CheckpointError, InstructionError, MobileVlaError
+from mobile_vla_inference.frames import list_frames
+from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.processes import NodeProcess, run_tool
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
-from mobile_vla_inference.tools import ros_environment
 from mobile_vla_inference.tools.arguments import check_output
-from mobile_vla_inference.tools.child_process import NodeProcess, run_tool
 from mobile_vla_inference.tools.drive import SMALL_POLICY
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_vla_inference import __version__
-from mobile_vla_inference.border import MobileVlaError, write_text_atomically
-from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.closed_loop import (
     CAMERAS,
     EpisodeResult,

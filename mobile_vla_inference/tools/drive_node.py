@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.processes import NodeProcess
 from mobile_vla_inference.sim.closed_loop import EpisodeResult, EpisodeTask
 from mobile_vla_inference.sim.world import (
     ANGULAR_ACCELERATION_RADPS2,
@@ -21,8 +23,6 @@ from mobile_vla_inference.sim.world import (
     MAX_ANGULAR_RADPS,
     MAX_LINEAR_MPS,
 )
-from mobile_vla_inference.tools import ros_environment
-from mobile_vla_inference.tools.child_process import NodeProcess
 from mobile_vla_inference.tools.demo import require_rclpy
 
 _NODE_NAME = "vla_node"
@@ -129,7 +129,7 @@ def node_driver(checkpoint: Path, base: str, first: EpisodeTask) -> Iterator[Nod
             cleanup.callback(process.stop, _STOP_LIMIT_S)
             processes.append(process)
 
-        from mobile_vla_inference.tools.drive_graph import DriveGraph
+        from mobile_vla_inference.harness.world_client import DriveGraph
 
         graph = DriveGraph(_NODE_NAME, _ROBOT_NAME)
         cleanup.callback(graph.close)

@@ -9,9 +9,9 @@ import numpy as np
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
-from mobile_vla_inference.border import MobileVlaError
 from mobile_vla_inference.episodes.files import Episode
 from mobile_vla_inference.episodes.step_period import episode_period, episode_stamps, named
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import add_period_argument
 from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
 from mobile_vla_inference.tools.make_bag import (

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobile_vla_inference.bags.comparison import BASELINES
-from mobile_vla_inference.bags.result import VELOCITY_AXES
+from mobile_vla_inference.action import AXES, clipped_shares
+from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.bags.step_period import resample_advice
-from mobile_vla_inference.border import CheckpointError, InstructionError, check_instruction, write_text_atomically
+from mobile_vla_inference.episodes.comparison import BASELINES
 from mobile_vla_inference.episodes.figures import KEY_SPEED, Prediction, figures
 from mobile_vla_inference.episodes.files import (
     CHANNEL_ORDERS,
@@ -30,8 +30,10 @@ from mobile_vla_inference.episodes.files import (
     read_instructions,
 )
 from mobile_vla_inference.episodes.step_period import episode_period
-from mobile_vla_inference.policy.training_units import clipped_shares
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.errors import CheckpointError, InstructionError
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.tools.arguments import check_output, count, positive_number
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ def predict(policy: VlaPolicy, episodes: Sequence[Episode]) -> list[Prediction]:
     from tqdm import tqdm
 
     settings = policy.settings
-    columns = [VELOCITY_AXES.index(axis) for axis in settings.action_axes]
+    columns = [AXES.index(axis) for axis in settings.action_axes]
     scale, offset = np.array(settings.action_scale), np.array(settings.action_offset)
     predictions = []
     with tqdm(total=sum(len(each.commands) for each in episodes), unit="step", delay=1, disable=None) as bar:
@@ -194,7 +196,7 @@ def _notes(policy: dict[str, Any], episodes: Sequence[Episode], key_speed: float
             f"settings {', '.join(policy['assumed_settings'])} are assumed: the figures may be those of another "
             "policy; see --calibrate"
         )
-    for column, axis in enumerate(VELOCITY_AXES):
+    for column, axis in enumerate(AXES):
         driven = sum(int(np.count_nonzero(each.commands[:, column])) for each in episodes)
         if driven and axis not in policy["action_axes"]:
             notes.append(
@@ -202,7 +204,7 @@ def _notes(policy: dict[str, Any], episodes: Sequence[Episode], key_speed: float
                 "not compared"
             )
     axes = policy["action_axes"]
-    driven = np.concatenate([each.commands for each in episodes])[:, [VELOCITY_AXES.index(axis) for axis in axes]]
+    driven = np.concatenate([each.commands for each in episodes])[:, [AXES.index(axis) for axis in axes]]
     shares = clipped_shares(driven, policy["action_scale"], policy["action_offset"])
     notes += [
         f"{share:.1%} of the recorded {axis} is beyond the {scale:g} that one unit stands for (action_scale): clipped "
@@ -310,7 +312,7 @@ def _calibrate(args: argparse.Namespace, episodes: Sequence[Episode]) -> int:
 
     from mobile_vla_inference.policy.calibration import Drive, calibrate
     from mobile_vla_inference.policy.checkpoint import open_checkpoint
-    from mobile_vla_inference.policy.processors import find_processors, processor_folders
+    from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
 
     checkpoint = open_checkpoint(args.checkpoint)
     val_mae = _stored_error(checkpoint, args.val_mae)
@@ -398,7 +400,7 @@ def _trials_json(args: argparse.Namespace, found: Calibration, val_mae: float) -
 def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm: int | None) -> None:
     """Write the settings: the best values as assumed; confirmed only what is beyond doubt, or what a person chose."""
     from mobile_vla_inference.policy.calibration import CHANCE_LIMIT
-    from mobile_vla_inference.policy.settings_file import confirm_command, save_settings
+    from mobile_vla_inference.policy.storage.settings_file import confirm_command, save_settings
 
     if confirm is not None and confirm > len(found.trials):
         raise CheckpointError(f"--confirm is {confirm}, expected 1 to {len(found.trials)}; choose a line of the table")

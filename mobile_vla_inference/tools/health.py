@@ -12,7 +12,8 @@ import os
 import time
 from pathlib import Path
 
-from mobile_vla_inference.border import MobileVlaError, write_text_atomically
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "tell whether a running vla_node is well, by its own diagnostics"

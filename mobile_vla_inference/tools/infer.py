@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference import __version__
-from mobile_vla_inference.border import (
-    InstructionError,
-    check_instruction,
-    list_frames,
-    read_image,
-    write_text_atomically,
-)
-from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import InstructionError
+from mobile_vla_inference.frames import list_frames, read_image
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "run a checkpoint over a folder of images"

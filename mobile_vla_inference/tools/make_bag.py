@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mobile_vla_inference.bags.frames_folder import RecordedFrame, read_frames_folder
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
-from mobile_vla_inference.border import FrameError, InstructionError, check_instruction, read_image
+from mobile_vla_inference.episodes.frames_folder import RecordedFrame, read_frames_folder
+from mobile_vla_inference.errors import FrameError, InstructionError
+from mobile_vla_inference.frames import read_image
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.tools.arguments import add_full_speed_arguments, full_speeds
 
 HELP = "make a bag from a folder with images/ and actions.csv"

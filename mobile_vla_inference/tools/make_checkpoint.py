@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mobile_vla_inference.border import CheckpointError
-from mobile_vla_inference.policy.config import SIZES, family_member
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.config import SIZES, family_member
 
 HELP = "write a synthetic checkpoint in the published layout"
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; return the exit status."""
     from tqdm import tqdm
 
-    from mobile_vla_inference.policy.make_checkpoint import make_checkpoint  # torch: only when it is needed
+    from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint  # torch: only when it is needed
 
     if args.variant == "pure" and args.fusion_in is not None:
         raise CheckpointError("--fusion-in was given, but the pure variant has no fusion layer; leave it out")

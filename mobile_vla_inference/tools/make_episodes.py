@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, training_sentences
 from mobile_vla_inference.tools.arguments import check_output, count
 
@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Record the episodes; return the exit status."""
     from tqdm import tqdm
 
-    from mobile_vla_inference.policy.processors import find_processors, write_processors
+    from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
+    from mobile_vla_inference.policy.synthetic.processors import write_processors
     from mobile_vla_inference.training.dataset import write_lessons
     from mobile_vla_inference.training.network import loaded_model, starting_member
     from mobile_vla_inference.training.rollout import RecorderPool, draw_tasks

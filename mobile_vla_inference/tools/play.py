@@ -28,7 +28,7 @@ from mobile_vla_inference.bags.reader import (
     BagReader,
     Topic,
 )
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import positive_number, time_s
 from mobile_vla_inference.tools.demo import require_rclpy
 
@@ -178,7 +178,7 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    from mobile_vla_inference.tools.bag_graph import BagPlayer
+    from mobile_vla_inference.harness.bag_graph import BagPlayer
 
     asked = {old for old, _ in args.remap}
     fed = [name for name in targets if _is_fed(bag.topics[name])]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED, BagError
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
-from mobile_vla_inference.border import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import positive_number
 from mobile_vla_inference.tools.demo import require_rclpy
 from mobile_vla_inference.tools.play import stop_event
@@ -23,7 +23,7 @@ from mobile_vla_inference.tools.play import stop_event
 if TYPE_CHECKING:
     from rclpy.executors import Executor
 
-    from mobile_vla_inference.tools.bag_graph import BagRecorder
+    from mobile_vla_inference.harness.bag_graph import BagRecorder
 
 HELP = "record images, instruction, cmd_vel and diagnostics to a bag"
 
@@ -72,7 +72,7 @@ def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) 
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from mobile_vla_inference.tools.bag_graph import BagRecorder
+    from mobile_vla_inference.harness.bag_graph import BagRecorder
 
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:

@@ -12,24 +12,21 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.bags.comparison import BASELINES
+from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReader, typestore
-from mobile_vla_inference.bags.replay import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
-from mobile_vla_inference.bags.result import ReplayFrame, ReplayResult, Velocity
-from mobile_vla_inference.bags.summary import difference, limits_sentence, read_steps, result_json
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
-from mobile_vla_inference.border import (
-    CheckpointError,
-    InstructionError,
-    MobileVlaError,
-    check_instruction,
-    write_text_atomically,
-)
-from mobile_vla_inference.policy.vla_policy import DEVICES, DTYPES, ENGINES, VlaPolicy
+from mobile_vla_inference.episodes.comparison import BASELINES
+from mobile_vla_inference.errors import CheckpointError, InstructionError, MobileVlaError
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.replay.offline import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
+from mobile_vla_inference.replay.rerun_recording import require_rerun, write_recording
+from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
+from mobile_vla_inference.replay.summary import difference, limits_sentence, read_steps, result_json
 from mobile_vla_inference.tools.arguments import HTML_OUTPUT, JSON_OUTPUT, RERUN_OUTPUT, check_output, count
 from mobile_vla_inference.tools.make_bag import header_message, twist_message
-from mobile_vla_inference.tools.rerun_recording import require_rerun, write_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     _check(args, options)
     if args.node:
-        from mobile_vla_inference.tools.replay_node import replay_node
+        from mobile_vla_inference.replay.through_node import replay_node
 
         result, other = replay_node(args.bag, args.checkpoint.resolve(), options, _node_parameters(args)), None
     else:
@@ -97,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_text_atomically(args.json, result_json(result, other))
     if args.report is not None:
-        from mobile_vla_inference.tools.report import write_report
+        from mobile_vla_inference.replay.report import write_report
 
         write_report(result, args.report, other)
     if args.rerun is not None:

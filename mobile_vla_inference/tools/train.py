@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.bags.result import VELOCITY_AXES
-from mobile_vla_inference.border import MobileVlaError, check_instruction
+from mobile_vla_inference.action import AXES
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.scenarios import training_sentences
 from mobile_vla_inference.tools.arguments import (
     add_full_speed_arguments,
@@ -24,7 +25,7 @@ from mobile_vla_inference.tools.arguments import (
 )
 
 if TYPE_CHECKING:
-    from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
+    from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
     from mobile_vla_inference.training.agreement import Agreement, Start
     from mobile_vla_inference.training.dataset import Lesson
     from mobile_vla_inference.training.network import SequenceModel
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse what would overwrite the inputs, or, without --force or --resume, anything that exists."""
-    from mobile_vla_inference.policy.checkpoint_files import processor_places
+    from mobile_vla_inference.policy.storage.checkpoint_files import processor_places
     from mobile_vla_inference.training.saving import training_path, written_paths
 
     in_world = args.episodes == WORLD
@@ -217,7 +218,8 @@ def _network(
 ) -> tuple[SequenceModel, Path]:
     """Return the network to train and the folder of its processors."""
     from mobile_vla_inference.policy.preprocess import InstructionEncoder
-    from mobile_vla_inference.policy.processors import find_processors, processor_folders, write_processors
+    from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
+    from mobile_vla_inference.policy.synthetic.processors import write_processors
     from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_model
 
     if args.init in _SIZES:
@@ -238,8 +240,8 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
     """Run the course; what it has recorded lies beside the checkpoint until it is done."""
     from tqdm import tqdm
 
-    from mobile_vla_inference.sim.sight import SIGHT
-    from mobile_vla_inference.training import course as courses
+    from mobile_vla_inference.sim.auxiliary_targets import SIGHT
+    from mobile_vla_inference.training import curriculum as courses
     from mobile_vla_inference.training.rollout import RecorderPool
     from mobile_vla_inference.training.saving import episodes_path, load_progress, save_progress
     from mobile_vla_inference.training.trainer import Store, Trainer
@@ -452,8 +454,8 @@ def _scale(text: str) -> tuple[float, ...]:
 
 def _axes(text: str) -> tuple[str, ...]:
     axes = tuple(text.split(","))
-    if not set(axes) <= set(VELOCITY_AXES) or len(set(axes)) < len(axes):
-        raise argparse.ArgumentTypeError(f"{text} names other than {', '.join(VELOCITY_AXES)}, each once")
+    if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
+        raise argparse.ArgumentTypeError(f"{text} names other than {', '.join(AXES)}, each once")
     return axes
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mobile_vla_inference.border import CheckpointError, write_text_atomically
-from mobile_vla_inference.policy.checksums import verify_folder
-from mobile_vla_inference.policy.settings_file import SETTINGS_FILE, confirm_command
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.checksums import verify_folder
+from mobile_vla_inference.policy.storage.settings_file import SETTINGS_FILE, confirm_command
 from mobile_vla_inference.tools.arguments import check_output
 
 HELP = "check every file of a converted folder by its hash"

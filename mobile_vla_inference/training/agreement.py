@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mobile_vla_inference.bags.result import VELOCITY_AXES, VELOCITY_UNITS
+from mobile_vla_inference.action import AXES, AXIS_UNITS, clipped_shares
 from mobile_vla_inference.bags.step_period import StepPeriod, StepPeriodError, common_period, resample_advice
-from mobile_vla_inference.policy.config import PolicySettings
-from mobile_vla_inference.policy.training_units import clipped_shares
+from mobile_vla_inference.policy.storage.config import PolicySettings
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
 from mobile_vla_inference.training.dataset import Lesson, TrainingError
 
@@ -110,7 +109,7 @@ def check_world(start: Start, options: Options) -> Agreement:
     if options.action_scale is not None:
         settings = replace(settings, action_scale=options.action_scale)
     for axis, speed in (("linear.x", MAX_LINEAR_MPS), ("angular.z", MAX_ANGULAR_RADPS)):
-        unit = VELOCITY_UNITS[VELOCITY_AXES.index(axis)]
+        unit = AXIS_UNITS[AXES.index(axis)]
         if axis not in settings.action_axes:
             raise TrainingError(
                 f"{start.name} drives {', '.join(settings.action_axes)}, but the world's expert moves along {axis}; "
@@ -182,7 +181,7 @@ def _known(start: Start, setting: str) -> bool:
 def _check_axes(commands: np.ndarray, axes: Sequence[str], options: Options) -> list[str]:
     """Refuse what the policy's axes can't say and what can't be m/s or rad/s; return what is odd."""
     notes = []
-    for axis, unit, values, most in zip(VELOCITY_AXES, VELOCITY_UNITS, commands.T, _PLAUSIBLE):
+    for axis, unit, values, most in zip(AXES, AXIS_UNITS, commands.T, _PLAUSIBLE):
         fastest = float(np.abs(values).max())
         share = float((np.abs(values) > _AT_REST).mean())
         if axis not in axes:
@@ -221,7 +220,7 @@ def _agreed_scale(commands: np.ndarray, start: Start, options: Options) -> tuple
     """Return the scale and a sentence for each axis; raise TrainingError where too much of the recording is beyond."""
     settings = start.settings
     axes = settings.action_axes
-    driven = commands[:, [VELOCITY_AXES.index(axis) for axis in axes]]
+    driven = commands[:, [AXES.index(axis) for axis in axes]]
     offset = np.asarray(settings.action_offset)
     needed = np.abs(driven - offset).max(axis=0)
     if options.action_scale is not None:
@@ -258,7 +257,7 @@ def _agreed_scale(commands: np.ndarray, start: Start, options: Options) -> tuple
 
 
 def _with_unit(name: str, value: float, axis: str = "") -> str:
-    unit = VELOCITY_UNITS[VELOCITY_AXES.index(axis or name)]
+    unit = AXIS_UNITS[AXES.index(axis or name)]
     return f"{name} {value:.4g} {unit}".strip()
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mobile_vla_inference.bags.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS, read_frames_folder
 from mobile_vla_inference.bags.step_period import StepPeriod, period_of_stamps
-from mobile_vla_inference.border import MobileVlaError, check_instruction, read_image, reduce_frame
+from mobile_vla_inference.episodes.frames_folder import FULL_ANGULAR_RADPS, FULL_LINEAR_MPS, read_frames_folder
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.frames import read_image, reduce_frame
+from mobile_vla_inference.instructions import check_instruction
 
 
 class TrainingError(MobileVlaError):

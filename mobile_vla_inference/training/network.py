@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobile_vla_inference.border import CheckpointError
+from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.architecture import HiddenState, HybridModel
 from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
-from mobile_vla_inference.policy.config import (
+from mobile_vla_inference.policy.preprocess import InstructionEncoder, PixelScaling, Prompt
+from mobile_vla_inference.policy.storage.config import (
     SIZES,
     Cell,
     HeadLayer,
@@ -27,9 +28,8 @@ from mobile_vla_inference.policy.config import (
     VisionTower,
     family_member,
 )
-from mobile_vla_inference.policy.make_checkpoint import synthetic_settings
-from mobile_vla_inference.policy.preprocess import InstructionEncoder, PixelScaling, Prompt
-from mobile_vla_inference.policy.synthetic_weights import parameter_values
+from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
+from mobile_vla_inference.policy.synthetic.weights import parameter_values
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
 
 #: Parts that the original training moved; Kosmos-2 and CLIP were frozen.
@@ -55,7 +55,7 @@ def starting_member(size: str, axes: Sequence[str] | None = None) -> tuple[Hybri
 
     Args:
         size: one of START_SIZES.
-        axes: what it drives, some of ACTION_AXES; None: linear.x and angular.z.
+        axes: what it drives, some of AXES; None: linear.x and angular.z.
     """
     if size != "world":
         config = family_member(size, "hybrid")

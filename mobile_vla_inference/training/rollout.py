@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from mobile_vla_inference.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.bags.step_period import StepPeriod
-from mobile_vla_inference.border import reduce_frame
-from mobile_vla_inference.control.action import ActionMapping, VelocityCommand
+from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.config import HybridConfig, PolicySettings
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.processors import processor_folders
+from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
+from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.sim.auxiliary_targets import sight
 from mobile_vla_inference.sim.expert import Expert
 from mobile_vla_inference.sim.renderer import Renderer
 from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, with_unknown_word
-from mobile_vla_inference.sim.sight import sight
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, World
 from mobile_vla_inference.training.dataset import Lesson
 from mobile_vla_inference.training.network import SequenceModel

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from mobile_vla_inference.border import write_text_atomically
-from mobile_vla_inference.policy.checkpoint_files import processor_places, settings_path
-from mobile_vla_inference.policy.settings_file import save_settings
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.policy.storage.checkpoint_files import processor_places, settings_path
+from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.training.dataset import TrainingError
 from mobile_vla_inference.training.trainer import Trainer
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from mobile_vla_inference.action import AXES, training_values
 from mobile_vla_inference.policy.architecture import HiddenState
-from mobile_vla_inference.policy.config import ACTION_AXES, PolicySettings
-from mobile_vla_inference.policy.training_units import training_values
+from mobile_vla_inference.policy.storage.config import PolicySettings
 from mobile_vla_inference.training.dataset import Lesson
 from mobile_vla_inference.training.network import SequenceModel, Texts, trained_parameters
 
@@ -96,7 +96,7 @@ class Store:
 
 def targets_of(commands: np.ndarray, settings: PolicySettings) -> np.ndarray:
     """Turn commands [steps, 3] into what the policy should say, float32 [steps, actions]."""
-    columns = [ACTION_AXES.index(axis) for axis in settings.action_axes]
+    columns = [AXES.index(axis) for axis in settings.action_axes]
     return training_values(commands[:, columns], settings.action_scale, settings.action_offset).astype(np.float32)
 
 

@@ -1,0 +1,64 @@
+"""FlatEngine: the flat arithmetic of forward.py, run operation by operation; the engine of the CPU.
+
+It is what GraphEngine captures, so everything but the kernels is tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mobile_vla_inference.policy.architecture import HybridModel
+from mobile_vla_inference.policy.engines.engine import require_finite_answer
+from mobile_vla_inference.policy.engines.forward import FlatModel, Instruction, Operations
+from mobile_vla_inference.policy.preprocess import Prompt
+
+
+class FlatEngine:
+    """Run the flat arithmetic at once, on any device."""
+
+    def __init__(
+        self, model: HybridModel, operations: Operations, device: torch.device, *, quantized: bool = False
+    ) -> None:
+        """See FlatModel for the arguments."""
+        self.flat = FlatModel(model, operations, device, quantized=quantized)
+        self._device = device
+        self._instruction: Instruction | None = None
+        self._state = self.flat.initial_state()
+
+    def set_instruction(self, prompt: Prompt, clip_ids: torch.Tensor | None) -> None:
+        """Take the tokens of a new instruction; the hidden state stays."""
+        self._instruction = self.flat.instruction(prompt, clip_ids)
+
+    @torch.inference_mode()
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        """Map a frame, uint8 RGB [image_size, image_size, 3], to an action, float32 [actions]; advance the state.
+
+        Raises:
+            PolicyError: the action or the state is not finite; the state is reset.
+        """
+        pixels = torch.tensor(frame, device=self._device)  # a copy: the frame may be read-only, or shared memory
+        actions, self._state = self.flat.step(pixels, self._instruction, self._state)
+        answer = torch.cat([actions, state_magnitude(self._state)]).cpu().numpy()
+        return require_finite_answer(answer, self.reset)
+
+    @torch.inference_mode()
+    def features(self, frame: np.ndarray) -> np.ndarray:
+        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+        return self.flat.fused_features(torch.tensor(frame, device=self._device), self._instruction).cpu().numpy()
+
+    def parts(self, frame: np.ndarray) -> dict[str, Callable[[], object]]:
+        """Return the parts of a step on a frame, to be timed one by one; see FlatModel.parts."""
+        return self.flat.parts(torch.tensor(frame, device=self._device), self._instruction, self._state)
+
+    def reset(self) -> None:
+        """Clear the hidden state."""
+        self._state = self.flat.initial_state()
+
+
+def state_magnitude(state: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the sum of the state's magnitudes, [1]: not finite where any of it isn't."""
+    parts = state if isinstance(state, tuple) else (state,)
+    return torch.stack([part.abs().sum() for part in parts]).sum().unsqueeze(0)

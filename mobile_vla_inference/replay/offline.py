@@ -1,0 +1,351 @@
+"""Run a policy over the images of a bag, frame by frame, with its state, and compare it with what was recorded.
+
+The path of a frame is the node's: the message is checked and converted by ros/conversions.py, reduced by
+frames.reduce_frame inside VlaPolicy.step, and the command goes through a CommandGate. The same rules clear the hidden
+state: a changed instruction, a gap in the images, time that runs backwards, a step that failed. Nothing but the
+timing depends on the machine's speed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mobile_vla_inference.action import Action, ActionMapping
+from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
+from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
+from mobile_vla_inference.bags.topics import BagTopics, choose_topics
+from mobile_vla_inference.control.gate import GateLimits
+from mobile_vla_inference.control.worker import WorkerOptions
+from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
+from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.replay.gate_model import GateModel
+from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
+from mobile_vla_inference.replay.summary import Step, make_result
+from mobile_vla_inference.replay.timing import Stopwatch
+
+EVERY_FRAME, DUE, STEPS_FILE, NODE = "every-frame", "due", "steps-file", "node"
+
+#: A recorded command older than this says nothing about a frame: the recording, or the driver, was silent.
+COMMAND_MAX_AGE_S = 0.5
+
+#: Steps may start this much early: stamps are rounded.
+_DUE_TOLERANCE_S = 1e-3
+
+
+class Policy(Protocol):
+    """What a replay needs of a VlaPolicy."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say what was loaded."""
+
+    def set_instruction(self, text: str) -> None:
+        """Follow another instruction."""
+
+    def step(self, frame: np.ndarray) -> Action:
+        """Compute the action for a frame, uint8 RGB [height, width, 3]."""
+
+    def reset(self) -> None:
+        """Clear the hidden state."""
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What to replay, and how.
+
+    Attributes:
+        image_topic: None: the only image topic of the bag.
+        command_topic: None: the only velocity topic of the bag, or the one named cmd_vel.
+        instruction: None: those of the bag.
+        pace: `every-frame`, `due` (as the node at the policy's step period) or `steps-file` (exactly `steps`).
+        steps: for `steps-file`.
+        max_frames: stop after so many images; None: all.
+        state_gap_s: a longer gap between stepped frames clears the state, as in the node.
+        limits: what the gate enforces.
+        command_line: for the report.
+    """
+
+    image_topic: str | None = None
+    command_topic: str | None = None
+    instruction: str | None = None
+    pace: str = EVERY_FRAME
+    steps: tuple[Step, ...] = ()
+    max_frames: int | None = None
+    state_gap_s: float = WorkerOptions.state_gap_s
+    limits: GateLimits = field(default_factory=GateLimits)
+    command_line: str = ""
+
+    def topics(self, bag: BagReader) -> BagTopics:
+        """Find the topics to use in a bag; raise BagError where they are missing, ambiguous or of a wrong type."""
+        given = self.instruction is not None or self.pace == STEPS_FILE
+        return choose_topics(bag, self.image_topic, self.command_topic, not given)
+
+
+def replay(
+    path: Path | str,
+    policy: Policy,
+    options: ReplayOptions,
+    *,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None = None,
+) -> ReplayResult:
+    """Run a policy over a bag.
+
+    Args:
+        path: the bag.
+        policy: a loaded VlaPolicy; its state is cleared first.
+        options: what to replay, and how.
+        progress: called with the images done and how many there are.
+        sink: called with every message of the topics used, and with what was made of it where it was an image.
+
+    Raises:
+        BagError: the bag can't be used, or holds no image that could be stepped.
+        InstructionError: there is no instruction, or it can't be used.
+    """
+    with BagReader(path) as bag:
+        topics = options.topics(bag)
+        total = topics.image.count if options.max_frames is None else min(topics.image.count, options.max_frames)
+        runner = _Runner(policy, options)
+        commands = CommandRecord()
+        frames: list[ReplayFrame] = []
+        received_ns: list[int] = []
+        clock = Stopwatch()
+        unreadable: Counter[str] = Counter()
+        for message in bag.messages(topics.names):
+            made = None
+            if message.topic == topics.image.name:
+                if len(frames) == options.max_frames:
+                    break
+                made = runner.image(len(frames), decode_or_none(bag, message), topics.image.type_name)
+                frames.append(made)
+                received_ns.append(message.time_ns)
+            else:
+                decoded = decode_or_none(bag, message)
+                if decoded is None:
+                    unreadable[message.topic] += 1
+                elif topics.command is not None and message.topic == topics.command.name:
+                    commands.add(message.time_ns, decoded)
+                else:
+                    runner.instruction(decoded.data)
+            if sink is not None:
+                sink(topics, message, made)
+            if made is not None:
+                clock.lap(len(frames) - 1, made.latency_s)
+                progress(len(frames), total)
+        runner.finish()
+        notes = (*bag.notes, *(f"{n} messages on {topic} could not be read" for topic, n in sorted(unreadable.items())))
+    if not any(frame.stepped for frame in frames):
+        raise _nothing_stepped(Path(path), frames)
+    frames = commands.assign(frames, received_ns)
+    return make_result(
+        Path(path),
+        topics,
+        policy.describe(),
+        options.pace,
+        options.command_line,
+        frames,
+        notes,
+        clock.timing(len(frames)),
+        options.limits,
+    )
+
+
+def _nothing_stepped(path: Path, frames: list[ReplayFrame]) -> MobileVlaError:
+    drops = Counter(frame.drop for frame in frames)
+    if drops.get("no_instruction") == len(frames):
+        return InstructionError(
+            f"{path} holds no instruction before its images end, expected a text; give one with --instruction"
+        )
+    causes = ", ".join(f"{count} {cause}" for cause, count in sorted(drops.items()))
+    return BagError(f"none of the {len(frames)} images of {path} could be stepped ({causes}), expected camera frames")
+
+
+class _Runner:
+    """Step the policy on the images that come, by the node's rules; one entry per image."""
+
+    def __init__(self, policy: Policy, options: ReplayOptions) -> None:
+        self._policy = policy
+        self._options = options
+        info = policy.describe()
+        self._mapping = ActionMapping(
+            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
+        )
+        self._step_period_s = info["step_period_s"]
+        self._gate = GateModel(options.limits, not info["assumed_settings"])
+        self._instruction = ""
+        self._last_stamp_s: float | None = None
+        self._last_stepped_s: float | None = None
+        # A steady clock made of the stamps: the node's period doesn't start anew where a bag's time runs backwards.
+        self._now_s = 0.0
+        self._next_step_s = 0.0
+        self._pending_reset = "start"
+        self._step_number = 0
+        policy.set_instruction("")
+        policy.reset()
+        if options.instruction is not None:
+            self.instruction(options.instruction)
+
+    def instruction(self, text: str) -> None:
+        """Put an instruction of the bag in force; a text that can't be used counts as none, as in the node."""
+        try:
+            checked = check_instruction(text)
+        except InstructionError:
+            if self._options.instruction is not None:
+                raise
+            checked = ""
+        if checked == self._instruction or self._options.pace == STEPS_FILE:
+            return
+        self._follow(checked)
+        self._reset_before_next("instruction")
+
+    def _follow(self, text: str) -> None:
+        self._policy.set_instruction(text)
+        self._instruction = text
+        self._gate.instruction_changed(bool(text))
+
+    def image(self, index: int, message: Any | None, type_name: str) -> ReplayFrame:
+        """Take the next image, None for bytes that are none; return its entry, without its recorded command."""
+        stamp_s = self._last_stamp_s or 0.0
+        if message is not None:
+            stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        check, convert = CONVERSIONS[type_name]
+        drop = self._refusal(message, stamp_s, check)
+        elapsed_s = 0.0 if self._last_stamp_s is None else stamp_s - self._last_stamp_s
+        backwards = elapsed_s < 0.0
+        self._now_s += max(0.0, elapsed_s)
+        self._last_stamp_s = stamp_s
+        self._gate.advance(stamp_s)
+        if drop and drop != "repeated_stamp":
+            self._gate.image_refused()
+        elif not drop:
+            self._gate.image_accepted()
+            if backwards:
+                self._reset_before_next("time_backwards")
+        action, reset = None, ""
+        if not drop:
+            drop = self._skip_cause(stamp_s)
+        if not drop:
+            action, reset, drop = self._step(stamp_s, partial(convert, message))
+        return self._entry(index, stamp_s, drop, reset, action)
+
+    def _refusal(self, message: Any | None, stamp_s: float, check: Callable[[Any], None]) -> str:
+        """Return why the image can't be used, by the node's names; empty where it can."""
+        if message is None:
+            return "unreadable"
+        try:
+            check(message)
+        except FrameError:
+            return "unreadable"
+        if stamp_s == 0.0:
+            return "no_stamp"
+        return "repeated_stamp" if stamp_s == self._last_stamp_s else ""
+
+    def _skip_cause(self, stamp_s: float) -> str:
+        """Return why a good image is not stepped now; empty where it is."""
+        if self._options.pace == STEPS_FILE:
+            steps = self._options.steps
+            due = self._step_number < len(steps) and steps[self._step_number].stamp_s == stamp_s
+            return "" if due else "not_due"
+        if not self._instruction:
+            return "no_instruction"
+        early = self._now_s < self._next_step_s - _DUE_TOLERANCE_S
+        return "not_due" if early and self._options.pace == DUE else ""
+
+    def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, str, str]:
+        """Step the policy; return the action, why the state was cleared before, and why there is no action."""
+        try:
+            frame = load()
+        except FrameError:
+            self._gate.image_refused()
+            return None, "", "unreadable"
+        reset = self._clear_state(stamp_s)
+        self._last_stepped_s = stamp_s
+        self._next_step_s = self._now_s + self._step_period_s
+        try:
+            return self._policy.step(frame), reset, ""
+        except MobileVlaError:  # as the worker: what went into the hidden state is suspect
+            self._reset_before_next("step_failed")
+            return None, reset, "step_failed"
+
+    def _clear_state(self, stamp_s: float) -> str:
+        """Clear the state where the node would have, and return why."""
+        if self._options.pace == STEPS_FILE:
+            step = self._options.steps[self._step_number]
+            self._step_number += 1
+            if step.instruction != self._instruction:
+                self._follow(step.instruction)
+            cause = "steps_file" if step.reset else ""
+        else:
+            cause = self._pending_reset
+            gap_s = 0.0 if self._last_stepped_s is None else stamp_s - self._last_stepped_s
+            if not cause and gap_s > self._options.state_gap_s:
+                cause = "image_gap"
+        self._pending_reset = ""
+        if cause:
+            self._policy.reset()
+        return cause
+
+    def _reset_before_next(self, cause: str) -> None:
+        self._pending_reset = self._pending_reset or cause
+        self._gate.state_reset()
+
+    def _entry(self, index: int, stamp_s: float, drop: str, reset: str, action: Action | None) -> ReplayFrame:
+        command = None
+        if action is not None:
+            command = self._mapping.velocity(action.values)
+            self._gate.action_ready(command)
+        decision = self._gate.decide()
+        return ReplayFrame(
+            index=index,
+            stamp_s=stamp_s,
+            stepped=action is not None,
+            drop=drop,
+            reset=reset,
+            action=None if action is None else action.values,
+            command=None if command is None else command.values,
+            gated=None if decision.command is None else decision.command.values,
+            reason=decision.reason.value,
+            recorded=None,
+            instruction=self._instruction,
+            latency_s=None if action is None else action.step_s,
+        )
+
+    def finish(self) -> None:
+        """Raise BagError where steps were asked for that the bag has no image for."""
+        steps = self._options.steps
+        if self._options.pace == STEPS_FILE and self._step_number < len(steps):
+            raise BagError(
+                f"step {self._step_number} of {len(steps)} has the stamp {steps[self._step_number].stamp_s!r}, "
+                "which no further image of the bag has; use the bag that the steps were recorded with"
+            )
+
+
+class CommandRecord:
+    """The recorded velocities of a bag, as small as can be: 32 bytes each."""
+
+    def __init__(self) -> None:
+        self._times_ns: list[int] = []
+        self._values: list[Velocity] = []
+
+    def add(self, time_ns: int, message: Any) -> None:
+        """Add a Twist or TwistStamped."""
+        twist = getattr(message, "twist", message)
+        self._times_ns.append(time_ns)
+        self._values.append((float(twist.linear.x), float(twist.linear.y), float(twist.angular.z)))
+
+    def assign(self, frames: Sequence[ReplayFrame], received_ns: Sequence[int]) -> list[ReplayFrame]:
+        """Return the frames with the command in force when each was recorded: the newest up to then, not too old."""
+        order = np.argsort(np.array(self._times_ns, dtype=np.int64), kind="stable")
+        times = np.array(self._times_ns, dtype=np.int64)[order]
+        newest = np.searchsorted(times, np.array(received_ns, dtype=np.int64), side="right") - 1
+        assigned = []
+        for frame, at, time_ns in zip(frames, newest, received_ns):
+            known = at >= 0 and time_ns - times[at] <= COMMAND_MAX_AGE_S * 1e9
+            assigned.append(replace(frame, recorded=self._values[order[at]]) if known else frame)
+        return assigned

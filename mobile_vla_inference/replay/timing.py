@@ -1,0 +1,75 @@
+"""What differs from one replay to the next: latencies, what an image costs beyond them, and memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mobile_vla_inference.control.memory import MemoryProbe, MemorySample
+from mobile_vla_inference.replay.result import ReplayTiming
+
+_MEMORY_PERIOD_S = 0.5
+_MEMORY_SAMPLES = 400
+
+
+class Stopwatch:
+    """Latencies, what frames cost beyond them, and memory, over a replay."""
+
+    def __init__(self) -> None:
+        self._probe = MemoryProbe()
+        self._started_s = self._lap_s = time.perf_counter()
+        self._latency_s: list[float] = []
+        self._overhead_s: list[float] = []
+        self._memory: list[MemorySample] = []
+        self._period_s = _MEMORY_PERIOD_S
+        self._sampled_s = -np.inf
+
+    def lap(self, frame: int, latency_s: float | None) -> None:
+        """Take note of a frame that is done."""
+        now_s = time.perf_counter()
+        self._overhead_s.append(now_s - self._lap_s - (latency_s or 0.0))
+        if latency_s is not None:
+            self._latency_s.append(latency_s)
+        if now_s - self._sampled_s >= self._period_s:
+            self._sample(frame, now_s)
+            now_s = time.perf_counter()
+        self._lap_s = now_s
+
+    def _sample(self, frame: int, now_s: float) -> None:
+        self._sampled_s = now_s
+        reading = self._probe.read(None, **_gpu_memory())
+        elapsed_s = now_s - self._started_s
+        self._memory.append(MemorySample(elapsed_s, frame, reading.node_rss_mib, reading.gpu_allocated_mib))
+        if len(self._memory) >= _MEMORY_SAMPLES:  # long replays are sampled more thinly, over their whole length
+            self._memory = self._memory[::2]
+            self._period_s *= 2.0
+
+    def timing(self, frames: int) -> ReplayTiming:
+        """Return the figures."""
+        wall_s = time.perf_counter() - self._started_s
+        return ReplayTiming(
+            wall_s=wall_s,
+            latency_ms=percentiles_ms(self._latency_s),
+            overhead_ms=percentiles_ms(self._overhead_s),
+            frames_per_s=frames / wall_s if wall_s > 0.0 else 0.0,
+            memory=tuple(self._memory),
+        )
+
+
+def _gpu_memory() -> dict[str, float]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_allocated_mib": torch.cuda.memory_allocated() / (1024 * 1024)}
+
+
+def percentiles_ms(samples_s: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95, p99, max and mean in milliseconds; empty without samples."""
+    if not samples_s:
+        return {}
+    samples_ms = np.array(samples_s) * 1000.0
+    p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, (50, 95, 99)))
+    return {"p50": p50, "p95": p95, "p99": p99, "max": float(samples_ms.max()), "mean": float(samples_ms.mean())}

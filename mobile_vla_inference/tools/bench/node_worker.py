@@ -1,0 +1,83 @@
+"""The benchmark's policy worker: the real worker process round a stand-in whose step takes a given time.
+
+Its actions drive ahead slowly, each a little different from the one before, so that the command it caused is known.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from mobile_vla_inference.action import Action
+from mobile_vla_inference.policy import worker_process
+
+#: Environment variables that say how long a step takes, and whether it computes (`1`) or waits as for a GPU.
+STEP_VARIABLE = "MOBILE_VLA_BENCH_STEP_S"
+BUSY_VARIABLE = "MOBILE_VLA_BENCH_BUSY"
+#: The variable that names the file in which the node writes down its commands (node_process.py).
+RECORD_VARIABLE = "MOBILE_VLA_BENCH_RECORD"
+
+_IMAGE_SIZE_PX = 224
+_ACTIONS = 0.1 + 0.0001 * np.arange(3000)
+
+
+class StandIn:
+    """A policy that takes its time."""
+
+    config = SimpleNamespace(image_size=_IMAGE_SIZE_PX)
+
+    def __init__(self) -> None:
+        self._step_s = float(os.environ[STEP_VARIABLE])
+        self._busy = os.environ.get(BUSY_VARIABLE) == "1"
+        self._steps = 0
+
+    def warm_up(self) -> None:
+        """There is nothing to warm up."""
+
+    def reset(self) -> None:
+        """There is no state."""
+
+    def set_instruction(self, text: str) -> None:
+        """Follow any instruction in the same way."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the node needs to know."""
+        return {
+            "checkpoint_id": "stand-in",
+            "variant": "stand-in",
+            "parameters": 0,
+            "dtype": "none",
+            "device": "cpu",
+            "image_size": _IMAGE_SIZE_PX,
+            "image_keep_aspect": False,
+            "step_period_s": self._step_s,
+            "action_axes": ["linear.x", "angular.z"],
+            "action_scale": [1.0, 1.0],
+            "action_offset": [0.0, 0.0],
+            "assumed_settings": [],
+            "warnings": [],
+        }
+
+    def step(self, frame: np.ndarray) -> Action:
+        """Take the time of a step and drive ahead."""
+        started_s = time.monotonic()
+        if self._busy:
+            while time.monotonic() - started_s < self._step_s:
+                frame.sum()
+        else:
+            time.sleep(self._step_s)
+        self._steps += 1
+        return Action((float(_ACTIONS[self._steps % len(_ACTIONS)]), 0.0), time.monotonic() - started_s)
+
+
+def _load(path: Path, **options: Any) -> StandIn:
+    return StandIn()
+
+
+if __name__ == "__main__":
+    raise SystemExit(worker_process.main(_load))

@@ -1,0 +1,38 @@
+"""The stop benchmark's clock: a process that sleeps, and writes down by how much it woke late.
+
+That is what the machine does to any process, whatever it runs. Started as
+`python -m mobile_vla_inference.tools.bench.stop_wakeups FILE`; at SIGTERM it writes seconds as 32-bit numbers.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import signal
+import sys
+import time
+from pathlib import Path
+
+PERIOD_S = 0.001
+
+
+def main() -> int:
+    """Sleep until SIGINT or SIGTERM, a period at a time."""
+    leave: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda caught, _: leave.append(caught))
+    late_s = array.array("f")
+    gc.disable()
+    due_s = time.monotonic()
+    while not leave:
+        due_s += PERIOD_S
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        woken_s = time.monotonic()
+        late_s.append(woken_s - due_s)
+        due_s = max(due_s, woken_s - PERIOD_S)  # what was slept through is one late wake-up, not many
+    Path(sys.argv[1]).write_bytes(late_s.tobytes())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
