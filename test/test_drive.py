@@ -13,6 +13,7 @@ from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, other_side
 from mobile_vla_inference.sim.world import OUTCOMES
 from mobile_vla_inference.tools import cli, drive
+from mobile_vla_inference.tools.arguments import SMALL_POLICY
 
 pytest.importorskip("panda3d")
 
@@ -73,12 +74,12 @@ def test_phrasing_language_and_scenario_can_be_chosen():
 
 
 def test_the_shipped_policy_is_small_confirmed_and_whole():
-    policy = VlaPolicy.load(drive.SMALL_POLICY)
+    policy = VlaPolicy.load(SMALL_POLICY)
     assert policy.settings.confirmed
     assert policy.describe()["variant"] == "hybrid"
-    assert sum(path.stat().st_size for path in drive.SMALL_POLICY.rglob("*")) < 8_000_000
-    assert (drive.SMALL_POLICY / CHECKSUMS_FILE).exists()
-    assert cli.main(["verify", str(drive.SMALL_POLICY)]) == 0
+    assert sum(path.stat().st_size for path in SMALL_POLICY.rglob("*")) < 8_000_000
+    assert (SMALL_POLICY / CHECKSUMS_FILE).exists()
+    assert cli.main(["verify", str(SMALL_POLICY)]) == 0
 
 
 def test_the_shipped_policy_mostly_does_what_it_is_told(figures):
@@ -112,7 +113,7 @@ def test_without_memory_it_does_not_know_where_the_cone_was(tmp_path):
 
 
 def test_without_memory_the_state_is_cleared_before_every_step():
-    policy = VlaPolicy.load(drive.SMALL_POLICY)
+    policy = VlaPolicy.load(SMALL_POLICY)
     frames = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
     forgetful = drive.PolicyDriver(policy, keeps_memory=False)
     forgetful.begin("go left")

@@ -29,7 +29,7 @@ from mobile_vla_inference.policy.storage.checkpoint_files import KOSMOS_TAGS, fi
 from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
 from mobile_vla_inference.policy.storage.settings_file import load_settings
 from mobile_vla_inference.policy.synthetic.processors import CLIP_FOLDER, KOSMOS_FOLDER, write_processors
-from mobile_vla_inference.tools.drive import SMALL_POLICY
+from mobile_vla_inference.tools.arguments import SMALL_POLICY
 
 CONFIG = family_member("tiny", "hybrid")
 KOREAN = (

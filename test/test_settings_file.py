@@ -33,7 +33,7 @@ from mobile_vla_inference.policy.storage.settings_file import (
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.drive import SMALL_POLICY
+from mobile_vla_inference.tools.arguments import SMALL_POLICY
 
 #: What a person confirmed for one policy; the scale would drive another one wrongly.
 SCALED = PolicySettings(action_scale=(0.5, 1.2), kosmos_pooling="last")

@@ -33,6 +33,17 @@ _WAYS_OUT = (
 )
 
 
+def require_rclpy() -> None:
+    """Raise MobileVlaError, with what to do, where rclpy is missing."""
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        raise MobileVlaError(
+            f"rclpy can't be imported ({error}), expected a sourced ROS 2 or the environment that scripts/demo makes; "
+            "source ROS 2 or run scripts/demo"
+        ) from error
+
+
 class DomainReservation:
     """A free domain, kept from other processes that reserve one until it is closed or this process ends."""
 

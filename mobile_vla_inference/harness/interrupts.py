@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -87,3 +88,16 @@ class Cleanup(contextlib.ExitStack):
     def _raise(self) -> None:
         self._armed, self._raised = False, True
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_event() -> Iterator[threading.Event]:
+    """Return an event that SIGINT and SIGTERM set, instead of ending the process."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)

@@ -20,14 +20,14 @@ from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, BagError, BagMess
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
+from mobile_vla_inference.harness.interrupts import stop_event
 from mobile_vla_inference.harness.processes import NodeProcess
 from mobile_vla_inference.replay.offline import NODE, CommandRecord, ReplayOptions
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, ReplayTiming
 from mobile_vla_inference.replay.summary import make_result
 from mobile_vla_inference.replay.timing import percentiles_ms
 from mobile_vla_inference.ros.step_message import NodeStep
-from mobile_vla_inference.tools.demo import require_rclpy
-from mobile_vla_inference.tools.play import stop_event
 
 NODE_NAME = "vla_node"
 

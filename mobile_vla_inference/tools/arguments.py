@@ -14,6 +14,9 @@ from mobile_vla_inference.episodes.frames_folder import FULL_ANGULAR_RADPS, FULL
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.storage.checkpoint_files import SETTINGS_FILE, processor_places, settings_path
 
+#: The policy that is part of the package.
+SMALL_POLICY = Path(__file__).resolve().parent.parent / "data" / "small_policy"
+
 #: The published policy's period, for whom nothing else tells one.
 STEP_PERIOD_S = 0.3
 

@@ -26,12 +26,12 @@ from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import CheckpointError, InstructionError, MobileVlaError
 from mobile_vla_inference.frames import list_frames
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.processes import NodeProcess, run_tool
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
-from mobile_vla_inference.tools.arguments import check_output
-from mobile_vla_inference.tools.drive import SMALL_POLICY
+from mobile_vla_inference.tools.arguments import SMALL_POLICY, check_output
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
@@ -176,17 +176,6 @@ def _check(args: argparse.Namespace) -> None:
     if args.checkpoint is not None and args.checkpoint.is_file() and args.checkpoint.stat().st_size == 0:
         raise CheckpointError(f"{args.checkpoint} is empty, expected a checkpoint; copy it again")
     check_output(args.json, args.frames, args.checkpoint)
-
-
-def require_rclpy() -> None:
-    """Raise MobileVlaError, with what to do, where rclpy is missing."""
-    try:
-        import rclpy  # noqa: F401
-    except ImportError as error:
-        raise MobileVlaError(
-            f"rclpy can't be imported ({error}), expected a sourced ROS 2 or the environment that scripts/demo makes; "
-            "source ROS 2 or run scripts/demo"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from mobile_vla_inference.sim.closed_loop import (
 )
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, instruction, other_side
 from mobile_vla_inference.sim.world import BASES, MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
-from mobile_vla_inference.tools.arguments import VIDEO_OUTPUT, check_output, count
+from mobile_vla_inference.tools.arguments import SMALL_POLICY, VIDEO_OUTPUT, check_output, count
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 DRIVERS = ("policy", "misled", "random", "expert")
 
 HELP = "let a policy drive in the simulated world, and count how often it does what it was told"
-
-#: The policy that comes with the package.
-SMALL_POLICY = Path(__file__).resolve().parent.parent / "data" / "small_policy"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

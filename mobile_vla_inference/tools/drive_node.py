@@ -15,6 +15,7 @@ from typing import Any
 
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.processes import NodeProcess
 from mobile_vla_inference.sim.closed_loop import EpisodeResult, EpisodeTask
 from mobile_vla_inference.sim.world import (
@@ -23,7 +24,6 @@ from mobile_vla_inference.sim.world import (
     MAX_ANGULAR_RADPS,
     MAX_LINEAR_MPS,
 )
-from mobile_vla_inference.tools.demo import require_rclpy
 
 _NODE_NAME = "vla_node"
 _ROBOT_NAME = "sim_robot"

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mobile_vla_inference.bags.reader import (
@@ -29,8 +27,9 @@ from mobile_vla_inference.bags.reader import (
     Topic,
 )
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.harness.domain import require_rclpy
+from mobile_vla_inference.harness.interrupts import stop_event
 from mobile_vla_inference.tools.arguments import positive_number, time_s
-from mobile_vla_inference.tools.demo import require_rclpy
 
 HELP = "publish a bag on the ROS graph, with /clock"
 
@@ -217,19 +216,6 @@ class _Watch:
         if message.topic in self._commands or time.monotonic() >= self._due_s:
             self._check()
             self._due_s = time.monotonic() + _CHECK_PERIOD_S
-
-
-@contextmanager
-def stop_event() -> Iterator[threading.Event]:
-    """Return an event that SIGINT and SIGTERM set, instead of ending the process."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, former):
-            signal.signal(number, handler)
 
 
 def _remap(text: str) -> tuple[str, str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED, BagError
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.harness.domain import require_rclpy
+from mobile_vla_inference.harness.interrupts import stop_event
 from mobile_vla_inference.tools.arguments import positive_number
-from mobile_vla_inference.tools.demo import require_rclpy
-from mobile_vla_inference.tools.play import stop_event
 
 if TYPE_CHECKING:
     from rclpy.executors import Executor

@@ -26,6 +26,7 @@ import psutil
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.interrupts import Cleanup
 from mobile_vla_inference.harness.processes import NodeProcess
 from mobile_vla_inference.tools.arguments import check_output
@@ -42,7 +43,6 @@ from mobile_vla_inference.tools.bench.node_figures import (
     reactions_ms,
     summarize,
 )
-from mobile_vla_inference.tools.demo import require_rclpy
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.bench.node_graph import BenchGraph

@@ -27,6 +27,7 @@ import numpy as np
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.interrupts import Cleanup
 from mobile_vla_inference.harness.processes import NodeProcess, die_with
 from mobile_vla_inference.tools.arguments import check_output, count, positive_number
@@ -35,7 +36,6 @@ from mobile_vla_inference.tools.bench import node_worker as bench_node_worker
 from mobile_vla_inference.tools.bench import stop_wakeups as bench_stop_wakeups
 from mobile_vla_inference.tools.bench.machine import describe_machine, machine_line
 from mobile_vla_inference.tools.bench.node_figures import summarize
-from mobile_vla_inference.tools.demo import require_rclpy
 from mobile_vla_inference.tools.drill.judge import REACTION_LIMIT_S
 
 if TYPE_CHECKING:

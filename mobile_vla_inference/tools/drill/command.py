@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
+from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.interrupts import Cleanup
 from mobile_vla_inference.harness.processes import NodeProcess
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.bench.images_profile import images_profile
-from mobile_vla_inference.tools.demo import CACHE_FOLDER, default_checkpoint, require_rclpy
+from mobile_vla_inference.tools.demo import CACHE_FOLDER, default_checkpoint
 from mobile_vla_inference.tools.drill.catalogue import CATALOGUE
 from mobile_vla_inference.tools.drill.judge import SpeedLimits, Verdict, judge, judge_rest
 from mobile_vla_inference.tools.drill.rig import (
