@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install ROS 2 Humble and the system packages that the node needs, on Ubuntu 22.04; keeps a ROS that is there.
+# Install ROS 2 Humble and the system packages that the node needs, on Ubuntu 22.04; keeps an installed ROS 2.
 set -euo pipefail
 
 packages=(
@@ -7,7 +7,7 @@ packages=(
     ros-humble-cv-bridge ros-humble-nav-msgs ros-humble-ros-base
     ros-humble-twist-mux
 )
-# NVIDIA's images bring an OpenCV with CUDA of their own, which conflicts with Ubuntu's; either will do.
+# NVIDIA's images contain their own OpenCV with CUDA, which conflicts with Ubuntu's; both work.
 if python3 -c 'import cv2' 2>/dev/null; then
     packages=("${packages[@]/python3-opencv/}")
 fi
@@ -21,6 +21,6 @@ if [[ ! -f /opt/ros/humble/setup.bash ]]; then
         "http://packages.ros.org/ros2/ubuntu jammy main" >/etc/apt/sources.list.d/ros2.list
     apt-get update
 fi
-# shellcheck disable=SC2068  # an element that was taken out above is empty and must vanish
+# shellcheck disable=SC2068  # an element removed above is empty and must disappear
 apt-get install --yes --no-install-recommends ${packages[@]}
 rm -rf /var/lib/apt/lists/*

