@@ -19,7 +19,7 @@ usage() {
 docker/run.sh --checkpoint CK [options] [-- launch arguments]
 
   --checkpoint CK     checkpoint file or converted folder, mounted read-only
-  --processors DIR    processor folder, where it is not beside the checkpoint; mounted read-only
+  --processors DIR    processor folder, if it is not next to the checkpoint; mounted read-only
   --params-file FILE  parameters of vla_node instead of config/mobile_vla.yaml; mounted read-only
   --camera DEVICE     video device to hand in, such as /dev/video0 (only for a camera driver in the container)
   --dtype D           auto, float32, float16, bfloat16 (default auto: float16 on a GPU)
@@ -68,7 +68,7 @@ parse() {
                 launch_arguments=("$@")
                 return
                 ;;
-            *) fail "$1 is no option; see docker/run.sh --help" ;;
+            *) fail "unknown option $1; see docker/run.sh --help" ;;
         esac
         shift
     done
@@ -94,7 +94,7 @@ check_paths() {
     check_path --checkpoint "$checkpoint"
     if [[ -n $processors ]]; then
         check_path --processors "$processors"
-        [[ -d $processors ]] || fail "--processors $processors is no folder, expected the folder with both processors; correct it"
+        [[ -d $processors ]] || fail "--processors $processors is not a folder, expected the folder with both processors; correct it"
     fi
     [[ -z $params_file ]] || check_path --params-file "$params_file"
     if [[ -n $camera && ! -c $camera ]]; then
@@ -129,7 +129,7 @@ check_docker() {
             "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
     fi
     docker image inspect "$image" >/dev/null 2>&1 ||
-        fail "there is no image $image, expected one that was built before; run:" \
+        fail "image $image does not exist, expected one that was built before; run:" \
             "docker build --file docker/Dockerfile.jetson --tag $image $repository"
     if docker container inspect "$name" >/dev/null 2>&1; then
         fail "a container named $name exists already, expected none; run: docker rm --force $name"

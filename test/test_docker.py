@@ -137,7 +137,7 @@ def test_a_tool_runs_instead_of_the_node(run_sh):
     [
         ("daemon", "the Docker daemon does not answer"),
         ("runtime", "Docker has no NVIDIA runtime"),
-        ("image", "there is no image mobile_vla_inference:jetson"),
+        ("image", "image mobile_vla_inference:jetson does not exist"),
         ("container", "a container named mobile_vla exists already"),
     ],
 )
@@ -165,11 +165,11 @@ def test_a_missing_docker_is_named(run_sh, tmp_path):
         (["--dtype", "int3"], {}, "--dtype is int3"),
         (["--gpu", "tpu"], {}, "--gpu is tpu"),
         (["--memory", "lots"], {}, "--memory is lots"),
-        (["--sideways"], {}, "--sideways is no option"),
+        (["--sideways"], {}, "unknown option --sideways"),
         (["--image"], {}, "--image has no value"),
         (["--processors", "/nowhere"], {}, "--processors /nowhere does not exist"),
         (["--params-file", "/nowhere.yaml"], {}, "--params-file /nowhere.yaml does not exist"),
-        (["--camera", "/dev/null.0"], {}, "--camera /dev/null.0 is no device"),
+        (["--camera", "/dev/null.0"], {}, "--camera /dev/null.0 is not a device"),
         ([], {"FREE_MIB": "300"}, "300 MiB of memory are available"),
         ([], {"DISK_MIB": "20"}, "20 MiB of disk are free"),
     ],
@@ -332,7 +332,7 @@ def test_fast_dds_accepts_the_profile_and_would_say_if_not(tmp_path, damaged):
 def test_building_without_the_repository_is_refused(tmp_path):
     done = subprocess.run([str(DOCKER / "build_package.sh"), str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "holds no package.xml" in done.stderr
+    assert "contains no package.xml" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="colcon is not installed")
