@@ -17,8 +17,9 @@ import torch
 from hypothesis import strategies as st
 
 from mobile_vla_inference.policy.storage.config import Cell, HeadLayer, HybridConfig, TextTower, VisionTower
-from mobile_vla_inference.policy.storage.state_dict import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.storage.formats.state_dict import WRAPPERS
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
+from mobile_vla_inference.policy.storage.tensor_names import PREFIXES
 
 _WIDTHS = st.sampled_from((64, 128, 192))
 _DEPTHS = st.integers(1, 3)

@@ -615,12 +615,12 @@ class Maker:
 
     @cached_property
     def _checkpoint(self) -> Path:
-        from mobile_vla_inference.policy.storage.config import family_member
+        from mobile_vla_inference.policy.storage.config import standard_config
         from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
         path = self._folder / "good" / "tiny.pth"
         path.parent.mkdir(exist_ok=True)
-        make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
+        make_checkpoint(path, standard_config("tiny", "hybrid"), seed=0)
         return path
 
     @cached_property
@@ -722,7 +722,7 @@ def _read_all() -> None:
     for module in (
         "policy.vla_policy",
         "policy.preprocess",
-        "policy.engine_choice",
+        "policy.engines.choice",
         "episodes.files",
         "bags.reader",
         "bags.writer",

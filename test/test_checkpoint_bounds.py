@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
 
 _SECONDS = 10
 _BYTES = 1 << 30
 
 _PROGRAM = """
 import resource, sys
-from mobile_vla_inference.frames import CheckpointError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 try:
     open_checkpoint(sys.argv[1])

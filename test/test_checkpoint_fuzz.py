@@ -27,8 +27,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.state_dict import WRAPPERS
-from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
+from mobile_vla_inference.policy.storage.formats.state_dict import WRAPPERS
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex
 
 COUNT = int(os.environ.get("MOBILE_VLA_FUZZ", "200"))
 SEED = int(os.environ.get("MOBILE_VLA_FUZZ_SEED", "0"))

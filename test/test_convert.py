@@ -25,7 +25,6 @@ from torch.nn import functional
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import convert as convert_module
-from mobile_vla_inference.policy.checkpoint import copied_bytes, load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.engines.quantize import (
     Int8Linear,
@@ -35,18 +34,23 @@ from mobile_vla_inference.policy.engines.quantize import (
     use_int8_linears,
     use_widening_modules,
 )
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.storage import folder_swap
+from mobile_vla_inference.policy.storage import conversion_plan, folder_swap
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
 from mobile_vla_inference.policy.storage.checksums import verify_folder
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import HybridConfig, standard_config
+from mobile_vla_inference.policy.storage.conversion_plan import DTYPES
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes
+from mobile_vla_inference.policy.storage.memory_budget import copied_bytes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PURE = family_member("tiny", "pure")
+PURE = standard_config("tiny", "pure")
 INSTRUCTION = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 
 
@@ -54,9 +58,9 @@ INSTRUCTION = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 def folders(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the tiny checkpoint converted to each type."""
     parent = tmp_path_factory.mktemp("converted")
-    for dtype in convert_module.DTYPES:
+    for dtype in DTYPES:
         convert(tiny_checkpoint, parent / dtype, dtype=dtype)
-    return {dtype: parent / dtype for dtype in convert_module.DTYPES}
+    return {dtype: parent / dtype for dtype in DTYPES}
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 # --- what the folder holds ---
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_folder_holds_the_weights_and_no_dead_ones(
     folders: dict[str, Path], tiny_checkpoint: Path, dtype: str
 ) -> None:
@@ -141,7 +145,7 @@ def test_config_and_settings(folders: dict[str, Path], tiny_checkpoint: Path) ->
         "source",
         "converted",
     ]
-    assert HybridConfig.from_json(config["architecture"]) == family_member("tiny", "hybrid")
+    assert HybridConfig.from_json(config["architecture"]) == standard_config("tiny", "hybrid")
     assert config["parameters"] == sum(parameter_counts(open_checkpoint(tiny_checkpoint).index.shapes).values())
     assert config["dtype"] == "int8" and config["quantization"]["other_dtype"] == "float16"
     data = tiny_checkpoint.read_bytes()
@@ -158,7 +162,7 @@ def test_config_and_settings(folders: dict[str, Path], tiny_checkpoint: Path) ->
     assert copied == {path.relative_to(original) for path in original.glob("*/*")}
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_tensors_are_aligned_for_mapping(folders: dict[str, Path], dtype: str) -> None:
     checkpoint = open_checkpoint(folders[dtype])
     for name, entry in checkpoint.index.stored.items():
@@ -166,13 +170,13 @@ def test_tensors_are_aligned_for_mapping(folders: dict[str, Path], dtype: str) -
             name
         )
     own_dtype = None if dtype == "int8" else dtype
-    assert copied_bytes(checkpoint, "cpu", own_dtype) == (0, 0)
+    assert copied_bytes(checkpoint.index, "cpu", own_dtype) == (0, 0)
 
 
 def test_shards_are_limited(
     folders: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_module, "_SHARD_BYTES", 200_000)
+    monkeypatch.setattr(conversion_plan, "_SHARD_BYTES", 200_000)
     monkeypatch.setattr(convert_module, "_CHUNK_VALUES", 1000)  # no tensor is written in one piece
     conversion = convert(tiny_checkpoint, tmp_path / "model", dtype="int8")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
@@ -201,7 +205,7 @@ def test_without_processors_there_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(saved(_pure_state()))
     assert "no processors" in convert(path, tmp_path / "model").warnings[0]
-    assert not load_settings(tmp_path / "model").settings.confirmed
+    assert load_settings(tmp_path / "model").settings.assumed
     with pytest.raises(CheckpointError, match="no processor folder"):
         convert(path, tmp_path / "other", processors=tmp_path / "nowhere")
     assert not (tmp_path / "other").exists()
@@ -238,7 +242,7 @@ def test_16_bits_under_fp32_are_mapped_and_exact(folders: dict[str, Path], tiny_
     assert {name for name in checkpoint.index.tensors if is_block_matrix(name)} < kept
     assert model.dtype == torch.float32 and model.rnn.weight_hh_l0.dtype == torch.float32
     copied = sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in kept)
-    assert copied_bytes(checkpoint, "cpu", "float32")[0] == copied
+    assert copied_bytes(checkpoint.index, "cpu", "float32")[0] == copied
     rounded = {name: tensor.half().float() for name, tensor in _source_state(tiny_checkpoint).items()}
     path = folders["float16"].parent / "rounded.pth"
     path.write_bytes(saved(rounded))
@@ -334,7 +338,7 @@ def test_layers_that_are_kept_are_the_first_ones(tiny_checkpoint: Path, tmp_path
 
 
 def test_layers_lost_twice_keep_the_first_number(tmp_path: Path) -> None:
-    config = family_member("small", "pure")
+    config = standard_config("small", "pure")
     path = tmp_path / "a.pth"
     path.write_bytes(saved({name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}))
     convert(path, tmp_path / "three", keep_layers={"kosmos_vision": 3})
@@ -367,7 +371,7 @@ def test_layers_are_written_as_tower_and_number(tiny_checkpoint: Path, tmp_path:
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, dtype: str, value: float) -> None:
     for name in ("kosmos_model.text_model.model.layers.1.ffn.fc2.weight", "actions.mlp.2.weight"):
@@ -477,7 +481,7 @@ def test_foreign_models_are_refused_with_the_nearest_member(tmp_path: Path, caps
         resnet[f"layer1.{block}.conv1.weight"] = torch.zeros(64, 64, 3, 3)
         resnet[f"layer1.{block}.bn1.running_mean"] = torch.zeros(64)
     (tmp_path / "resnet.pth").write_bytes(saved(resnet))
-    hybrid = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "hybrid")).items()}
+    hybrid = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "hybrid")).items()}
     clip = {name[len("clip_model.") :]: tensor for name, tensor in hybrid.items() if name.startswith("clip_model.")}
     save_file(clip, tmp_path / "clip.safetensors")
     rows = {"resnet.pth": "layer1.0-1.conv1.weight", "clip.safetensors": "text_model.encoder.layers.0-1"}
@@ -591,7 +595,7 @@ def test_confirmed_settings_keep_the_list_true(folder: Path) -> None:
     )
     assert not verify_folder(folder).passed
     assert cli.main(["inspect", str(folder), "--confirm"]) == 0
-    assert verify_folder(folder).passed and load_settings(folder).settings.confirmed
+    assert verify_folder(folder).passed and not load_settings(folder).settings.assumed
 
 
 # --- folders that are not as convert wrote them ---

@@ -14,17 +14,14 @@ from hypothesis import strategies as st
 from transformers import CLIPConfig, CLIPModel, Kosmos2Config, Kosmos2Model
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import SIZES, HybridConfig, PolicySettings, family_member
-from mobile_vla_inference.policy.storage.layout import (
-    Shape,
-    infer_config,
-    parameter_counts,
-    solve_fusion_features,
-    tensor_shapes,
-)
+from mobile_vla_inference.policy.storage.config import SIZES, HybridConfig, standard_config
+from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
+from mobile_vla_inference.policy.storage.layout import Shape, parameter_counts, tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
+from mobile_vla_inference.policy.storage.shape_inference import infer_config
 
-FULL_HYBRID = family_member("full", "hybrid")
-FULL_PURE = family_member("full", "pure")
+FULL_HYBRID = standard_config("full", "hybrid")
+FULL_PURE = standard_config("full", "pure")
 NAMED_MEMBERS = [(size, variant) for size in SIZES for variant in ("hybrid", "pure")]
 
 
@@ -61,7 +58,7 @@ def test_published_part_counts() -> None:
 
 @pytest.mark.parametrize(("size", "variant"), NAMED_MEMBERS)
 def test_named_members_are_recovered(size: str, variant: str) -> None:
-    config = family_member(size, variant)
+    config = standard_config(size, variant)
     assert infer_config(tensor_shapes(config)) == config
 
 
@@ -77,7 +74,7 @@ def test_any_member_is_recovered(config: HybridConfig, order) -> None:
 @given(data=st.data(), member=st.sampled_from(NAMED_MEMBERS), step=st.sampled_from((-1, 1)))
 def test_a_shape_off_by_one_is_found(data: st.DataObject, member: tuple[str, str], step: int) -> None:
     """One wrong dimension is a misfit of that tensor alone, unless no other tensor shows that size."""
-    config = family_member(*member)
+    config = standard_config(*member)
     shapes = tensor_shapes(config)
     name = data.draw(st.sampled_from([name for name, shape in shapes.items() if shape]))
     place = data.draw(st.integers(0, len(shapes[name]) - 1))
@@ -108,7 +105,7 @@ def test_a_missing_tensor_is_found(data: st.DataObject, config: HybridConfig) ->
 @settings(max_examples=50, deadline=None)
 @given(
     shapes=st.dictionaries(
-        st.text(max_size=8) | st.sampled_from(sorted(tensor_shapes(family_member("tiny", "hybrid")))),
+        st.text(max_size=8) | st.sampled_from(sorted(tensor_shapes(standard_config("tiny", "hybrid")))),
         st.lists(st.integers(0, 1 << 40), max_size=5).map(tuple),
         max_size=12,
     )
@@ -172,7 +169,7 @@ def test_a_plain_clip_is_refused(published_towers: dict[str, Shape]) -> None:
 
 
 def test_a_hostile_name_can_not_garble_the_table() -> None:
-    shapes = tensor_shapes(family_member("tiny", "pure")) | {"a\nb\x1b[2J" + "c" * 5000: (1,)}
+    shapes = tensor_shapes(standard_config("tiny", "pure")) | {"a\nb\x1b[2J" + "c" * 5000: (1,)}
     message = _refusal(shapes)
     assert len(message.splitlines()) == 3 and "\x1b" not in message and len(message) < 1500
 
@@ -198,7 +195,7 @@ def test_the_pure_variant_reads_kosmos_text() -> None:
 def test_documented_features_win_in_small_members(size: str, variant: str) -> None:
     """Their widths coincide, so that other sums fit too."""
     expected = ("kosmos_text", "clip_text") if variant == "hybrid" else ("kosmos_text",)
-    assert solve_fusion_features(family_member(size, variant)) == expected
+    assert solve_fusion_features(standard_config(size, variant)) == expected
 
 
 def test_ambiguous_fusion_lists_the_candidates_and_the_setting() -> None:
@@ -224,5 +221,5 @@ def test_impossible_fusion_is_refused() -> None:
 
 
 def test_pooled_clip_text_has_its_own_width() -> None:
-    config = replace(family_member("small", "hybrid"), clip_projection_dim=32, fusion_in=256 + 128)
+    config = replace(standard_config("small", "hybrid"), clip_projection_dim=32, fusion_in=256 + 128)
     assert solve_fusion_features(config, PolicySettings(clip_text_feature="pooled")) == ("kosmos_text", "clip_text")

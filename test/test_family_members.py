@@ -30,19 +30,15 @@ from transformers import (
 )
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.storage.config import (
-    HybridConfig,
-    PolicySettings,
-    TextTower,
-    VisionTower,
-    family_member,
-)
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
+from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower, VisionTower, standard_config
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import save_settings
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 _HEAD_DIM = 64
@@ -282,7 +278,7 @@ def _trained(config: HybridConfig, lost_layers: int, args: argparse.Namespace | 
 @pytest.mark.parametrize("variant", ["hybrid", "pure"])
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_lost_last_layer_is_told_by_the_optimizer(tmp_path: Path, kind: str, variant: str, lost: int) -> None:
-    config = family_member("tiny", variant)
+    config = standard_config("tiny", variant)
     config = replace(config, cell=replace(config.cell, kind=kind, num_layers=4))
     path = tmp_path / "a.pth"
     path.write_bytes(saved(_trained(config, 0)))
@@ -297,7 +293,7 @@ def test_a_lost_last_layer_is_told_by_the_optimizer(tmp_path: Path, kind: str, v
 
 @pytest.mark.parametrize("name", ["lstm_layers", "num_lstm_layers", "rnn_num_layers", "lstm_num_layers"])
 def test_a_lost_last_layer_is_told_by_the_arguments(tmp_path: Path, name: str) -> None:
-    config = family_member("tiny", "hybrid")  # two layers
+    config = standard_config("tiny", "hybrid")  # two layers
     path = tmp_path / "a.pth"
     content = {"model": {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}}
     for layers in (1, 2, True, "4"):  # fewer or nonsense: the tensors know better
@@ -309,7 +305,7 @@ def test_a_lost_last_layer_is_told_by_the_arguments(tmp_path: Path, name: str) -
 
 
 def test_a_layer_lost_in_the_middle_is_told_by_the_names(tmp_path: Path) -> None:
-    config = family_member("tiny", "pure")
+    config = standard_config("tiny", "pure")
     config = replace(config, cell=replace(config.cell, num_layers=3))
     state = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items() if not name.endswith("_l1")}
     (tmp_path / "a.pth").write_bytes(saved(state))
@@ -319,7 +315,7 @@ def test_a_layer_lost_in_the_middle_is_told_by_the_names(tmp_path: Path) -> None
 
 def test_an_optimizer_of_more_than_the_policy_is_harmless(tmp_path: Path) -> None:
     """A training script can train something beside the policy, such as weights of its losses."""
-    config = family_member("tiny", "pure")
+    config = standard_config("tiny", "pure")
     content = _trained(config, 0)
     content["optimizer_state_dict"]["state"][99] = {"exp_avg": torch.zeros(3)}
     (tmp_path / "a.pth").write_bytes(saved(content))

@@ -20,7 +20,7 @@ from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.storage import hash_cache
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.storage.fingerprint import FINGERPRINT, fingerprint
-from mobile_vla_inference.policy.storage.tensor_index import read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,10 @@ import torch
 from checkpoint_files import Call, entry_values, saved
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.config import standard_config
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
-from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex
 from mobile_vla_inference.tools import inspect
 
 State = dict[str, torch.Tensor]
@@ -247,7 +248,7 @@ def test_two_sets_of_weights_are_refused_by_name(tmp_path: Path, content: Any, w
 
 
 def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
-    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "pure")).items()}
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "pure")).items()}
     content = {"model." + name: tensor for name, tensor in state.items()} | {"normalizer.mean": torch.ones(2)}
     path = tmp_path / "a.pth"
     path.write_bytes(saved({"state_dict": content}))
@@ -343,7 +344,7 @@ def test_a_record_that_changes_what_the_others_mean_is_honoured(
 
 
 def test_inspect_names_what_it_does_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "pure")).items()}
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "pure")).items()}
     path, out = tmp_path / "a.pth", tmp_path / "a.json"
     path.write_bytes(saved({"net": state, "saved": datetime.datetime(2025, 1, 1), "val_mae": torch.tensor(0.25)}))
     assert inspect.run(argparse.Namespace(checkpoint=path, json=out, confirm=False, processors=None)) == 0

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from mobile_vla_inference.action import AXES
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
 from mobile_vla_inference.policy.storage.checksums import verify_folder
-from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, TOWERS, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, TOWERS, standard_config
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import (
     confirm_command,
     load_settings,
@@ -51,7 +52,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     for path, seed in ((folder / "a" / "first.pth", 1), (folder / "b" / "second.pth", 2)):
         path.parent.mkdir()
-        make_checkpoint(path, family_member("tiny", "hybrid"), seed)
+        make_checkpoint(path, standard_config("tiny", "hybrid"), seed)
     first = folder / "a" / "first.pth"
     save_settings(first, replace(load_settings(first).settings, action_scale=SCALED.action_scale))
     settings_path(folder / "b" / "second.pth").unlink()
@@ -123,7 +124,7 @@ def test_a_file_copied_beside_a_made_one_is_not_confirmed(pair) -> None:
     beside = shutil.copy(second, first.parent)
     stored = open_checkpoint(beside)
     assert stored.settings == PolicySettings.all_assumed() and stored.settings_file is None
-    assert open_checkpoint(first).settings.confirmed
+    assert not open_checkpoint(first).settings.assumed
 
 
 def test_the_policy_of_an_assumed_checkpoint_says_so(pair) -> None:
@@ -139,7 +140,7 @@ def test_the_policy_of_an_assumed_checkpoint_says_so(pair) -> None:
 def test_a_checkpoint_replaced_under_its_settings_is_assumed(pair) -> None:
     first, second = pair
     before = load_settings(first)
-    assert before.settings.confirmed
+    assert not before.settings.assumed
     shutil.copy(second, first)
     note = is_assumed(first)
     assert "was confirmed for first.pth (zip:" in note and "is another checkpoint (zip:" in note
@@ -161,11 +162,11 @@ def test_a_file_moved_or_copied_with_its_settings_stays_confirmed(pair, tmp_path
     first, _ = pair
     moved = tmp_path / "elsewhere"
     first.parent.rename(moved)
-    assert load_settings(moved / first.name).settings.confirmed
+    assert not load_settings(moved / first.name).settings.assumed
     for end in ("", ".policy.json"):
         shutil.copy(moved / f"first.pth{end}", tmp_path / f"other name.pth{end}")
     stored = load_settings(tmp_path / "other name.pth")
-    assert stored.settings.confirmed and stored.note is None
+    assert not stored.settings.assumed and stored.note is None
 
 
 def test_a_file_renamed_without_its_settings_says_how_to_mend_it(pair) -> None:
@@ -176,7 +177,7 @@ def test_a_file_renamed_without_its_settings_says_how_to_mend_it(pair) -> None:
     assert load_settings(renamed).settings.action_scale == SCALED.action_scale
     command = note.partition("run cp ")[2].partition(", or")[0]
     assert os.system(f"cp {command}") == 0  # as a person would type it
-    assert load_settings(renamed).settings.confirmed
+    assert not load_settings(renamed).settings.assumed
     shutil.copy(second, first.with_name("other.pth"))
     assert load_settings(first.with_name("other.pth")).file is None
 
@@ -204,7 +205,7 @@ def test_a_renamed_checkpoint_works_after_the_commands_of_its_note(pair) -> None
     with pytest.raises(CheckpointError, match="no processor folder"):
         find_processors(renamed)
     subprocess.run(commands_of(is_assumed(renamed)), shell=True, check=True)
-    assert load_settings(renamed).settings.confirmed and load_settings(renamed).note is None
+    assert not load_settings(renamed).settings.assumed and load_settings(renamed).note is None
     assert find_processors(renamed) == renamed.with_suffix(".processors")
     assert find_processors(first).is_dir()  # what was there stays
 
@@ -224,7 +225,7 @@ def test_settings_of_others_under_its_name_are_named_and_kept(pair, kept_before)
     assert "step_period_s: 0.7 / 0.3" in note and 'kosmos_pooling: "last" / "mean"' in note
     assert "action_scale: " not in note  # is the same in both
     subprocess.run(commands_of(note), shell=True, check=True)
-    assert load_settings(second).settings.confirmed and load_settings(second).settings.step_period_s == 0.7
+    assert not load_settings(second).settings.assumed and load_settings(second).settings.step_period_s == 0.7
     assert own.with_name(f"{own.name}.old{1 if kept_before else ''}").read_bytes() == other
     if kept_before:
         assert own.with_name(f"{own.name}.old").read_text() == "kept before"
@@ -244,7 +245,7 @@ def test_a_file_of_the_first_form_gives_values_as_assumed(pair, name, form) -> N
     assert cli.main(["inspect", str(first), "--confirm"]) == 0
     stored = load_settings(first)
     assert (stored.file, stored.settings.kosmos_pooling, stored.note) == (settings_path(first), "last", None)
-    assert stored.settings.confirmed
+    assert not stored.settings.assumed
 
 
 def test_values_of_another_member_that_do_not_fit_name_their_file(pair) -> None:
@@ -266,7 +267,7 @@ def test_a_converted_folder_is_confirmed_as_its_source_is(pair, tmp_path) -> Non
     assert json.loads((folder / "policy.json").read_text())["checkpoint"]["name"] == "folder"
     assert verify_folder(folder).passed
     shutil.copytree(folder, tmp_path / "copy")
-    assert load_settings(tmp_path / "copy").settings.confirmed
+    assert not load_settings(tmp_path / "copy").settings.assumed
     shutil.copy(settings_path(first), settings_path(second))  # not its own
     assert list(load_settings(convert(second, tmp_path / "other").folder).settings.assumed) == ALL
     assert not convert(first, tmp_path / "again", dtype="int8").warnings
@@ -286,14 +287,14 @@ def test_a_trained_head_on_frozen_towers_is_another_checkpoint(pair, tmp_path) -
     shard = folder / "model-00001-of-00001.safetensors"
     tensors = load_file(shard)
     save_file(tensors, shard)  # by another program: the header differs, the weights are the same
-    assert load_settings(folder).settings.confirmed
+    assert not load_settings(folder).settings.assumed
     save_file({**tensors, "actions.mlp.8.bias": tensors["actions.mlp.8.bias"] + 0.1}, shard)
     is_assumed(folder)
 
 
 def test_the_small_policy_is_confirmed() -> None:
     stored = load_settings(SMALL_POLICY)
-    assert stored.settings.confirmed and stored.note is None
+    assert not stored.settings.assumed and stored.note is None
 
 
 # --- inspect ---
@@ -318,7 +319,7 @@ def test_inspect_tells_where_settings_are_from_and_confirms_them(pair, tmp_path,
     assert described["checkpoint_id"] == open_checkpoint(second).fingerprint
     assert cli.main(["inspect", str(second), "--confirm"]) == 0
     assert "action_scale = [0.5, 1.2] (was assumed)" in capsys.readouterr().out
-    assert load_settings(second).settings.confirmed and load_settings(first).settings.confirmed
+    assert not load_settings(second).settings.assumed and not load_settings(first).settings.assumed
 
 
 def test_inspect_shows_every_value_before_it_is_confirmed(pair, capsys) -> None:

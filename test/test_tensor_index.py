@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE, TensorEntry, read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 
@@ -274,7 +276,7 @@ def test_no_torch_is_imported(tmp_path: Path, good_bytes: bytes) -> None:
     path.write_bytes(good_bytes)
     program = (
         "import sys; sys.modules.update(torch=None, transformers=None)\n"
-        "from mobile_vla_inference.policy.storage.tensor_index import read_index\n"
+        "from mobile_vla_inference.policy.storage.formats.recognition import read_index\n"
         "print(len(read_index(sys.argv[1]).tensors))"
     )
     result = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)

@@ -27,6 +27,7 @@ KOSMOS_TAGS = (
 )
 KOSMOS_FOLDER = "kosmos-2-patch14-224"
 CLIP_FOLDER = "clip-vit-base-patch32"
+PROCESSORS_FOLDER = "processors"
 _OWNERS = {KOSMOS_FOLDER: "microsoft", CLIP_FOLDER: "openai"}
 
 
@@ -40,8 +41,8 @@ def settings_path(checkpoint: Path) -> Path:
 def processor_places(checkpoint: Path) -> tuple[Path, ...]:
     """Return where the processor folder of a checkpoint file or a converted folder is looked for; the first wins."""
     if checkpoint.is_dir():
-        return (checkpoint / "processors",)
-    return checkpoint.with_suffix(".processors"), checkpoint.with_name("processors")
+        return (checkpoint / PROCESSORS_FOLDER,)
+    return checkpoint.with_suffix(".processors"), checkpoint.with_name(PROCESSORS_FOLDER)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 #: Bytes per value of the number types that a tensor can have, by torch's names.
 ITEM_BYTES = {
@@ -116,6 +117,17 @@ _NUMPY_FORMATS = {
     "u4": "I",
     "u8": "Q",
 }
+
+
+#: More dimensions than any tensor of a policy has.
+MAX_RANK = 8
+
+_MAX_COUNT = 1 << 48
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value from a file is a count: a whole number from 0 to 2^48."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
 
 
 def is_differentiable(dtype: str) -> bool:

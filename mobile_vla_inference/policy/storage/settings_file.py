@@ -20,9 +20,9 @@ from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import read_json
 from mobile_vla_inference.policy.storage.checkpoint_files import SETTINGS_FILE, processor_places, settings_path
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE, read_checksums, sha256_of, update_checksum
-from mobile_vla_inference.policy.storage.config import PolicySettings, abridged
 from mobile_vla_inference.policy.storage.fingerprint import FINGERPRINT, fingerprint, short
-from mobile_vla_inference.policy.storage.tensor_index import read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
+from mobile_vla_inference.policy.storage.settings import PolicySettings, abridged
 
 _WHAT = "the settings of a checkpoint"
 _UNBOUND_FORMAT, _FORMAT = 1, 2

@@ -28,8 +28,10 @@ import torch
 
 from mobile_vla_inference.atomic import remove_folder
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import STOCK_HEAD_DIM, TOWERS, HybridConfig, PolicySettings
-from mobile_vla_inference.policy.storage.layout import solve_fusion_features, tensor_shapes
+from mobile_vla_inference.policy.storage.config import STOCK_HEAD_DIM, TOWERS, HybridConfig
+from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
+from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.policy.synthetic.processors import write_processors
 from mobile_vla_inference.policy.synthetic.weights import (

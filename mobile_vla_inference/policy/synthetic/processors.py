@@ -22,7 +22,8 @@ from mobile_vla_inference.policy.storage.checkpoint_files import (
     KOSMOS_FOLDER,
     KOSMOS_TAGS,
 )
-from mobile_vla_inference.policy.storage.config import CLIP_MEAN, CLIP_STD, HybridConfig
+from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.settings import IMAGE_NORMALIZATIONS
 
 _KOSMOS_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
 _PATCH_INDEX_TOKENS = 1024
@@ -217,6 +218,7 @@ def _write_folder(
 ) -> None:
     """Write one processor in Hugging Face's layout."""
     folder.mkdir(parents=True, exist_ok=True)
+    image_mean, image_std = IMAGE_NORMALIZATIONS["clip"]
     tokenizer_config: dict[str, Any] = {"tokenizer_class": tokenizer_class, **specials}
     if max_tokens is not None:
         tokenizer_config["model_max_length"] = max_tokens
@@ -233,8 +235,8 @@ def _write_folder(
             "crop_size": {"height": image_size, "width": image_size},
             "do_rescale": True,
             "do_normalize": True,
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
+            "image_mean": list(image_mean),
+            "image_std": list(image_std),
             "do_convert_rgb": True,
         },
     )

@@ -19,8 +19,9 @@ import torch
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.storage.config import HybridConfig
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 
 _CHUNK_VALUES = 1 << 22
 

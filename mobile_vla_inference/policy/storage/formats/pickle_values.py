@@ -1,0 +1,113 @@
+"""The descriptions that pickle_graph.py builds of what a pickle holds. Nothing here runs what a file names. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
+
+
+@dataclass(frozen=True)
+class Global:
+    """A class or function that the pickle names; only its name is known."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class PickledDict:
+    """A dict, OrderedDict, defaultdict or Counter: keys and values in the order of the file."""
+
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def named(self) -> dict[str, Any]:
+        """Return the values under keys that are text; of a key that is there twice the last, as in a dict."""
+        return {key: value for key, value in self.pairs if isinstance(key, str)}
+
+
+@dataclass(eq=False)
+class PickledObject(PickledDict):
+    """An object of a class that is not known here: what the pickle gave it, and nothing done with it.
+
+    Attributes:
+        name: of its class, or of the function that would have made it.
+        arguments: what that would have been called with.
+        state: what the object's attributes would have been set from.
+        items: what would have been appended.
+    """
+
+    name: str = ""
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+
+    @property
+    def attributes(self) -> PickledDict | None:
+        """Its attributes, where its state is a plain dict of them."""
+        return self.state if isinstance(self.state, PickledDict) else None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage that the pickle names: record `data/<key>` with `count` values of a type."""
+
+    key: str
+    dtype: str
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its record must have."""
+        return self.count * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that the pickle describes; offset and strides in values of its type."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def last(self) -> int:
+        """Place of its last value in its storage; -1 where it has none."""
+        if 0 in self.shape:
+            return -1
+        return self.offset + sum((length - 1) * stride for length, stride in zip(self.shape, self.strides))
+
+
+@dataclass(frozen=True)
+class ForeignTensor:
+    """A tensor whose values are not simply those in its storage.
+
+    Attributes:
+        what: what it is, such as `a sparse tensor`.
+        advice: what makes a plain tensor of it.
+    """
+
+    what: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class NumpyType:
+    """The type of a numpy array or scalar."""
+
+    code: str
+    is_big_endian: bool = False
+
+
+class Instruction(ValueError):  # noqa: N818 - a message about one, caught as damage
+    """An instruction that the pickle of a checkpoint doesn't have, or one with the wrong arguments."""
+
+
+class TooMany(Instruction):
+    """More instructions than MAX_OPERATIONS."""
+
+
+def kind_of(value: Any) -> str:
+    return value.name if isinstance(value, Global) else type(value).__name__

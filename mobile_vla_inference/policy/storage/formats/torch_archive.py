@@ -1,0 +1,177 @@
+"""Read the index of a `.pth` that torch.save wrote. No torch.
+
+A `.pth` is a zip archive: a pickle that describes the tensors, and one uncompressed record for each storage. The pickle
+is never run: pickle_graph.py reads what it describes, and state_dict.py finds the policy's tensors in that.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.formats.pickle_graph import MAX_OPERATIONS, read_graph
+from mobile_vla_inference.policy.storage.formats.pickle_values import (
+    ForeignTensor,
+    PickledDict,
+    Storage,
+    Tensor,
+    TooMany,
+)
+from mobile_vla_inference.policy.storage.formats.state_dict import find_state_dict
+from mobile_vla_inference.policy.storage.formats.training_metadata import TrainingMetadata, optimizer_shapes, tensors_in
+from mobile_vla_inference.policy.storage.formats.damage import DAMAGED
+from mobile_vla_inference.policy.storage.formats.zip_records import (MAX_DESCRIPTION_BYTES, read_directory, read_record, reason, record_offset)
+from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES, scalar
+from mobile_vla_inference.policy.storage.tensor_index import TensorEntry, TensorIndex, policy_index
+from mobile_vla_inference.policy.storage.tensor_names import shown_name
+
+_FILE_FORMATS = range(1, 11)  # of torch's zip archives, as torch 2.13 reads them
+
+#: Functions that run commands. No training saves one; a file that names one was made to attack who loads it.
+_COMMANDS = re.compile(
+    r"(?:posix|nt|os)\.(?:system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*|startfile|unlink|remove|rmdir)"
+    r"|builtins\.(?:eval|exec|execfile|compile|__import__)"
+    r"|(?:subprocess|runpy)\..*|pty\.spawn|webbrowser\.open"
+)
+
+
+def read_torch_archive(path: Path, file: BinaryIO, size: int) -> TensorIndex:
+    records, root = read_directory(path, file, size)
+    description = records[f"{root}/data.pkl"]
+    if description.file_size > MAX_DESCRIPTION_BYTES:
+        raise CheckpointError(
+            f"{path} has a data.pkl of {description.file_size / 1e6:.0f} MB, expected at most "
+            f"{MAX_DESCRIPTION_BYTES / 1e6:.0f} MB; it describes no policy: give the file that training wrote"
+        )
+    _check_format(path, file, size, records, root)
+    data = read_record(path, file, description, size)
+    try:
+        graph, named = read_graph(data, refuse_commands(path))
+    except TooMany as error:
+        raise CheckpointError(
+            f"{path} describes more than {MAX_OPERATIONS} values, expected a policy and its training's state; "
+            f"save model.state_dict() alone"
+        ) from error
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"{path} has a damaged data.pkl ({reason(error)}), expected what torch.save writes; "
+            f"download or copy it again"
+        ) from error
+    places = {
+        key: _storage_place(path, file, size, records.get(f"{root}/data/{key}"), storage)
+        for key, storage in named.items()
+    }
+    state = find_state_dict(str(path), graph)
+    tensors = {name: _zip_entry(path, places, name, tensor) for name, tensor in state.tensors.items()}
+    own = {id(container) for container in state.containers}
+    rest = {
+        key: value
+        for key, value in (graph.named() if isinstance(graph, PickledDict) else {}).items()
+        if id(value) not in own and not (id(graph) in own and isinstance(value, (Tensor, ForeignTensor)))
+    }
+    metadata = TrainingMetadata(lambda tensor: _single_value(file, places, tensor), own)
+    plain = {key: metadata.plain(value) for key, value in rest.items()}
+    used = {tensor.storage.key for tensor in state.tensors.values()}
+    # A tensor of one value is read; any more is an optimizer's, an averaged copy or the like.
+    with_tensors = {
+        key: value
+        for key, value in rest.items()
+        if next(tensors_in(value, own), None) and not (isinstance(value, Tensor) and plain[key] != "tensor")
+    }
+    others = {t.storage.key: t.storage.nbytes for t in tensors_in(list(with_tensors.values()), own)}
+    others = {key: nbytes for key, nbytes in others.items() if key not in used}
+    return policy_index(
+        path,
+        "zip",
+        size,
+        tensors,
+        wrapper=state.path,
+        metadata={key: value for key, value in plain.items() if key not in with_tensors},
+        dead={"optimizer": sum(others.values())},
+        optimizer_shapes=optimizer_shapes(rest.values()),
+        skipped=tuple(f"{key} ({what})" for key, value in rest.items() if (what := metadata.unread(value))),
+    )
+
+
+def _check_format(path: Path, file: BinaryIO, size: int, records: Mapping[str, zipfile.ZipInfo], root: str) -> None:
+    """Refuse what a record beside the pickle says about the others, where that is not what is read here."""
+    order = records.get(f"{root}/byteorder")
+    if order is not None and read_record(path, file, order, size, 100) != b"little":
+        raise CheckpointError(f"{path} is not little-endian, expected that; save it again on an x86 or ARM machine")
+    version = records.get(f"{root}/version") or records.get(f"{root}/.data/version")
+    if version is None:
+        return
+    text = read_record(path, file, version, size, 100).decode("latin1").strip()
+    if not text.isdecimal() or int(text) not in _FILE_FORMATS:
+        raise CheckpointError(
+            f"{path} has version {text[:20]!a} of torch's file format, expected {_FILE_FORMATS[0]} to "
+            f"{_FILE_FORMATS[-1]}; update this package, or save it again with torch 2"
+        )
+
+
+def _storage_place(path: Path, file: BinaryIO, size: int, record: zipfile.ZipInfo | None, storage: Storage) -> int:
+    """Return where a storage's first byte lies in the file."""
+    if record is None:
+        raise CheckpointError(
+            f"{path} is damaged: it names the record data/{storage.key[:40]}, which its archive lacks, "
+            f"expected a whole checkpoint; copy the file again"
+        )
+    if record.file_size < storage.nbytes:
+        raise CheckpointError(
+            f"{path} is damaged: a storage needs {storage.nbytes} bytes, but its record {record.filename} has "
+            f"{record.file_size}, expected a whole checkpoint; copy the file again"
+        )
+    return record_offset(path, file, record, size)
+
+
+def _zip_entry(path: Path, places: Mapping[str, int], name: str, tensor: Tensor) -> TensorEntry:
+    nbytes = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+    if nbytes > tensor.storage.nbytes:
+        raise CheckpointError(
+            f"{path}: {shown_name(name)} repeats the values of its storage ({tensor.storage.nbytes} bytes for a tensor of "
+            f"{nbytes}), expected each value stored; save it again after .contiguous()"
+        )
+    return TensorEntry(
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        nbytes=nbytes,
+        file=path,
+        offset=places[tensor.storage.key] + tensor.offset * ITEM_BYTES[tensor.dtype],
+        strides=None if _is_contiguous(tensor.shape, tensor.strides) else tensor.strides,
+    )
+
+
+def _single_value(file: BinaryIO, places: Mapping[str, int], tensor: Tensor) -> Any:
+    """Return the value of a tensor that has one, such as a val_mae that was kept as a tensor; else None."""
+    if math.prod(tensor.shape) != 1:
+        return None
+    item_bytes = ITEM_BYTES[tensor.dtype]
+    return scalar(
+        tensor.dtype, os.pread(file.fileno(), item_bytes, places[tensor.storage.key] + tensor.offset * item_bytes)
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides)):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def refuse_commands(path: Path) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        if _COMMANDS.fullmatch(name):
+            raise CheckpointError(
+                f"{path} asks to call {name[:100]}, which would run code of its author's on the machine that loads it, "
+                f"expected weights; nothing of it was run: don't use this file"
+            )
+
+    return check

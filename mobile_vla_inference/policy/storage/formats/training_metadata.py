@@ -1,0 +1,131 @@
+"""What a `.pth` holds in addition to the weights: training arguments, results, the optimizer's state. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mobile_vla_inference.policy.storage.formats.pickle_values import (
+    ForeignTensor,
+    Global,
+    PickledDict,
+    PickledObject,
+    Tensor,
+)
+from mobile_vla_inference.policy.storage.formats.pickled_plain_values import numpy_array_values
+from mobile_vla_inference.policy.storage.formats.state_dict import describe, is_plain_object
+
+_MAX_PLAIN_DEPTH = 2
+_MAX_PLAIN_ITEMS = 200
+MAX_PLAIN_TEXT = 1000
+_MAX_PLAIN_VALUES = 20_000
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """Return what a container holds, an object's attributes and arguments included."""
+    if isinstance(value, PickledObject):
+        return (*(child for _, child in value.pairs), value.state, *value.arguments, *value.items)
+    if isinstance(value, PickledDict):
+        return [child for _, child in value.pairs]
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _walk(value: Any, skip: Iterable[int] = ()) -> Iterator[Any]:
+    """Yield a value and all that it holds, each container once (a pickle can nest without end, and in a circle)."""
+    pending, seen = [value], set(skip)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (PickledDict, list, tuple)):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            pending.extend(_inside(value))
+        yield value
+
+
+def tensors_in(value: Any, skip: Iterable[int] = ()) -> Iterator[Tensor]:
+    return (found for found in _walk(value, skip) if isinstance(found, Tensor))
+
+
+def optimizer_shapes(rest: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each parameter that an optimizer's state_dict() has moments of (Adam, SGD and the like)."""
+    shapes = []
+    for value in rest:
+        state = value.named().get("state") if isinstance(value, PickledDict) else None
+        for _, moments in state.pairs if isinstance(state, PickledDict) else ():
+            shapes.append(_moments_shape(moments))
+    return tuple(shapes)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, PickledDict) and {"state", "param_groups"} <= value.named().keys()
+
+
+def _moments_shape(moments: Any) -> tuple[int, ...]:
+    tensors = moments.named().values() if isinstance(moments, PickledDict) else ()
+    return next((tensor.shape for tensor in tensors if isinstance(tensor, Tensor) and tensor.shape), ())
+
+
+class TrainingMetadata:
+    """What stands beside the weights, as JSON-ready values; what is too deep, long or strange becomes its type's name.
+
+    Args:
+        single_value: reads the value of a tensor that has one.
+        skip: identities of the containers that hold the weights.
+    """
+
+    def __init__(self, single_value: Callable[[Tensor], Any], skip: set[int]) -> None:
+        self._single_value = single_value
+        self._skip = skip
+        self._room = _MAX_PLAIN_VALUES
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """Return a value for JSON."""
+        self._room -= 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return value if abs(value) < 1 << 63 else "int"
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, str):
+            return value[:MAX_PLAIN_TEXT].encode("utf-8", "replace").decode()
+        if isinstance(value, Tensor):
+            single = self._single_value(value)
+            return "tensor" if single is None else self.plain(single)
+        if isinstance(value, PickledObject):
+            numbers = numpy_array_values(value)
+            if numbers is not None:
+                return self.plain(numbers, depth)
+            value = value.attributes or value
+        if depth < _MAX_PLAIN_DEPTH and self._room > 0:
+            if isinstance(value, PickledDict) and not isinstance(value, PickledObject):
+                if len(value.pairs) <= _MAX_PLAIN_ITEMS:
+                    return {self._key(k): self.plain(v, depth + 1) for k, v in value.pairs}
+            elif isinstance(value, (list, tuple)) and len(value) <= _MAX_PLAIN_ITEMS:
+                return [self.plain(item, depth + 1) for item in value]
+        return _type_name(value)
+
+    def unread(self, value: Any) -> str | None:
+        """Return what a value beside the weights is, where it is not (or not all) read; None where it is."""
+        tensors, objects = 0, []
+        for found in _walk(value, self._skip):
+            if isinstance(found, PickledObject) and not is_plain_object(found) and numpy_array_values(found) is None:
+                objects.append(describe(found))
+            tensors += isinstance(found, ForeignTensor) or (
+                isinstance(found, Tensor) and (found is not value or self._single_value(found) is None)
+            )
+        texts = list(dict.fromkeys(objects))[:2]
+        if _is_optimizer(value):  # counted as dead weight
+            tensors = 0
+        return ", ".join(([f"{tensors} tensors"] if tensors else []) + texts) or None
+
+    def _key(self, key: Any) -> str:
+        return self.plain(key) if isinstance(key, str) else str(self.plain(key, _MAX_PLAIN_DEPTH))
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, (PickledObject, Global)):
+        return value.name[:MAX_PLAIN_TEXT]
+    return "dict" if isinstance(value, PickledDict) else type(value).__name__
