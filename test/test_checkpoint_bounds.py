@@ -178,7 +178,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
             + _tensor(b"K\x04\x85", b"K\x01\x85")
             + b"u"
         ),
-        "fits no member",
+        "fits no architecture variant",
     ),
     "a header of 10^9 bytes": (lambda f: _safetensors(f, b"{", 10**9, 10**9 + 100), "header of 1000000000 bytes"),
     "a header of 10^18 bytes": (lambda f: _safetensors(f, b"{", 10**18), "cut off"),
@@ -186,7 +186,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a header of 4 MB of lists": (lambda f: _safetensors(f, b'{"a":[' + b"[]," * 1_300_000 + b"1]}"), "damaged"),
     "overlapping offsets": (
         lambda f: _safetensors(f, json.dumps({"a": _f32(0, 8), "b": _f32(4, 12)}).encode(), size=500),
-        "where the tensor before it ends",
+        "but the tensor before it ends",
     ),
     "a tensor that is there twice": (
         lambda f: _safetensors(f, b'{"a":%b,"a":%b}' % ((json.dumps(_f32(0, 8)).encode(),) * 2)),
@@ -203,7 +203,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         "at most 10000",
     ),
     "a pipe for a shard": (_fifo_for_a_shard, "lacks"),
-    "a pipe": (_fifo, "no regular file"),
+    "a pipe": (_fifo, "not a regular file"),
 }
 
 

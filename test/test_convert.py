@@ -488,7 +488,10 @@ def test_foreign_models_are_refused_with_the_nearest_member(tmp_path: Path, caps
     for name, found in rows.items():
         assert cli.main(["convert", str(tmp_path / name), str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err
-        assert "fits no member of the family" in message and "expected one like its nearest, the " in message
+        assert (
+            "fits no architecture variant" in message
+            and "expected those of a policy, such as the nearest, the " in message
+        )
         assert found in message and "kosmos_model.text_model.* (all" in message
     assert not (tmp_path / "out").exists()
 
@@ -575,7 +578,7 @@ def test_verify_names_what_is_missing_and_what_is_extra(folder: Path, capsys: py
 
 def test_verify_of_what_convert_did_not_write(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "sha256sums.txt").unlink()
-    for path, sentence in ((folder, "has no sha256sums.txt"), (tmp_path / "nowhere", "is no folder")):
+    for path, sentence in ((folder, "has no sha256sums.txt"), (tmp_path / "nowhere", "is not a folder")):
         assert cli.main(["verify", str(path)]) == 2
         assert sentence in capsys.readouterr().err
 
@@ -605,7 +608,7 @@ def test_shards_of_another_conversion_are_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["architecture"]["cell"]["num_layers"] = 3  # as if the shards had lost the last layer
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="describes another member"):
+    with pytest.raises(CheckpointError, match="describes another architecture"):
         open_checkpoint(folder)
 
 

@@ -173,7 +173,7 @@ def test_a_file_renamed_without_its_settings_says_how_to_mend_it(pair) -> None:
     first, second = pair
     renamed = first.rename(first.with_name("re named.pth"))
     note = is_assumed(renamed)
-    assert "first.pth.policy.json was confirmed for these very weights" in note
+    assert "first.pth.policy.json was confirmed for exactly these weights" in note
     assert load_settings(renamed).settings.action_scale == SCALED.action_scale
     command = note.partition("run cp ")[2].partition(", or")[0]
     assert os.system(f"cp {command}") == 0  # as a person would type it
@@ -231,7 +231,7 @@ def test_settings_of_others_under_its_name_are_named_and_kept(pair, kept_before)
         assert own.with_name(f"{own.name}.old").read_text() == "kept before"
 
 
-# --- files of the first form ---
+# --- files of the first format ---
 
 
 @pytest.mark.parametrize("name", ("first.pth.policy.json", "first.policy.json", "policy.json"))
@@ -240,7 +240,7 @@ def test_a_file_of_the_first_form_gives_values_as_assumed(pair, name, form) -> N
     first, _ = pair
     settings_path(first).unlink()
     first.with_name(name).write_text(json.dumps({**form, "settings": SCALED.to_json()}))
-    assert "doesn't say which checkpoint" in is_assumed(first)
+    assert "doesn't name the checkpoint" in is_assumed(first)
     assert load_settings(first).settings.kosmos_pooling == "last"
     assert cli.main(["inspect", str(first), "--confirm"]) == 0
     stored = load_settings(first)
@@ -444,8 +444,8 @@ BAD = {
     "a format of true": ({"format": True, "settings": {}, "checkpoint": BOUND}, "checkpoint"),
     "no settings": ({"format": 1}, "lacks some"),
     "settings of another type": ({"format": 1, "settings": [1]}, "expected an object"),
-    "an unknown key": ({"format": 1, "settings": {}, "confirmed": True}, "wrong keys"),
-    "bound to nothing": ({"format": 2, "settings": {}}, "wrong keys"),
+    "an unknown key": ({"format": 1, "settings": {}, "confirmed": True}, "wrong or missing keys"),
+    "bound to nothing": ({"format": 2, "settings": {}}, "wrong or missing keys"),
     "bound to a number": ({"format": 2, "settings": {}, "checkpoint": 7}, "fingerprint and name"),
     "bound to no fingerprint": ({"format": 2, "settings": {}, "checkpoint": {**BOUND, "fingerprint": "x"}}, "finger"),
     "a name of megabytes": ({"format": 2, "settings": {}, "checkpoint": {**BOUND, "name": "a" * 999}}, "fingerprint"),

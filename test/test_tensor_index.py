@@ -209,7 +209,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     _assert_refused(tmp_path, r"a\.pth")
     os.mkfifo(tmp_path / "pipe.pth")
-    _assert_refused(tmp_path / "pipe.pth", "no regular file")
+    _assert_refused(tmp_path / "pipe.pth", "not a regular file")
 
 
 @contextmanager

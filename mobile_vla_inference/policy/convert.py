@@ -1,11 +1,11 @@
 """Convert a checkpoint to a folder that loads at once: `mobile_vla convert`.
 
-The folder holds what inference uses and nothing else: the weights in sharded safetensors of the number type asked for,
-aligned so that they can be mapped; config.json (the architecture, and where the weights come from); policy.json;
-the processors; and sha256sums.txt over all of it.
+The folder holds only what inference uses: the weights in sharded safetensors of the requested number type, aligned so
+that they can be mapped; config.json (the architecture, and the source of the weights); policy.json; the processors; and
+sha256sums.txt with the hashes of all files.
 
-Tensors stream from the mapped source to the disk a few megabytes at a time. The source's hash is computed by a thread
-that reads just ahead, so that a disk delivers each byte once.
+Tensors stream from the mapped source to the disk a few megabytes at a time. A thread that reads just ahead computes the
+source's hash, so that a disk delivers each byte once.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from mobile_vla_inference.policy.storage.source_digest import SourceDigest
 Progress = Callable[[int, int], None]
 
 _CHUNK_VALUES = 2 << 20
-_DISK_MARGIN_BYTES = 16 << 20  # headers, JSON and what the file system itself needs
+_DISK_MARGIN_BYTES = 16 << 20  # headers, JSON and the file system
 _WEIGHT_SUFFIXES = (".bin", ".safetensors", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf", ".ot")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        folder: where.
+        folder: the new folder.
         weight_bytes: bytes of all tensors in it.
         shards: number of safetensors files.
-        warnings: sentences that its user should read.
+        warnings: sentences for its user.
     """
 
     folder: Path
@@ -79,31 +79,31 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write a checkpoint as a converted folder. Nothing is left at `out` unless all of it is there.
+    """Write a checkpoint as a converted folder. `out` is complete, or it is not changed.
 
     Args:
-        source: the checkpoint, opened or its path; it must stay as it is meanwhile.
+        source: the checkpoint, opened or its path; its files must not change during the call.
         out: the new folder; with `force` it may be a converted folder, which is replaced as a whole.
-        dtype: type of the weights, one of DTYPES.
-        keep_layers: towers of TOWERS that keep only their first so many layers. Nobody trained the result.
-        processors: folder with the two tokenizer folders; None: beside the checkpoint.
+        dtype: number type of the weights, one of conversion_plan.DTYPES.
+        keep_layers: number of first layers to keep, by towers of TOWERS. Nobody trained the result.
+        processors: folder with the two tokenizer folders; None: next to the checkpoint.
         force: replace an existing converted folder.
         progress: called as the source is read.
 
     Raises:
-        CheckpointError: the source is no usable member or has weights that are not finite, `out` can't be written
-            or exists, or the disk is too full.
+        CheckpointError: the source can't be used or has weights that are not finite, `out` exists or can't be
+            written, or the disk is too full.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     if checkpoint.quantization is not None:
         raise CheckpointError(
             f"{checkpoint.path} is {checkpoint.quantization} already, expected weights of a floating type; "
-            f"convert what it was made from"
+            f"convert the checkpoint that it was made from"
         )
-    # Symbolic links are followed: a link to the folder in use stays, and points at the new content.
+    # Symbolic links are followed: a link to the folder stays, and points to the new content.
     target = Path(out).resolve()
     _check_target(target, checkpoint.path.resolve(), force)
-    job = _Job(checkpoint, dtype, _shorter(checkpoint, keep_layers or {}))
+    job = _Job(checkpoint, dtype, _shortened_towers(checkpoint, keep_layers or {}))
     folders, warnings = _find_processors(checkpoint, processors)
     _check_space(target.parent, job.weight_bytes, folders)
     try:
@@ -120,7 +120,7 @@ def convert(
 
 
 def _check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise CheckpointError unless `target` is free, or a converted folder that may be replaced."""
+    """Raise CheckpointError unless `target` does not exist, or is a converted folder that may be replaced."""
     if not target.parent.is_dir():
         raise CheckpointError(f"{target.parent} is not a folder, expected one to write {target.name} to; make it first")
     if target == source or target in source.parents:
@@ -129,7 +129,8 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
         return
     if not target.is_dir() or (any(target.iterdir()) and not _is_converted(target)):
         raise CheckpointError(
-            f"{target} is something else than a converted folder, which is never replaced; choose another name"
+            f"{target} is not a converted folder, expected one or a new name, because nothing else is replaced; "
+            f"choose another name"
         )
     if not force and any(target.iterdir()):
         raise CheckpointError(f"{target} exists already, expected a new folder; choose another name or give --force")
@@ -142,14 +143,14 @@ def _is_converted(folder: Path) -> bool:
         return (folder / CHECKSUMS_FILE).exists() and (folder / SHARD_INDEX_FILE).exists()
 
 
-def _shorter(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Return what config.json says about towers that lose layers, those that had lost some before included."""
+def _shortened_towers(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return `keep_layers` of config.json: the towers that are shortened now, or were by an earlier conversion."""
     layers = dict(checkpoint.kept_layers)
     for name, kept in keep_layers.items():
         tower = getattr(checkpoint.config, name, None) if name in TOWERS else None
         if tower is None:
-            there = [known for known in TOWERS if getattr(checkpoint.config, known) is not None]
-            raise CheckpointError(f"--keep-layers names {name!r}, expected one of {', '.join(there)}; correct it")
+            present = [known for known in TOWERS if getattr(checkpoint.config, known) is not None]
+            raise CheckpointError(f"--keep-layers names {name!r}, expected one of {', '.join(present)}; correct it")
         if not 1 <= kept <= tower.num_layers:
             raise CheckpointError(
                 f"--keep-layers keeps {kept} layers of {name}, expected 1 to {tower.num_layers}; correct it"
@@ -163,7 +164,7 @@ def _shorter(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str
 def _find_processors(
     checkpoint: Checkpoint, processors: Path | str | None
 ) -> tuple[ProcessorFolders | None, tuple[str, ...]]:
-    """Return the tokenizer folders; without them, unless they were named, None and a warning."""
+    """Return the tokenizer folders and no warning, or None and a warning; raise if the named folder lacks them."""
     try:
         return processor_folders(find_processors(checkpoint.path, processors), checkpoint.config), ()
     except CheckpointError as error:
@@ -189,7 +190,7 @@ def _disk_sentence(error: OSError, target: Path, weight_bytes: int) -> str:
         status = os.statvfs(target.parent)
         return (
             f"the disk of {target.parent} became full while converting, expected {weight_bytes / 1e9:.2f} GB for "
-            f"{target.name} ({status.f_bavail * status.f_frsize / 1e9:.2f} GB are free without it); nothing was "
+            f"{target.name} ({status.f_bavail * status.f_frsize / 1e9:.2f} GB are free now); nothing was "
             f"written: free some or choose another disk"
         )
     return (
@@ -203,7 +204,7 @@ def _disk_sentence(error: OSError, target: Path, weight_bytes: int) -> str:
 
 @dataclass
 class _Job:
-    """One conversion: its plan, and the writing of it."""
+    """One conversion: the plan, and writing it."""
 
     checkpoint: Checkpoint
     dtype: str
@@ -270,7 +271,7 @@ class _Job:
             mapped.drop_pages()
 
     def _converted(self, output: Output, rows: torch.Tensor) -> torch.Tensor:
-        """Return some rows of a source's tensor as the new file has them."""
+        """Return some rows of a tensor of the source in the form of the new file."""
         if output.is_scale:
             return row_scales(rows)
         if output.spec.dtype == "int8":
@@ -279,7 +280,7 @@ class _Job:
 
 
 def _row_blocks(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield a tensor in blocks of rows (of values, where it has one dimension), each with the number of its first."""
+    """Yield a tensor in blocks of rows (of values, if it has one dimension), each with the index of its first."""
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     count = max(_CHUNK_VALUES // max(math.prod(tensor.shape[1:]), 1), 1)
     for start in range(0, tensor.shape[0], count):
@@ -287,9 +288,9 @@ def _row_blocks(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def _processor_files(folders: ProcessorFolders | None) -> list[tuple[str, Path]]:
-    """Return the files of the tokenizer folders that a member needs: name in the new folder, and path.
+    """Return the files of the tokenizer folders to copy: name in the new folder, and path.
 
-    A downloaded model folder can hold weights too; they stay behind.
+    A downloaded model folder can hold weights too; they are not copied.
     """
     files = []
     for folder in () if folders is None else (folders.kosmos, folders.clip):

@@ -43,8 +43,8 @@ def load_model(
 ) -> HybridModel:
     """Load a checkpoint as a module in eval mode. The file must not change during the call.
 
-    Weights that are int8 in the file stay int8, in modules of quantize.Int8Linear; `dtype` is for the others. If a
-    16-bit file is loaded as float32 on the CPU, its matrices stay mapped and are widened as they are used (quantize.py).
+    Weights that are int8 in the file stay int8, in modules of quantize.Int8Linear; `dtype` is for the others. The
+    matrices of a 16-bit file that is loaded as float32 on the CPU stay mapped, and are widened in use (quantize.py).
 
     On the CPU, tensors that already have the type stay mapped: they are not copied, and the kernel can drop their
     pages and read them again. Otherwise peak memory is that of the new weights and one tensor.

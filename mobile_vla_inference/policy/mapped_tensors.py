@@ -7,6 +7,8 @@ import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.memory_budget import MIB
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
@@ -18,8 +20,6 @@ class MappedTensor:
     """A tensor whose values are pages of the file."""
 
     def __init__(self, mapping: mmap.mmap, entry: TensorEntry) -> None:
-        import torch
-
         self._mapping = mapping
         self._entry = entry
         dtype = getattr(torch, entry.dtype)
@@ -31,14 +31,14 @@ class MappedTensor:
         self.tensor = flat.view(entry.shape) if strides is None else flat.as_strided(entry.shape, strides)
 
     def drop_pages(self) -> None:
-        """Give the pages back to the kernel's cache: their values have been copied."""
+        """Let the kernel drop the pages, after their values were copied."""
         _advise(self._mapping, self._entry, mmap.MADV_DONTNEED)
 
 
 def mapped_tensors(
     stored: dict[str, TensorEntry], is_copied: Callable[[str, TensorEntry], bool]
 ) -> Iterator[tuple[str, TensorEntry, MappedTensor]]:
-    """Yield each tensor, mapped, in the order of the file; the kernel reads ahead of those that will be copied."""
+    """Yield each tensor in the order of the file; the kernel reads ahead those that will be copied."""
     mappings = {file: map_file(file) for file in {entry.file for entry in stored.values()}}
     ordered = sorted(stored.items(), key=lambda item: (item[1].file, item[1].offset))
     upcoming, announced_bytes = 0, 0
@@ -56,11 +56,11 @@ def mapped_tensors(
 
 def _check_whole(mapping: mmap.mmap, entry: TensorEntry) -> None:
     if entry.offset + entry.nbytes > len(mapping):
-        raise CheckpointError(f"{entry.file} was cut while it was read, expected it unchanged; load it again")
+        raise CheckpointError(f"{entry.file} became shorter while it was read, expected it unchanged; load it again")
 
 
 def _advise(mapping: mmap.mmap, entry: TensorEntry, advice: int) -> None:
-    """Tell the kernel about the pages that hold a tensor, those that it shares with its neighbours left out."""
+    """Advise the kernel about the pages that hold only this tensor."""
     start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (entry.offset + entry.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
@@ -68,10 +68,10 @@ def _advise(mapping: mmap.mmap, entry: TensorEntry, advice: int) -> None:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file; raise CheckpointError where that fails."""
+    """Map a file; raise CheckpointError if that fails."""
     try:
         with path.open("rb") as file:
-            # Copy on write: torch wants a writable buffer; nothing writes to it.
+            # Copy on write: torch asks for a writable buffer, but nothing writes to it.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be mapped ({error}), expected it unchanged; load it again") from error

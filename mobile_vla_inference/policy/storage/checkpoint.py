@@ -1,4 +1,4 @@
-"""Open a checkpoint: what it is, without torch and without reading its tensors."""
+"""Open a checkpoint: find out what it is, without torch and without reading its tensors."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, Tenso
 #: Number types that weights can have in a file.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
-#: Number types, by how their names begin, that weights can't have: nothing here computes with them as they are, and
-#: what they stand for (a scale, the half of a pair) is not in the tensor.
+#: Beginnings of the names of number types that weights can't have: their values need a scale or a second tensor.
 _FOREIGN_TYPES = ("float8", "float4", "uint", "complex", "q", "bits")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that fits the family, with what is known about it.
+    """A checkpoint of a known architecture.
 
     Attributes:
         path: its file or folder.
-        index: where its tensors lie.
+        index: where its tensors are.
         config: its sizes, read from the shapes.
-        settings: those of its file (settings_file.py); all assumed where it has none that was confirmed for it.
+        settings: those of its settings file (settings_file.py); all assumed without a file that was confirmed for it.
         fingerprint: which checkpoint this is, by its content (fingerprint.py).
-        settings_file: where the settings are from; None: the defaults.
-        settings_note: why a file with settings doesn't count as confirmed, and what to do; None: it does.
-        disk_states: what each file was like when it was opened (hash_cache.disk_state).
-        conversion: content of a converted folder's config.json; None for what training wrote.
+        settings_file: source of the settings; None: the defaults.
+        settings_note: why the settings file doesn't count as confirmed, and what to do; None if it does.
+        disk_states: state of each file when it was opened (hash_cache.disk_state).
+        conversion: content of a converted folder's config.json; None if it was not converted.
     """
 
     path: Path
@@ -56,31 +55,31 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """`int8` where weights are quantised, else None."""
+        """`int8` if weights are quantised, else None."""
         return "int8" if self.index.scales else None
 
     @property
     def kept_layers(self) -> dict[str, dict[str, int]]:
-        """Towers that have lost layers to `convert --keep-layers`: how many are `kept`, `of` how many."""
+        """Towers that `convert --keep-layers` shortened: how many layers are `kept`, `of` how many."""
         return {} if self.conversion is None else self.conversion["keep_layers"]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know before trusting this policy, a sentence each."""
+        """What a person must know before this policy drives, one sentence each."""
         shortened = tuple(
             f"{tower} has only the first {layers['kept']} of its {layers['of']} layers (convert --keep-layers); nobody "
-            f"trained this policy, so evaluate it before a robot drives by it"
+            f"trained this policy, so evaluate it before it drives a robot"
             for tower, layers in self.kept_layers.items()
         )
         return shortened if self.settings_note is None else (*shortened, self.settings_note)
 
     @property
     def fusion_features(self) -> tuple[str, ...]:
-        """Names of the features that the fusion layer (or the cell, in the pure variant) reads, in order."""
+        """Names of the features that the fusion layer (or the LSTM, in the pure variant) reads, in order."""
         return solve_fusion_features(self.config, self.settings)
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where a file was written to or replaced since it was opened."""
+        """Raise CheckpointError if a file was written to or replaced since it was opened."""
         for path, state in self.disk_states.items():
             if _disk_state(path) != state:
                 raise CheckpointError(f"{path} was changed while it was loaded, expected it unchanged; load it again")
@@ -96,10 +95,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a checkpoint file or folder without reading its tensors, and check that it is one of the family.
+    """Open a checkpoint file or folder without reading its tensors, and check that its architecture is known.
 
     Raises:
-        CheckpointError: it can't be read, is no member (with the misfit table), or its features can't be told.
+        CheckpointError: it can't be read, fits no architecture variant (with a table of what differs), or the features
+            of its fusion layer are ambiguous.
     """
     path = Path(path)
     index = read_index(path)
@@ -116,8 +116,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     try:
         solve_fusion_features(config, stored.settings)
     except CheckpointError as error:
-        whose = "" if stored.note is None else " (not confirmed for this checkpoint)"
-        raise CheckpointError(f"{stored.file or settings_path(path)}{whose}: {error}") from error
+        standing = "" if stored.note is None else " (not confirmed for this checkpoint)"
+        raise CheckpointError(f"{stored.file or settings_path(path)}{standing}: {error}") from error
     return Checkpoint(path, index, config, stored.settings, mark, stored.file, stored.note, states, conversion)
 
 
@@ -126,12 +126,12 @@ def _disk_state(path: Path) -> str:
         return disk_state(path)
     except OSError as error:
         raise CheckpointError(
-            f"{path} is not there any more ({error.strerror}), expected it unchanged; load it again"
+            f"{path} does not exist any more ({error.strerror}), expected it unchanged; load it again"
         ) from error
 
 
 def _check_number_types(path: Path, index: TensorIndex) -> None:
-    """Raise CheckpointError, before the shapes are looked at, for number types that no checkpoint of the family has."""
+    """Raise CheckpointError for number types that no policy has; their shapes would be misleading."""
     for name, entry in index.tensors.items():
         if entry.dtype.startswith(_FOREIGN_TYPES):
             raise CheckpointError(
@@ -141,7 +141,7 @@ def _check_number_types(path: Path, index: TensorIndex) -> None:
 
 
 def _check_dtypes(path: Path, index: TensorIndex) -> None:
-    """Raise CheckpointError for weights that are neither of a floating type nor int8 as convert writes it."""
+    """Raise CheckpointError for weights that are neither floating numbers nor int8 with scales as convert writes."""
     for name, entry in index.tensors.items():
         if entry.dtype in WEIGHT_DTYPES:
             continue

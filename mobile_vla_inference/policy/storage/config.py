@@ -1,4 +1,4 @@
-"""The sizes of a policy's architecture (HybridConfig), and the architectures that have a name. No torch.
+"""The sizes of a policy's architecture (HybridConfig), and the named configurations: tiny, small and full.
 
 Sizes are read from tensor shapes (shape_inference.py) or chosen by name; what tensors don't show is in settings.py.
 """
@@ -11,14 +11,16 @@ from typing import Any
 
 from mobile_vla_inference.errors import CheckpointError
 
-#: Every stock block of Kosmos-2 and CLIP has heads of this width; the count itself leaves no trace in the tensors.
+#: Every stock block of Kosmos-2 and CLIP has heads of this width; tensors don't show the number of heads.
 STOCK_HEAD_DIM = 64
 
 #: Names of the features that can feed the fusion layer, and where each comes from.
 FUSION_FEATURES = ("kosmos_text", "kosmos_vision", "clip_text", "clip_image", "clip_vision_hidden")
 
-#: Towers that can have a number of attention heads of their own.
+#: The transformers of a policy.
 TOWERS = ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision")
+
+#: Number of gates of each kind of recurrent cell.
 CELL_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
@@ -47,12 +49,17 @@ class VisionTower:
 
 @dataclass(frozen=True)
 class Cell:
-    """The recurrent cell, `rnn.*`: LSTM (4 gates), GRU (3) or RNN (1)."""
+    """The recurrent layers, `rnn.*`."""
 
-    kind: str  # "lstm", "gru" or "rnn"
+    kind: str  # a key of CELL_GATES
     input_size: int
     hidden_size: int
     num_layers: int
+
+    @property
+    def gate_rows(self) -> int:
+        """Rows of each weight matrix: the hidden size times the number of gates."""
+        return CELL_GATES[self.kind] * self.hidden_size
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class HeadLayer:
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """Every size of one member of the family. Whatever is None is not part of it.
+    """Every size of one architecture. A part that is None is absent.
 
     `fusion_in` and `fusion_out` are the widths of `feature_fusion` (a Linear); both None in the pure variant, whose
-    cell reads the pooled Kosmos-2 feature itself.
+    LSTM reads the pooled Kosmos-2 feature itself.
     """
 
     kosmos_text: TextTower
@@ -102,7 +109,7 @@ class HybridConfig:
 
     @property
     def feature_widths(self) -> dict[str, int]:
-        """Width of each feature that this member can compute, by its FUSION_FEATURES name."""
+        """Width of each feature that this architecture can compute, by its FUSION_FEATURES name."""
         widths = {"kosmos_text": self.kosmos_text.hidden_size, "kosmos_vision": self.kosmos_vision.hidden_size}
         if self.clip_text is not None:
             widths["clip_text"] = self.clip_projection_dim
@@ -117,7 +124,7 @@ class HybridConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], source: str = "model config") -> HybridConfig:
-        """Build a config from what `to_json` gave; raise CheckpointError where a field is missing or unknown."""
+        """Build a config from the output of `to_json`; raise CheckpointError if a field is missing or unknown."""
         parts = {
             "kosmos_text": TextTower,
             "kosmos_vision": VisionTower,
@@ -131,7 +138,7 @@ class HybridConfig:
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{source} can't be read ({type(error).__name__}: {error}), expected the sizes of a family member; "
+                f"{source} can't be read ({type(error).__name__}: {error}), expected the sizes of an architecture; "
                 f"convert the checkpoint again"
             ) from error
 
@@ -147,7 +154,7 @@ def _published_head() -> tuple[HeadLayer, ...]:
 
 
 def _scaled_head(head: tuple[HeadLayer, ...], hidden_size: int) -> tuple[HeadLayer, ...]:
-    """Scale a published head (input 1024) to another cell width; the two actions stay two."""
+    """Scale a published head (input 1024) to another LSTM width; the two actions stay two."""
 
     def width(features: int) -> int:
         return features if features == 2 else features * hidden_size // 1024
@@ -194,7 +201,7 @@ SIZES = {"tiny": _TINY, "small": _SMALL, "full": _FULL}
 
 
 def standard_config(size: str, variant: str, fusion_in: int | None = None) -> HybridConfig:
-    """Return a member by name: size `tiny`, `small` or `full` (the published one), variant `hybrid` or `pure`.
+    """Return a named configuration: size `tiny`, `small` or `full` (the published one), variant `hybrid` or `pure`.
 
     `fusion_in` is the fusion layer's input width; None takes Kosmos text + CLIP text (2560 at full size).
     """
@@ -215,6 +222,6 @@ def standard_config(size: str, variant: str, fusion_in: int | None = None) -> Hy
 
 
 def with_layers(config: HybridConfig, layers: Mapping[str, int]) -> HybridConfig:
-    """Return a member whose towers (`kosmos_text`, ...) have the numbers of layers in `layers`."""
+    """Return a config whose towers (`kosmos_text`, ...) have the numbers of layers in `layers`."""
     towers = {name: replace(getattr(config, name), num_layers=count) for name, count in layers.items()}
     return replace(config, **towers)

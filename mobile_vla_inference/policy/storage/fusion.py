@@ -1,4 +1,4 @@
-"""Which features the fusion layer reads: solved from their widths, or given by a setting. No torch."""
+"""Which features the fusion layer reads: given by a setting, or solved by their widths."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, HybridConfig
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 
-#: The combinations that the published notes describe; they win where another sum of widths would fit too.
+#: The combinations that the published notes describe; they have priority if another sum of widths fits too.
 _DOCUMENTED_FUSIONS = (("kosmos_text", "clip_text"), ("kosmos_text", "clip_text", "clip_image"))
 
 
 def solve_fusion_features(config: HybridConfig, settings: PolicySettings | None = None) -> tuple[str, ...]:
-    """Return the features that the fusion layer (the cell, in the pure variant) reads, in order.
+    """Return the features that the fusion layer (the LSTM, in the pure variant) reads, in order.
 
-    The setting `fusion_features` decides; without it the documented combinations (Kosmos text and CLIP text, then with
-    the CLIP image), and else the one combination of features whose widths add up.
+    The setting `fusion_features` decides. Without it, the documented combinations (Kosmos text and CLIP text, then with
+    the CLIP image) are tried, and then all others: one combination must have widths that add up.
 
     Raises:
-        CheckpointError: the setting doesn't add up, or no or more than one combination does.
+        CheckpointError: the widths of the setting don't add up, or no combination does, or more than one.
     """
     settings = settings or PolicySettings()
     expected = config.cell.input_size if config.fusion_in is None else config.fusion_in
@@ -31,7 +31,7 @@ def solve_fusion_features(config: HybridConfig, settings: PolicySettings | None 
     def fits(names: Iterable[str]) -> bool:
         return all(name in widths for name in names) and sum(widths[name] for name in names) == expected
 
-    reader = "the cell reads" if config.fusion_in is None else "the fusion layer reads"
+    reader = "the recurrent layer reads" if config.fusion_in is None else "the fusion layer reads"
     known = ", ".join(f"{name} {width}" for name, width in widths.items())
     if settings.fusion_features is not None:
         if not fits(settings.fusion_features):
@@ -55,7 +55,7 @@ def solve_fusion_features(config: HybridConfig, settings: PolicySettings | None 
     if not candidates:
         raise CheckpointError(
             f"{reader} {expected} values, which no combination of features gives, expected a sum of {known}; "
-            f"check that the file is the right one"
+            f"check that it is the right file"
         )
     listed = " or ".join(" + ".join(names) for names in candidates)
     raise CheckpointError(

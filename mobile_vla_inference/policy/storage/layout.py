@@ -1,4 +1,4 @@
-"""Which tensors a policy has, and their shapes, for every architecture variant. No torch.
+"""Which tensors a policy has, and their shapes, for every architecture variant.
 
 The dimensions of every tensor are written with names of sizes, such as `kosmos_text.width`. With the sizes of a
 HybridConfig they are the expected shapes; shape_inference.py compares them with a file's shapes to find the sizes.
@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mobile_vla_inference.policy.storage.config import CELL_GATES, HybridConfig, TextTower
+from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 #: A dimension is a number, or the name of a size such as `kosmos_text.width`.
 _Pattern = dict[str, tuple[int | str, ...]]
+
 KOSMOS_TEXT = "kosmos_model.text_model."
 KOSMOS_VISION = "kosmos_model.vision_model."
 RESAMPLER = "kosmos_model.image_to_text_projection."
@@ -29,7 +30,7 @@ RNN = "rnn."
 HEAD = "actions.mlp."
 PARTS = (KOSMOS_TEXT, KOSMOS_VISION, RESAMPLER, CLIP_TEXT, CLIP_VISION, FUSION, RNN, HEAD)
 
-#: The first words of a member's tensors' names, and those that every member has.
+#: The first words of the tensors' names, and those that every architecture variant has.
 PART_NAMES = ("kosmos_model", "clip_model", "feature_fusion", "rnn", "actions")
 REQUIRED_PARTS = frozenset(("kosmos_model", "rnn", "actions"))
 
@@ -41,18 +42,18 @@ _BLOCK_MATRIX = re.compile(
 
 
 def tensor_shapes(config: HybridConfig) -> dict[str, Shape]:
-    """Return the shape of every tensor of a member by its published name, in the order of the module."""
+    """Return the shape of every tensor of a policy by its published name, in the order of the module."""
     sizes = tensor_sizes(config)
     return {name: _fill(dimensions, sizes) for name, dimensions in tensor_pattern(structure_of(config)).items()}
 
 
 def is_block_matrix(name: str) -> bool:
-    """Tell whether a tensor is the matrix of a Linear in a transformer block or the resampler: int8 is for these."""
+    """Return whether a tensor is the matrix of a Linear in a transformer block or the resampler: int8 is for these."""
     return _BLOCK_MATRIX.fullmatch(name) is not None
 
 
 def is_token_embedding(name: str) -> bool:
-    """Tell whether a tensor is a tower's table of tokens, of which a step reads a few rows."""
+    """Return whether a tensor is a tower's token embedding, of which a step reads a few rows."""
     return name.endswith((".embed_tokens.weight", ".token_embedding.weight"))
 
 
@@ -68,7 +69,7 @@ def parameter_counts(shapes: Shapes) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Structure:
-    """Which tensors a member has, apart from their sizes; None where a tower is absent."""
+    """Which tensors a policy has, apart from their sizes; None if it lacks a tower."""
 
     kosmos_text_layers: int
     kosmos_vision_layers: int
@@ -81,6 +82,7 @@ class Structure:
 
 
 def structure_of(config: HybridConfig) -> Structure:
+    """Return which tensors an architecture has."""
     return Structure(
         kosmos_text_layers=config.kosmos_text.num_layers,
         kosmos_vision_layers=config.kosmos_vision.num_layers,
@@ -94,12 +96,12 @@ def structure_of(config: HybridConfig) -> Structure:
 
 
 def tensor_sizes(config: HybridConfig) -> dict[str, int]:
-    """Return the sizes that a member's tensors show, by the names of the description."""
+    """Return the sizes that the tensors of an architecture show, by the names in `tensor_pattern`."""
     sizes = {
         "latents": config.latent_query_num,
         "cell.input": config.cell.input_size,
         "cell.hidden": config.cell.hidden_size,
-        "cell.gate_rows": CELL_GATES[config.cell.kind] * config.cell.hidden_size,
+        "cell.gate_rows": config.cell.gate_rows,
         **{f"head.{layer.index}": layer.out_features for layer in config.head if layer.kind == "linear"},
     }
     for name in ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision"):
@@ -122,6 +124,7 @@ def tensor_sizes(config: HybridConfig) -> dict[str, int]:
 
 
 def tensor_pattern(structure: Structure) -> _Pattern:
+    """Return the dimensions of every tensor by its name: numbers, and names of sizes."""
     has_text, has_vision = structure.clip_text_layers is not None, structure.clip_vision_layers is not None
     pattern = _kosmos_text(structure.kosmos_text_layers)
     pattern |= _vision_tower(KOSMOS_VISION + "model.", "kosmos_vision", structure.kosmos_vision_layers)
@@ -188,7 +191,7 @@ def _vision_tower(root: str, tower: str, layers: int) -> _Pattern:
         root + "embeddings.class_embedding": (width,),
         root + "embeddings.patch_embedding.weight": (width, 3, patch, patch),
         root + "embeddings.position_embedding.weight": (f"{tower}.positions", width),
-        **_norm(root + "pre_layrnorm", width),  # the published names spell it so
+        **_norm(root + "pre_layrnorm", width),  # this spelling is in the published names
         **_encoder(root, tower, layers),
         **_norm(root + "post_layernorm", width),
     }

@@ -37,7 +37,7 @@ def copied_bytes(index: TensorIndex, device_type: str, dtype: str | None) -> tup
 
 
 def available_bytes() -> int:
-    """Return the memory that this process can still allocate before the kernel kills it, by the machine and its cgroups."""
+    """Return the memory that this process can still allocate: the machine's, or less if a cgroup limits it."""
     available = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
         available = min(available, max(limit - used, 0))

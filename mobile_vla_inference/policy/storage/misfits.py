@@ -1,4 +1,4 @@
-"""The table of tensors that are missing, unexpected or of a wrong shape. No torch."""
+"""The message about tensors that are missing, unexpected or of a wrong shape, with a table of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from mobile_vla_inference.policy.storage.layout import HEAD, PARTS, Shape, Shapes
+from mobile_vla_inference.policy.storage.tensor_names import shown_name
 
 _MAX_TABLE_ROWS = 40
-_MAX_NAME_SHOWN = 120
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of the table: `name` has its first number in braces where several layers share the line."""
+    """One line of the table. If several layers share it, `name` has ranges such as `0-3,5` for the layer's number."""
 
     problem: str  # "missing", "unexpected" or "wrong shape"
     name: str
@@ -23,8 +23,8 @@ class _Row:
     tensors: int
 
 
-def misfits(shapes: Shapes, expected: Shapes) -> list[_Row]:
-    """Compare a file's tensors with a member's; one row per kind of tensor, over all layers that share the misfit."""
+def _misfits(shapes: Shapes, expected: Shapes) -> list[_Row]:
+    """Compare a file's tensors with the expected ones; layers with the same misfit share a row."""
     wrong = [
         (name, tuple(shapes[name]), shape)
         for name, shape in expected.items()
@@ -54,7 +54,7 @@ def _grouped(problem: str, entries: list[tuple[str, Shape | None, Shape | None]]
     groups: dict[tuple, list[int | None]] = defaultdict(list)
     for name, found, expected in entries:
         number = _FIRST_NUMBER.search(name)
-        in_head = name.startswith(HEAD)  # its numbers are places, not repetitions
+        in_head = name.startswith(HEAD)  # its numbers are positions, not repeated layers
         if number is None or in_head:
             groups[name, "", found, expected].append(None)
         else:
@@ -77,27 +77,34 @@ def _ranges(numbers: list[int | None]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def misfit_message(source: str, rows: list[_Row], nearest: str) -> str:
+def misfit_message(shapes: Shapes, expected: Shapes, source: str, nearest: str) -> str:
+    """Return a sentence and a table about the tensors that differ; empty if none does.
+
+    Args:
+        shapes: shape of each tensor in the file.
+        expected: those of the architecture that fits best.
+        source: name of the file.
+        nearest: name of the named configuration that is most like it.
+    """
+    rows = _misfits(shapes, expected)
+    if not rows:
+        return ""
     counts = Counter()
     for row in rows:
         counts[row.problem] += row.tensors
     summary = ", ".join(f"{counts[problem]} {problem}" for problem in ("missing", "unexpected", "wrong shape"))
     first = (
-        f"{source} fits no member of the family: {summary} tensors (table below), expected one like its nearest, the "
-        f"{nearest}; check that the file is the right one and whole"
+        f"{source} fits no architecture variant: {summary} tensors (table below), expected those of a policy, such as "
+        f"the nearest, the {nearest}; check that it is the right file and complete"
     )
     lines = [f"  {'problem':<12} {'tensor':<72} {'found':<20} expected"]
     lines += [
-        f"  {row.problem:<12} {_printable(row.name):<72} {_shape(row.found):<20} {_shape(row.expected)}".rstrip()
+        f"  {row.problem:<12} {shown_name(row.name):<72} {_shape(row.found):<20} {_shape(row.expected)}".rstrip()
         for row in rows[:_MAX_TABLE_ROWS]
     ]
     if len(rows) > _MAX_TABLE_ROWS:
         lines.append(f"  ... and {len(rows) - _MAX_TABLE_ROWS} more rows")
     return "\n".join([first, *lines])
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= _MAX_NAME_SHOWN else f"{name[:_MAX_NAME_SHOWN]!a}..."
 
 
 def _shape(shape: Shape | None) -> str:

@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors don't show (PolicySettings): the keys of policy.json. No torch.
+"""What a checkpoint's tensors don't show (PolicySettings): the keys of policy.json.
 
 settings_file.py reads and writes them; each setting is confirmed by a person (or a calibration), or assumed.
 """
@@ -18,19 +18,20 @@ IMAGE_NORMALIZATIONS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
-#: Scales and offsets of an action beyond these belong to no base: m/s or rad/s per normalised unit. Commands are
-#: divided by a scale in training, so it can't be 0 either.
+#: Limits of an action's scale and offset, m/s or rad/s per normalised unit: no base is faster. Training divides
+#: commands by the scale, so it can't be 0.
 MAX_ACTION_SCALE = 100.0
 MIN_ACTION_SCALE = 1e-6
+
 STEP_PERIODS_S = (0.001, 10.0)
 MAX_PROMPT_LENGTH = 1000
+
 _MAX_FEATURES = 2 * len(FUSION_FEATURES)
 _MAX_HEADS = 4096
 _MAX_TOKEN_ID = 1 << 31
 _MAX_SHOWN_CHARACTERS = 80
-_MAX_SHOWN = 3
 
-#: Values of the settings that are one of a few words.
+#: Settings with a fixed list of values.
 _CHOICES = {
     "kosmos_pooling": ("mean", "last", "image"),
     "clip_text_feature": ("projected", "normalized", "pooled"),
@@ -42,7 +43,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What tensors can't tell: the keys of policy.json, with the training project's likely values as defaults.
+    """The keys of policy.json; the defaults are the training project's likely values.
 
     Attributes:
         fusion_features: features of the fusion input in order; None: solved from the widths.
@@ -53,13 +54,13 @@ class PolicySettings:
         head_activation: `relu`, `gelu` or `tanh` between the head's layers.
         head_tanh: final tanh; None: only for the head layout without LayerNorm (0/2/4/6).
         image_normalization: `imagenet` or `clip` mean and standard deviation.
-        image_keep_aspect: crop the centred square before the resize, instead of squeezing.
+        image_keep_aspect: crop the centred square before the resize, instead of changing the aspect ratio.
         channel_order: order of the training images' channels, `rgb` or `bgr`.
         action_scale: command units (m/s, rad/s) per normalised unit, one per axis.
         action_offset: command units added after the scale, one per axis.
         action_axes: which axis of the Twist each action drives.
-        step_period_s: seconds that one step of the cell stands for.
-        prompt: what Kosmos-2 reads; `{instruction}` is replaced.
+        step_period_s: seconds that one step of the LSTM represents.
+        prompt: the text for Kosmos-2; `{instruction}` is replaced.
     """
 
     fusion_features: tuple[str, ...] | None = None
@@ -81,7 +82,7 @@ class PolicySettings:
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that no policy of this family can have."""
+        """Raise CheckpointError for values that no policy can have."""
         for name, choices in _CHOICES.items():
             _require(name, getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
         for name in ("image_keep_aspect", "head_tanh"):
@@ -131,10 +132,10 @@ class PolicySettings:
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> PolicySettings:
-        """Read what `to_json` gave; what is missing keeps its default and counts as assumed.
+        """Read the output of `to_json`; a missing setting keeps its default and is assumed.
 
         Raises:
-            CheckpointError: not the form, an unknown setting, or a value that can't be; names the `source`.
+            CheckpointError: another form, an unknown setting, or an impossible value; the message names the `source`.
         """
         known = _setting_names()
         if not isinstance(data, dict):
@@ -166,12 +167,12 @@ class PolicySettings:
 
     @classmethod
     def all_assumed(cls) -> PolicySettings:
-        """Return the defaults with every setting assumed: what a checkpoint without a settings file gets."""
+        """Return the defaults with every setting assumed: the settings of a checkpoint without a settings file."""
         return cls().as_assumed()
 
 
 def abridged(value: Any) -> str:
-    """Return a value from outside for a message: its beginning, where it is long."""
+    """Return a value from a file for a message; a long one is cut."""
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}..."
 
@@ -191,7 +192,7 @@ def _is_list(value: Any, least: int, most: int, choices: tuple[str, ...] | None 
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:
-    """Whether a value is a finite number of a size (its sign left out) within limits."""
+    """Return whether a value is a finite number whose magnitude is within limits."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and least <= abs(value) <= most
 

@@ -1,4 +1,4 @@
-"""From the names and shapes of a checkpoint's tensors to its architecture. No torch.
+"""Find the sizes of a policy's architecture by the names and shapes of its tensors.
 
 Each tensor votes for the sizes that its shape shows. So one wrong tensor is reported as that tensor, and not as another
 architecture.
@@ -37,25 +37,25 @@ from mobile_vla_inference.policy.storage.layout import (
     tensor_shapes,
     tensor_sizes,
 )
-from mobile_vla_inference.policy.storage.misfits import misfit_message, misfits
+from mobile_vla_inference.policy.storage.misfits import misfit_message
 
-#: How a training script can call the number of its cell's layers.
+#: Names that training scripts use for the number of recurrent layers.
 _CELL_DEPTH_ARGUMENT = re.compile(r"(?:num_|n_)?(?:lstm|gru|rnn)_(?:num_|n_)?layers")
 _MAX_LAYERS = 1000
 
 
 def infer_config(shapes: Shapes, source: str = "the checkpoint") -> HybridConfig:
-    """Read every size of a member from the shapes of its tensors.
+    """Return the architecture of a checkpoint by the shapes of its tensors.
 
     Args:
-        shapes: shape of each tensor, without prefixes and dead weight.
-        source: what the message calls the file.
+        shapes: shape of each tensor, without prefixes and tensors that inference never uses.
+        source: name of the file in messages.
 
     Raises:
-        CheckpointError: the tensors fit no member; the message ends with a table of what is missing, unexpected, or of
-            a wrong shape.
+        CheckpointError: the tensors fit no architecture variant; the message ends with a table of the tensors that are
+            missing, unexpected, or of a wrong shape.
     """
-    nearest_name, nearest = _nearest_member(shapes)
+    nearest_name, nearest = _nearest_named_config(shapes)
     structure = _read_structure(shapes, structure_of(nearest))
     pattern = tensor_pattern(structure)
     votes: dict[str, Counter[int]] = defaultdict(Counter)
@@ -69,9 +69,9 @@ def infer_config(shapes: Shapes, source: str = "the checkpoint") -> HybridConfig
     needed = {dimension for dimensions in pattern.values() for dimension in dimensions if isinstance(dimension, str)}
     sizes = {size: votes[size].most_common(1)[0][0] if size in votes else defaults.get(size, 1) for size in needed}
     config = _config(structure, sizes)
-    rows = misfits(shapes, tensor_shapes(config))
-    if rows:
-        raise CheckpointError(misfit_message(source, rows, nearest_name))
+    message = misfit_message(shapes, tensor_shapes(config), source, nearest_name)
+    if message:
+        raise CheckpointError(message)
     if config.head[-1].kind != "linear":
         raise CheckpointError(
             f"{source} ends its head with a LayerNorm at {HEAD}{config.head[-1].index}, expected a Linear to the "
@@ -81,34 +81,34 @@ def infer_config(shapes: Shapes, source: str = "the checkpoint") -> HybridConfig
 
 
 def check_trained_cell_depth(config: HybridConfig, trained: Sequence[Shape], args: object, source: str) -> None:
-    """Refuse a member that has lost its cell's last layers: its tensors alone are those of a shallower member.
+    """Refuse a checkpoint without its last recurrent layers: its tensors alone fit an architecture with fewer layers.
 
     Args:
-        config: what the tensors say.
-        trained: shapes of the parameters that the optimizer has moments of, in order; empty where the file has none.
-        args: training arguments as a dict, where the file has them.
-        source: what the message calls the file.
+        config: sizes that the tensors show.
+        trained: shapes of the parameters that the optimizer has moments of, in order; empty if the file has none.
+        args: training arguments as a dict, if the file has them.
+        source: name of the file in messages.
 
     Raises:
-        CheckpointError: the optimizer trained more cell layers than there are, or the arguments name more.
+        CheckpointError: the optimizer trained more recurrent layers than the file has, or the arguments name more.
     """
     found = config.cell.num_layers
     claims = {"its optimizer trained": _longest_cell(config.cell, trained)}
     if isinstance(args, Mapping):
         named = {key: value for key, value in args.items() if _CELL_DEPTH_ARGUMENT.fullmatch(str(key))}
-        claims |= {f"its training argument {key} says": v for key, v in named.items() if type(v) is int}
-    said_by, expected = max(claims.items(), key=lambda claim: claim[1])
+        claims |= {f"its training argument {key} names": v for key, v in named.items() if type(v) is int}
+    source_of_claim, expected = max(claims.items(), key=lambda claim: claim[1])
     if expected > found:
         names = f"rnn.*_l{found}" + (f" to rnn.*_l{expected - 1}" if expected > found + 1 else "")
         raise CheckpointError(
-            f"{source} has {found} layers of its cell, expected the {expected} that {said_by}; {names} are missing: "
-            f"give the whole file"
+            f"{source} has {found} recurrent layers, expected the {expected} that {source_of_claim}; {names} are "
+            f"missing: give the whole file"
         )
 
 
 def _longest_cell(cell: Cell, trained: Sequence[Shape]) -> int:
-    """Return how many layers of the cell follow each other in a list of shapes: 2 matrices and 2 biases for each."""
-    rows, hidden = CELL_GATES[cell.kind] * cell.hidden_size, cell.hidden_size
+    """Return how many recurrent layers (2 matrices, 2 biases) follow each other in a list of shapes."""
+    rows, hidden = cell.gate_rows, cell.hidden_size
     layer = ((rows, hidden), (rows, hidden), (rows,), (rows,))
     first = ((rows, cell.input_size), *layer[1:])
     longest = 0
@@ -170,7 +170,7 @@ def _head_layers(structure: Structure, sizes: Mapping[str, int]) -> tuple[HeadLa
 
 
 def _read_structure(shapes: Shapes, nearest: Structure) -> Structure:
-    """Read which tensors a member should have from the names that are there; what is missing as in `nearest`."""
+    """Return which tensors the checkpoint should have, by the names in it; `nearest` decides what no name shows."""
     has_text = any(name.startswith((CLIP_TEXT, "clip_model.text_projection.")) for name in shapes)
     has_vision = any(name.startswith((CLIP_VISION, "clip_model.visual_projection.")) for name in shapes)
     has_fusion = any(name.startswith(FUSION) for name in shapes)
@@ -182,7 +182,7 @@ def _read_structure(shapes: Shapes, nearest: Structure) -> Structure:
         clip_text_layers=text_depth if has_text else None,
         clip_vision_layers=vision_depth if has_vision else None,
         logit_scale="clip_model.logit_scale" in shapes,
-        fusion=has_fusion or has_text or has_vision,  # CLIP without a fusion layer would be read by nothing
+        fusion=has_fusion or has_text or has_vision,  # no part reads CLIP's features without a fusion layer
         cell_layers=_depth(shapes, r"rnn.weight_ih_l", r"rnn.weight_hh_l", "rnn.bias_ih_l", "rnn.bias_hh_l")
         or nearest.cell_layers,
         head=_read_head(shapes, nearest) or nearest.head,
@@ -190,7 +190,7 @@ def _read_structure(shapes: Shapes, nearest: Structure) -> Structure:
 
 
 def _depth(shapes: Shapes, *before_number: str) -> int:
-    """Return one more than the highest number that follows one of the beginnings; 0 where none does."""
+    """Return one more than the highest number that follows one of the beginnings; 0 if no name has one."""
     pattern = re.compile(f"(?:{'|'.join(map(re.escape, before_number))})(\\d{{1,4}})(?:\\.|$)")
     numbers = (int(match[1]) for match in map(pattern.match, shapes) if match)
     return max((number + 1 for number in numbers if number < _MAX_LAYERS), default=0)
@@ -209,19 +209,19 @@ def _read_head(shapes: Shapes, nearest: Structure) -> tuple[tuple[int, str], ...
     return tuple(layers)
 
 
-def _nearest_member(shapes: Shapes) -> tuple[str, HybridConfig]:
-    """Return the member, of those with a name, that shares most names and shapes with `shapes`."""
-    members = {
+def _nearest_named_config(shapes: Shapes) -> tuple[str, HybridConfig]:
+    """Return the named configuration that has most tensor names and shapes in common with `shapes`, and its name."""
+    configs = {
         f"{size} {variant}": standard_config(size, variant)
         for size in reversed(SIZES)
         for variant in ("hybrid", "pure")
     }
 
     def likeness(name: str) -> float:
-        expected = tensor_shapes(members[name])
+        expected = tensor_shapes(configs[name])
         shared = shapes.keys() & expected.keys()
         same = sum(tuple(shapes[tensor]) == expected[tensor] for tensor in shared)
         return (len(shared) + same) / (len(shapes) + len(expected))
 
-    name = max(members, key=likeness)
-    return name, members[name]
+    name = max(configs, key=likeness)
+    return name, configs[name]

@@ -1,7 +1,7 @@
-"""Where each tensor of a checkpoint is in its file: name, type, shape, offset. No torch, no tensor data read.
+"""Where each tensor of a checkpoint is in its file: name, type, shape, offset.
 
-The readers in formats/ find the tensors; `policy_index` gives them their own names and separates what inference never
-uses.
+The readers in formats/ find the tensors; `policy_index` gives them their own names and separates those that inference
+never uses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from typing import Any
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.tensor_names import clean_names
 
-#: What follows a quantised weight's name in the name of its scales, one for each row.
+#: Suffix of a quantised weight's name in the name of its scales, one for each row.
 SCALE_SUFFIX = "_scale"
+
+#: Longest text in TensorIndex.metadata; longer text is cut.
+MAX_METADATA_TEXT = 1000
+
 _DEAD_KEYS = {
     "lm_head": re.compile(r"(^|\.)lm_head\.(weight|bias)$"),
     "position_ids": re.compile(r"(^|\.)position_ids$"),
@@ -31,9 +35,9 @@ class TensorEntry:
         dtype: number type by torch's name, a key of ITEM_BYTES.
         shape: sizes.
         nbytes: bytes of its values.
-        file: where it lies.
+        file: the file that holds it.
         offset: byte of its first value in `file`.
-        strides: in values, where it is not contiguous (a transposed view was saved); else None.
+        strides: in values, if it is not contiguous (a transposed view was saved); else None.
     """
 
     dtype: str
@@ -46,21 +50,21 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class TensorIndex:
-    """What a checkpoint file or folder holds.
+    """The content of a checkpoint file or folder.
 
     Attributes:
         path: the file or folder.
         format: `zip`, `safetensors` or `sharded safetensors`.
         file_size: bytes of all its files.
-        tensors: the model's state dict without prefix and without what inference never uses.
+        tensors: the model's state dict, without prefixes and without tensors that inference never uses.
         wrapper: key of the training checkpoint that held it; None for a bare state dict.
-        prefix: what was stripped from every key; empty where not all of them had the same.
-        metadata: plain values beside the tensors (epoch, val_mae, args as a dict).
-        dead: bytes that inference never uses: `optimizer`, `lm_head`, `position_ids`.
-        optimizer_shapes: shapes of the parameters that the optimizer trained, where its state is in the file.
+        prefix: what was removed from every key; empty if it was not the same for all.
+        metadata: plain values next to the tensors (epoch, val_mae, args as a dict).
+        dead: bytes that inference never uses, by kind: `optimizer`, `lm_head`, `position_ids`.
+        optimizer_shapes: shapes of the parameters that the optimizer trained, if its state is in the file.
         scales: of the int8 weights that have them, by the weight's name; not among `tensors`.
         file_keys: the key in the file of each tensor of `stored`, by its name here.
-        skipped: what the file holds beside the weights that is not read, each with what it is.
+        skipped: other content of the file that is not read: its key and what it is.
     """
 
     path: Path
@@ -99,7 +103,22 @@ def policy_index(
     optimizer_shapes: tuple[tuple[int, ...], ...] = (),
     skipped: tuple[str, ...] = (),
 ) -> TensorIndex:
-    """Give the tensors their own names, and take what inference never uses out of them."""
+    """Return the index of a checkpoint whose tensors a format's reader found.
+
+    Args:
+        path: the file or folder.
+        file_format: TensorIndex.format.
+        size: bytes of all its files.
+        tensors: by their keys in the file.
+        wrapper: TensorIndex.wrapper.
+        metadata: TensorIndex.metadata.
+        dead: bytes that inference never uses outside of `tensors`.
+        optimizer_shapes: TensorIndex.optimizer_shapes.
+        skipped: TensorIndex.skipped.
+
+    Raises:
+        CheckpointError: there are no tensors, too many, or their names are ambiguous.
+    """
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a policy's; give the file that training wrote")
     if len(tensors) > _MAX_TENSORS:

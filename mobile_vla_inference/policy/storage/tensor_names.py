@@ -1,4 +1,4 @@
-"""The names of a policy's tensors, without what wrapping modules put before them. No torch."""
+"""The names of a policy's tensors, without the words that wrapping modules add to them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterable
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.layout import PART_NAMES, REQUIRED_PARTS
 
-#: What DataParallel, a holding module, torch.compile and FSDP put before every key.
+#: Prefixes that DataParallel, an outer module, torch.compile and FSDP put before every key.
 PREFIXES = ("module.", "model.", "_orig_mod.", "_fsdp_wrapped_module.", "policy.", "net.")
 
-#: Words that wrappers of modules put into names at any place: they hold the wrapped module under this attribute.
 _MAX_SHOWN = 3
 
+#: Attributes under which wrappers keep the wrapped module; they can be at any place of a name.
 _WRAPPER_WORDS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
 
 
 def clean_names(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Return what stands before every name, and each tensor's name in the file by its own name.
+    """Return the prefix of all names, and each tensor's name in the file by its own name.
 
-    Words of wrapping modules are left out wherever they stand. Then the prefix before a policy's parts goes, or one of
-    PREFIXES that all names share.
+    Words of wrapping modules are removed at any place. Then the prefix before a policy's parts is removed, or prefixes
+    of PREFIXES that all names have.
 
     Raises:
-        CheckpointError: two prefixes hold a policy each, or two names become one.
+        CheckpointError: a policy's parts have two prefixes, or two names become one.
     """
     unwrapped = {name: without_wrappers(name) for name in names}
     prefix = _policy_prefix(source, unwrapped.values())
@@ -37,8 +37,8 @@ def clean_names(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]
     for name, short in own.items():
         if short in files:
             raise CheckpointError(
-                f"{source} holds {shown_name(files[short])} and {shown_name(name)}, which are {shown_name(short)} twice, expected "
-                f"each tensor once; save the state dict of the bare module"
+                f"{source} holds {shown_name(files[short])} and {shown_name(name)}, which are twice "
+                f"{shown_name(short)}, expected each tensor once; save the state dict of the bare module"
             )
         files[short] = name
     before = {name.removesuffix(short) if name.endswith(short) else None for short, name in files.items()}
@@ -51,12 +51,13 @@ def shown_name(name: str) -> str:
 
 
 def without_wrappers(name: str) -> str:
+    """Return a name without the words of wrapping modules."""
     *words, last = name.split(".")
     return ".".join([*(word for word in words if word not in _WRAPPER_WORDS), last])
 
 
 def _policy_prefix(source: str, names: Iterable[str]) -> str:
-    """Return what stands before all parts of a policy; empty where no prefix has all of them."""
+    """Return the prefix that all parts of a policy have; empty if no prefix has all required parts."""
     parts: dict[str, set[str]] = defaultdict(set)
     for name in names:
         words = name.split(".")[:-1]
@@ -68,6 +69,6 @@ def _policy_prefix(source: str, names: Iterable[str]) -> str:
         raise CheckpointError(
             f"{source} holds {len(whole)} sets of weights, "
             f"{' and '.join(shown_name(prefix + '*') for prefix in whole[:_MAX_SHOWN])}, expected one; "
-            f"save the one that is to drive alone, as model_state_dict"
+            f"save only the one that shall drive, as model_state_dict"
         )
     return whole[0] if whole else ""

@@ -52,7 +52,7 @@ _CENTRED_BELOW = 50_000_000  # parameters; above, centring the last layer would 
 
 
 def synthetic_settings(config: HybridConfig) -> PolicySettings:
-    """Return confirmed settings for a synthetic member; narrow towers get four heads rather than width / 64."""
+    """Return confirmed settings for a synthetic checkpoint; narrow towers get four heads instead of width / 64."""
     widths = {name: getattr(config, name).hidden_size for name in TOWERS if getattr(config, name) is not None}
     heads = {name: _MIN_HEADS for name, width in widths.items() if width // STOCK_HEAD_DIM < _MIN_HEADS}
     return PolicySettings(attention_heads=heads, fusion_features=solve_fusion_features(config))
@@ -70,10 +70,10 @@ def make_checkpoint(
     """Write a synthetic checkpoint, its settings and its processors. The same seed gives the same bytes.
 
     Args:
-        out: the `.pth` to write; the other files lie beside it (`X.pth.policy.json`, `X.processors/`).
-        config: sizes of the member.
+        out: the `.pth` to write; the other files are next to it (`X.pth.policy.json`, `X.processors/`).
+        config: sizes of the architecture.
         seed: of the weights, 0 or more.
-        settings: to write, confirmed for it; None: `synthetic_settings(config)`.
+        settings: to write, as confirmed; None: `synthetic_settings(config)`.
         force: overwrite an existing file.
         progress: called as tensors are written.
 
@@ -81,7 +81,8 @@ def make_checkpoint(
         The settings written.
 
     Raises:
-        CheckpointError: the file exists, its folder doesn't, the disk is too full, or the sizes fit no member.
+        CheckpointError: the file exists, its folder doesn't, the disk is too full, or the features
+            of the fusion layer are ambiguous.
     """
     out = Path(out)
     settings = synthetic_settings(config) if settings is None else settings
@@ -115,14 +116,14 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Stands for a tensor while the checkpoint is pickled."""
+    """Placeholder of a tensor while the checkpoint is pickled."""
 
     storage: _Storage
     shape: tuple[int, ...]
 
 
 class _Contents:
-    """What the file holds: the checkpoint with stand-ins for its tensors, and each tensor's values on demand."""
+    """The content of the file: the checkpoint with placeholders for its tensors, and each tensor's values on demand."""
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class _Contents:
 
 
 class _Pickler(pickle.Pickler):
-    """Write the stand-ins the way torch.save writes tensors and their storages."""
+    """Write the placeholders as torch.save writes tensors and their storages."""
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, _Storage):
@@ -222,7 +223,7 @@ def _check_target(out: Path, tensor_bytes: int, force: bool) -> None:
 
 
 def _write_archive(path: Path, contents: _Contents, progress: Progress | None) -> None:
-    """Write torch's zip format, one chunk of values at a time, and make sure that it is on the disk."""
+    """Write torch's zip format, one chunk of values at a time, and synchronise it to the disk."""
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=2).dump(contents.checkpoint)
     total = 4 * sum(storage.count for storage, _ in contents.records())
@@ -242,7 +243,7 @@ def _write_archive(path: Path, contents: _Contents, progress: Progress | None) -
 
 
 def _write_record(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes | np.ndarray], size: int) -> None:
-    """Write one record; its data start at a multiple of 64 bytes, by a padding field like torch's."""
+    """Write one record; a padding field like torch's makes its data start at a multiple of 64 bytes."""
     record = zipfile.ZipInfo(f"archive/{name}")
     record.file_size = size
     data_start = archive.fp.tell() + zipfile.sizeFileHeader + len(record.filename) + len(b"FB") + 2

@@ -1,10 +1,10 @@
-"""The objects that the pickle of a `.pth` describes, built without running it. No torch.
+"""Read what the pickle of a `.pth` describes, without running it.
 
 A pickle is a program for a small stack machine. This module reads its instructions one by one (pickletools decodes
 them) and builds only descriptions: dicts and lists, numbers and text, and `Tensor` where the pickle calls one of
 torch's rebuild functions with arguments that torch accepts. A class or function with any other name becomes a
 `PickledObject`, which keeps its arguments: nothing is imported, nothing that the file names is called, and no key of
-the file is hashed, so that a file can't make it slow either.
+the file is hashed, so that colliding keys can't make it slow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 from mobile_vla_inference.policy.storage.formats.damage import MALFORMED
-from mobile_vla_inference.policy.storage.formats.pickle_values import (ForeignTensor, Global, Instruction, NumpyType, PickledDict, PickledObject, Storage, Tensor, TooMany, kind_of)
+from mobile_vla_inference.policy.storage.formats.pickle_values import (
+    ForeignTensor,
+    Global,
+    Instruction,
+    NumpyType,
+    PickledDict,
+    PickledObject,
+    Storage,
+    Tensor,
+    TooMany,
+    kind_of,
+)
 from mobile_vla_inference.policy.storage.formats.pickled_plain_values import PLAIN_CALLS
 from mobile_vla_inference.policy.storage.formats.pickled_tensors import (
     FOREIGN,
@@ -27,7 +38,7 @@ from mobile_vla_inference.policy.storage.formats.pickled_tensors import (
 )
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES, MAX_RANK, STORAGE_TYPES, is_count
 
-#: More instructions describe no policy: the published file's pickle has some 60,000.
+#: Limit of the instructions; the published file's pickle has about 60,000.
 MAX_OPERATIONS = 1_000_000
 
 #: Instructions that push the value they carry.
@@ -38,21 +49,21 @@ _LITERALS = (
 
 
 def read_graph(data: bytes, check_global: Callable[[str], None]) -> tuple[Any, dict[str, Storage]]:
-    """Return what a pickle describes, and the storages that it names by their keys.
+    """Return the value that a pickle describes, and the storages that it names, by their keys.
 
     Args:
         data: the pickle, protocols 2 to 5.
-        check_global: called with the name of each class and function, to raise for those that no file may name.
+        check_global: called with the name of each class and function; it raises for those that no file may name.
 
     Raises:
         TooMany: it has more than MAX_OPERATIONS instructions.
-        Instruction, or another of MALFORMED: it is damaged, or no pickle that torch.save writes.
+        Instruction, or another of DAMAGED: it is damaged, or torch.save did not write it.
     """
     return _Machine(check_global).run(data)
 
 
 class _Machine:
-    """The stack machine: torch's own rules for what is a tensor, and inert objects for everything else."""
+    """The stack machine: it follows torch's rules for tensors, and keeps all other objects as descriptions."""
 
     def __init__(self, check_global: Callable[[str], None]) -> None:
         self._check_global = check_global
@@ -173,7 +184,7 @@ class _Machine:
             return PickledDict(list(content.pairs))
         pairs = [tuple(pair) for pair in content]
         if any(len(pair) != 2 for pair in pairs):
-            raise Instruction("a dict of something else than pairs")
+            raise Instruction("a dict of other items than pairs")
         return PickledDict(pairs)
 
     @staticmethod
@@ -187,11 +198,11 @@ class _Machine:
     # --- classes, functions and objects ---
 
     def _global(self, module: Any, name: Any) -> None:
-        # Protocol 2 has the names of Python 2, as pickle and torch translate them too.
+        # Protocol 2 has the names of Python 2; pickle and torch translate them in the same way.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full_name = f"{module}.{name}"
         if not all(part.isidentifier() for part in full_name.split(".")):
-            raise Instruction("the name of a class or function that is none")
+            raise Instruction("a class or function with an invalid name")
         self._check_global(full_name)
         self._push(Global(full_name))
 
@@ -199,7 +210,7 @@ class _Machine:
         self._push(self._call(function, arguments))
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """Return what a call is known to give: a description, or an inert object that keeps the arguments."""
+        """Return the result of a call that is known here, or a PickledObject that keeps the arguments."""
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Instruction(f"a call of {kind_of(function)}")
         if function.name in FOREIGN:
@@ -210,7 +221,7 @@ class _Machine:
             try:
                 value = PLAIN_CALLS[function.name](*arguments)
             except MALFORMED:
-                value = None  # not as its library saves it: kept, not read
+                value = None  # not what its library saves: the arguments are kept instead
             if value is not None:
                 return value
         return PickledObject(name=function.name, arguments=arguments)
@@ -297,5 +308,5 @@ class _Machine:
             return ForeignTensor(f"a tensor of the class {name or 'unknown'}", "as a plain torch.Tensor")
         value = self._call(function, arguments)
         if not isinstance(value, (Tensor, ForeignTensor)):
-            raise Instruction("a tensor that is none")
+            raise Instruction("a call for a tensor that returns none")
         return with_attributes(value, state)

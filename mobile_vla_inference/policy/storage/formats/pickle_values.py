@@ -1,4 +1,4 @@
-"""The descriptions that pickle_graph.py builds of what a pickle holds. Nothing here runs what a file names. No torch."""
+"""Descriptions of what a pickle holds, as pickle_graph.py builds them. Nothing that the file names is run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class PickledDict:
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def named(self) -> dict[str, Any]:
-        """Return the values under keys that are text; of a key that is there twice the last, as in a dict."""
+        """Return the values whose keys are text; for a repeated key the last value, as in a dict."""
         return {key: value for key, value in self.pairs if isinstance(key, str)}
 
 
 @dataclass(eq=False)
 class PickledObject(PickledDict):
-    """An object of a class that is not known here: what the pickle gave it, and nothing done with it.
+    """An object of a class that is not known here: what its class would receive if the pickle were run.
 
     Attributes:
-        name: of its class, or of the function that would have made it.
-        arguments: what that would have been called with.
-        state: what the object's attributes would have been set from.
-        items: what would have been appended.
+        name: of its class, or of the function that would build it.
+        arguments: of that call.
+        state: source of the object's attributes.
+        items: values to append to it.
     """
 
     name: str = ""
@@ -44,7 +44,7 @@ class PickledObject(PickledDict):
 
     @property
     def attributes(self) -> PickledDict | None:
-        """Its attributes, where its state is a plain dict of them."""
+        """Its attributes, if its state is a dict of them; else None."""
         return self.state if isinstance(self.state, PickledDict) else None
 
 
@@ -74,7 +74,7 @@ class Tensor:
 
     @property
     def last(self) -> int:
-        """Place of its last value in its storage; -1 where it has none."""
+        """Index of its last value in its storage; -1 if it has no values."""
         if 0 in self.shape:
             return -1
         return self.offset + sum((length - 1) * stride for length, stride in zip(self.shape, self.strides))
@@ -82,11 +82,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ForeignTensor:
-    """A tensor whose values are not simply those in its storage.
+    """A tensor whose values are not exactly those in its storage.
 
     Attributes:
-        what: what it is, such as `a sparse tensor`.
-        advice: what makes a plain tensor of it.
+        what: its kind, such as `a sparse tensor`.
+        advice: how to save it as a plain tensor.
     """
 
     what: str
@@ -101,8 +101,8 @@ class NumpyType:
     is_big_endian: bool = False
 
 
-class Instruction(ValueError):  # noqa: N818 - a message about one, caught as damage
-    """An instruction that the pickle of a checkpoint doesn't have, or one with the wrong arguments."""
+class Instruction(ValueError):  # noqa: N818 - describes an instruction, and is caught as damage
+    """An instruction that no checkpoint's pickle has, or one with wrong arguments."""
 
 
 class TooMany(Instruction):
@@ -110,4 +110,5 @@ class TooMany(Instruction):
 
 
 def kind_of(value: Any) -> str:
+    """Return the name of a class or function, or of the type of any other value, for a message."""
     return value.name if isinstance(value, Global) else type(value).__name__

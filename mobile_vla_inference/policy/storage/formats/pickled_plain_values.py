@@ -1,4 +1,7 @@
-"""Values of a pickle that are no tensors: paths, devices, numpy numbers. Each is read without its library. No torch."""
+"""Values of a pickle that are no tensors: paths, devices, numpy numbers. They are read without their libraries.
+
+The functions of PLAIN_CALLS return None if the arguments are not what the library saves.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mobile_vla_inference.policy.storage.formats.damage import MALFORMED
-from mobile_vla_inference.policy.storage.formats.pickle_values import (NumpyType, PickledObject)
+from mobile_vla_inference.policy.storage.formats.pickle_values import NumpyType, PickledObject
 from mobile_vla_inference.policy.storage.number_types import numpy_values
 
 _MAX_NUMPY_VALUES = 200
@@ -33,6 +36,7 @@ def _numpy_scalar(dtype: NumpyType, data: bytes) -> Any:
     return None if values is None else values[0]
 
 
+#: What a call of each of these functions returns.
 PLAIN_CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _bytes,
     "builtins.bytearray": _bytearray,
@@ -52,7 +56,7 @@ PLAIN_CALLS: dict[str, Callable[..., Any]] = {
 
 
 def numpy_array_values(value: PickledObject) -> Any:
-    """Return a small array of plain numbers as numbers in lists of one level; None for any other object."""
+    """Return a small numpy array as a number or a list of numbers; None for any other object."""
     if not value.name.endswith("multiarray._reconstruct") or not isinstance(value.state, tuple):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The rules by which torch's rebuild functions accept a tensor of a pickle, and the tensors of other kinds. No torch."""
+"""torch's rules for the tensors of a pickle: which are plain, and which have values that are not in their storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLAIN_CLASSES = (
     "torch.nn.parameter.Buffer",
 )
 
-#: torch's functions that build tensors of other kinds: what they are, and what to do about it.
+#: torch's functions that build tensors of other kinds: the kind, and how to save a plain tensor instead.
 FOREIGN = {
     "torch._utils._rebuild_sparse_tensor": ("a sparse tensor", "after .to_dense()"),
     "torch._utils._rebuild_sparse_csr_tensor": ("a sparse tensor", "after .to_dense()"),
@@ -42,6 +42,7 @@ FOREIGN = {
 
 
 def foreign_tensor(function: str, arguments: tuple[Any, ...]) -> ForeignTensor:
+    """Describe the tensor that a call of a function of FOREIGN builds."""
     what, advice = FOREIGN[function]
     if function.endswith("_sparse_tensor") and arguments and isinstance(arguments[0], str):
         what += f" ({arguments[0][:40]})"
@@ -51,7 +52,7 @@ def foreign_tensor(function: str, arguments: tuple[Any, ...]) -> ForeignTensor:
 
 
 def with_gradient(value: Any, grad: Any) -> Tensor | ForeignTensor:
-    """Return the tensor; refuse what torch refuses: integers that ask for gradients."""
+    """Return the tensor; refuse, as torch does, integers with gradients."""
     if not isinstance(value, (Tensor, ForeignTensor)) or not isinstance(grad, bool):
         raise Instruction("a parameter of an unknown kind")
     if grad and isinstance(value, Tensor) and not is_differentiable(value.dtype):
@@ -60,7 +61,7 @@ def with_gradient(value: Any, grad: Any) -> Tensor | ForeignTensor:
 
 
 def with_metadata(tensor: Tensor | ForeignTensor, metadata: Any) -> Tensor | ForeignTensor:
-    """Return the tensor, or a foreign one where the metadata says that the values are not as they are stored."""
+    """Return the tensor, or a ForeignTensor if its metadata changes the stored values."""
     if not metadata or (isinstance(metadata, PickledDict) and not metadata.pairs):
         return tensor
     marks = ", ".join(sorted(map(str, metadata.named()))) if isinstance(metadata, PickledDict) else "unknown"
@@ -70,7 +71,7 @@ def with_metadata(tensor: Tensor | ForeignTensor, metadata: Any) -> Tensor | For
 
 
 def with_attributes(tensor: Tensor | ForeignTensor, state: Any) -> Tensor | ForeignTensor:
-    """Return the tensor, or a foreign one where an attribute that was saved with it replaces its values."""
+    """Return the tensor, or a ForeignTensor if an attribute that was saved with it replaces its values."""
     for attributes in state if isinstance(state, tuple) else (state,):
         if attributes is None:
             continue

@@ -1,6 +1,6 @@
-"""Recognise the format of a checkpoint file or folder, and read its index. No torch, no tensor data read.
+"""Recognise the format of a checkpoint file or folder, and read its index; no tensor data is read.
 
-What is no checkpoint is refused with one sentence, as a CheckpointError: what it is, and what to do.
+Any other file is refused with a CheckpointError of one sentence: what it is, and what to do.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.formats.damage import DAMAGED
 from mobile_vla_inference.policy.storage.formats.pickle_graph import read_graph
 from mobile_vla_inference.policy.storage.formats.safetensors_file import looks_like_safetensors, read_safetensors
 from mobile_vla_inference.policy.storage.formats.shards import read_folder
-from mobile_vla_inference.policy.storage.formats.torch_archive import read_torch_archive, refuse_commands
-from mobile_vla_inference.policy.storage.formats.damage import DAMAGED
-from mobile_vla_inference.policy.storage.formats.zip_records import MAX_DESCRIPTION_BYTES
+from mobile_vla_inference.policy.storage.formats.torch_archive import (
+    MAX_DESCRIPTION_BYTES,
+    read_torch_archive,
+    refuse_commands,
+)
 from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, policy_index
 
 _HEAD_BYTES = 512
-_LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, which opens files of torch before 1.6
+_LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, with which files of torch before 1.6 begin
 _OTHER_FORMATS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (of recorded episodes?)"),
     (b"\x1f\x8b", "a gzip archive"),
@@ -34,10 +37,10 @@ _OTHER_FORMATS = (
 
 
 def read_index(path: Path | str) -> TensorIndex:
-    """Read where the tensors of a checkpoint lie: a `.pth`, a safetensors file, or a folder of safetensors shards.
+    """Return where the tensors are in a `.pth`, a safetensors file, or a folder of safetensors shards.
 
     Raises:
-        CheckpointError: it is missing, unreadable, damaged, unsafe, or no checkpoint.
+        CheckpointError: it is missing, unreadable, damaged, unsafe, or not a checkpoint.
     """
     path = Path(path)
     try:
@@ -45,7 +48,7 @@ def read_index(path: Path | str) -> TensorIndex:
             return read_folder(path)
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise CheckpointError(f"{path} is no regular file, expected a checkpoint; check the path")
+            raise CheckpointError(f"{path} is not a regular file, expected a checkpoint; check the path")
         with path.open("rb") as file:
             return _read_file(path, file)
     except FileNotFoundError as error:
@@ -92,11 +95,11 @@ def _what_it_is(head: bytes, size: int) -> str:
             return name
     if _is_text(head):
         return f"a text file of {size} byte{'s' * (size != 1)}"
-    return f"{size} bytes that open with {head[:8].hex(' ')}, which no checkpoint does"
+    return f"{size} bytes that begin with {head[:8].hex(' ')}, as no checkpoint does"
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file begins with UTF-8 text: its last character may be cut; the first byte of an archive is none."""
+    """Return whether a file begins with UTF-8 text; `head` can end within a character."""
     text = codecs.getincrementaldecoder("utf-8-sig")("replace").decode(head)
     return not b"PK".startswith(head) and all(
         character.isprintable() or character in "\t\n\r\f" for character in text.replace("\ufffd", "\0")
@@ -105,7 +108,7 @@ def _is_text(head: bytes) -> bool:
 
 def _what_to_do(head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
-        return "; run git lfs pull where it was cloned"
+        return "; run git lfs pull in the clone that it is from"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "; download the file itself, not the page that shows it (a login may be needed)"
     return " (a zip-format .pth or safetensors); give the file that training wrote"
@@ -119,13 +122,13 @@ def _legacy_sentence(path: Path) -> str:
     )
     return (
         f"{path} is in the format of torch before 1.6, which can't be mapped into memory, expected the zip format; "
-        f"save it again on a machine with memory for all of it: python3 -c {shlex.quote(resave)}"
+        f"save it again on a machine that has memory for the whole file: python3 -c {shlex.quote(resave)}"
     )
 
 
 def _refuse_bare_pickle(path: Path, file: BinaryIO) -> None:
-    """Raise for a pickle outside an archive: the names it asks for, if unsafe, or else that it is no checkpoint."""
-    with contextlib.suppress(*DAMAGED):  # cut or not plain data: what it is has been found already
+    """Raise for a pickle outside an archive: about an unsafe name in it, or else about its format."""
+    with contextlib.suppress(*DAMAGED):  # cut off or damaged: the sentence below is right in any case
         read_graph(file.read(MAX_DESCRIPTION_BYTES), refuse_commands(path))
     raise CheckpointError(
         f"{path} is a bare pickle, expected a checkpoint as torch.save writes it (zip format); save it again that way"

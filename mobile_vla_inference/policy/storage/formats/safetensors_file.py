@@ -1,4 +1,4 @@
-"""Read the header of a safetensors file. No torch, no tensor data read."""
+"""Read the header of a safetensors file; no tensor data is read."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from typing import Any, BinaryIO
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import parse_json
-from mobile_vla_inference.policy.storage.formats.training_metadata import MAX_PLAIN_TEXT
 from mobile_vla_inference.policy.storage.formats.damage import DAMAGED
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES, MAX_RANK, SAFETENSORS_TYPES, is_count
-from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
+from mobile_vla_inference.policy.storage.tensor_index import MAX_METADATA_TEXT, TensorEntry
 from mobile_vla_inference.policy.storage.tensor_names import shown_name
 
-MAX_HEADER_BYTES = 4 << 20  # of safetensors; the full-size policy's has 0.15 MB
+#: Limit of a header and of a folder's index; the full-size policy's header has 0.15 MB.
+MAX_HEADER_BYTES = 4 << 20
 
 
 def looks_like_safetensors(head: bytes, size: int) -> bool:
+    """Return whether a file of `size` bytes that begins with `head` can be a safetensors file."""
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
 
 
 def read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
+    """Return the tensors of a file by name, and its metadata.
+
+    Raises:
+        CheckpointError: it is cut off or damaged.
+    """
     head = os.pread(file.fileno(), 8, 0)
     header_bytes = int.from_bytes(head, "little")
     if len(head) < 8 or 8 + header_bytes > size:
         raise CheckpointError(
-            f"{path} is cut off or no safetensors file: {size} bytes with a header of {header_bytes}, "
+            f"{path} is cut off, or not a safetensors file: {size} bytes with a header of {header_bytes}, "
             f"expected a whole file; copy it again"
         )
     if header_bytes > MAX_HEADER_BYTES:
@@ -39,7 +45,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, T
     header = parse_json(text, f"{path}: its header", "that of a safetensors file", error=CheckpointError)
     try:
         metadata = header.pop("__metadata__", {})
-        metadata = {str(key)[:MAX_PLAIN_TEXT]: str(value)[:MAX_PLAIN_TEXT] for key, value in metadata.items()}
+        metadata = {str(key)[:MAX_METADATA_TEXT]: str(value)[:MAX_METADATA_TEXT] for key, value in metadata.items()}
         tensors = {name: _safetensors_entry(path, name, entry, 8 + header_bytes) for name, entry in header.items()}
     except DAMAGED as error:
         raise CheckpointError(
@@ -50,8 +56,8 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, T
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset != end:
             raise CheckpointError(
-                f"{path} is damaged: {shown_name(name)} begins at byte {entry.offset}, where the tensor before it ends at "
-                f"{end}, expected tensors one after the other; copy the file again"
+                f"{path} is damaged: {shown_name(name)} begins at byte {entry.offset}, but the tensor before it ends "
+                f"at byte {end}, expected tensors one after the other; copy the file again"
             )
         end += entry.nbytes
     if end != size:
@@ -72,7 +78,7 @@ def _safetensors_entry(path: Path, name: str, entry: dict[str, Any], data_start:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if not all(map(is_count, (*shape, begin, end))) or len(shape) > MAX_RANK or end < begin:
-        raise ValueError("a shape or an offset that is no number")
+        raise ValueError("a shape or an offset that is not a number")
     nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != nbytes:
         raise ValueError(f"{end - begin} bytes for a tensor of {nbytes}")

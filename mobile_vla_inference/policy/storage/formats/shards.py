@@ -1,4 +1,4 @@
-"""Read the index of a folder of safetensors shards. No torch, no tensor data read."""
+"""Read the index of a folder of safetensors shards; no tensor data is read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import read_json
-from mobile_vla_inference.policy.storage.formats.safetensors_file import MAX_HEADER_BYTES, read_safetensors
 from mobile_vla_inference.policy.storage.formats.damage import DAMAGED
+from mobile_vla_inference.policy.storage.formats.safetensors_file import MAX_HEADER_BYTES, read_safetensors
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry, TensorIndex, policy_index
 
 SHARD_INDEX_FILE = "model.safetensors.index.json"
+
 _MAX_SHARDS = 10_000
 
 
 def read_folder(folder: Path) -> TensorIndex:
-    """Read a folder of safetensors: the shards that its index names, or all of them where it has no index."""
+    """Read a folder of safetensors files: the shards that its index names, or all files if it has no index."""
     weight_map = _read_weight_map(folder)
     names = sorted(set(weight_map.values())) if weight_map else sorted(p.name for p in folder.glob("*.safetensors"))
     if not names:
@@ -59,14 +60,14 @@ def read_folder(folder: Path) -> TensorIndex:
 
 def _read_weight_map(folder: Path) -> dict[str, str]:
     path = folder / SHARD_INDEX_FILE
-    if not (path.is_symlink() or path.exists()):  # a link to nowhere is there, and has to be told
+    if not (path.is_symlink() or path.exists()):  # a link to nothing is reported by read_json
         return {}
     content = read_json(path, "the index of safetensors files", MAX_HEADER_BYTES, error=CheckpointError)
     try:
         weight_map = content["weight_map"]
         names = list(weight_map.values())
         if not names or any(Path(name).name != name for name in names):
-            raise ValueError("no weight_map of names of files in the same folder")
+            raise ValueError("no weight_map with names of files in this folder")
     except DAMAGED as error:
         raise CheckpointError(
             f"{path} is damaged ({str(error)[:120]}), expected JSON with a weight_map; copy the folder again"

@@ -1,4 +1,4 @@
-"""Find a policy's state dict in what a checkpoint holds. No torch.
+"""Find a policy's state dict in the content of a checkpoint.
 
 Training scripts keep the weights under keys of their choice, next to optimizers, averaged copies and statistics. The
 parts of a policy (layout.PART_NAMES) show which dict is the policy's. If two dicts fit, none is chosen.
@@ -23,8 +23,9 @@ from mobile_vla_inference.policy.storage.formats.pickle_values import (
 from mobile_vla_inference.policy.storage.layout import PART_NAMES, REQUIRED_PARTS
 from mobile_vla_inference.policy.storage.tensor_names import shown_name, without_wrappers
 
-#: Keys of a training checkpoint that often hold the model's state dict; any other is found too.
+#: Usual keys of the model's state dict in a training checkpoint; other keys are found too.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
+
 _MAX_DEPTH = 5
 _MAX_CONTAINERS = 100_000
 _MAX_SHOWN = 3
@@ -32,12 +33,12 @@ _MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of a policy as a file has them.
+    """The tensors of a policy, as they are in a file.
 
     Attributes:
-        path: the keys that lead to it, joined by dots; None where the file is nothing else.
-        tensors: what it holds by key.
-        containers: the dict itself, or the dicts that it is made of.
+        path: the keys that lead to it, joined by dots; None if it is the whole file.
+        tensors: by key.
+        containers: the dict itself, or the dicts that contain its parts.
     """
 
     path: str | None
@@ -51,11 +52,11 @@ def find_state_dict(source: str, graph: Any) -> StateDict:
     Dicts with all parts of a policy are preferred to those with fewer, and these to any other dict of tensors.
 
     Args:
-        source: what the messages call the file.
-        graph: what the file holds.
+        source: name of the file in messages.
+        graph: content of the file.
 
     Raises:
-        CheckpointError: there is none, or more than one that fits; the message names what was found.
+        CheckpointError: there is none, or more than one that fits; the message lists what was found.
     """
     found = list(_candidates(graph))
     parts = [_parts_in(state.tensors) for state in found]
@@ -67,14 +68,14 @@ def find_state_dict(source: str, graph: Any) -> StateDict:
         known = [state for state in found if state.path in WRAPPERS]
         fitting = [min(known, key=lambda state: WRAPPERS.index(state.path))] if known else found
     different: dict[frozenset, StateDict] = {}
-    for state in fitting:  # one state dict is often there twice, under two names
+    for state in fitting:  # the same state dict often has two keys
         different.setdefault(frozenset((without_wrappers(n), t) for n, t in state.tensors.items()), state)
     if len(different) > 1:
         names = [state.path or "the file itself" for state in different.values()]
         more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
         raise CheckpointError(
             f"{source} holds {len(names)} sets of weights, {' and '.join(map(shown, names[:_MAX_SHOWN]))}{more}, "
-            f"expected one; save the one that is to drive alone, as model_state_dict"
+            f"expected one; save only the one that shall drive, as model_state_dict"
         )
     if not fitting:
         raise CheckpointError(_nothing_found(source, graph))
@@ -133,7 +134,7 @@ def _joined(
 
 
 def _check_values(source: str, state: StateDict) -> None:
-    """Refuse a state dict with a tensor that is not simply its stored values, or something that may be one."""
+    """Refuse a state dict with a tensor whose values are not stored as they are, or with an object that may be one."""
     for name, tensor in state.tensors.items():
         if isinstance(tensor, ForeignTensor):
             raise CheckpointError(
@@ -151,12 +152,12 @@ def _check_values(source: str, state: StateDict) -> None:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Tell whether an object is no more than its attributes: training arguments, mostly."""
+    """Return whether an object is only a set of attributes, such as training arguments."""
     return isinstance(value, PickledObject) and value.name in ("argparse.Namespace", "types.SimpleNamespace")
 
 
 def describe(value: Any) -> str:
-    """Return in a few words what something in a checkpoint is."""
+    """Return in a few words what a value in a checkpoint is."""
     if isinstance(value, PickledObject):
         made = value.arguments[0] if value.arguments else None
         name = made.name if value.name.endswith("._reconstruct") and isinstance(made, Global) else value.name

@@ -1,4 +1,4 @@
-"""What a `.pth` holds in addition to the weights: training arguments, results, the optimizer's state. No torch."""
+"""What a `.pth` holds in addition to the weights: training arguments, results, the optimizer's state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mobile_vla_inference.policy.storage.formats.pickle_values import (
 )
 from mobile_vla_inference.policy.storage.formats.pickled_plain_values import numpy_array_values
 from mobile_vla_inference.policy.storage.formats.state_dict import describe, is_plain_object
+from mobile_vla_inference.policy.storage.tensor_index import MAX_METADATA_TEXT
 
 _MAX_PLAIN_DEPTH = 2
 _MAX_PLAIN_ITEMS = 200
-MAX_PLAIN_TEXT = 1000
 _MAX_PLAIN_VALUES = 20_000
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    """Return what a container holds, an object's attributes and arguments included."""
+    """Return the content of a container; of an object, its attributes and arguments too."""
     if isinstance(value, PickledObject):
         return (*(child for _, child in value.pairs), value.state, *value.arguments, *value.items)
     if isinstance(value, PickledDict):
@@ -32,7 +32,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _walk(value: Any, skip: Iterable[int] = ()) -> Iterator[Any]:
-    """Yield a value and all that it holds, each container once (a pickle can nest without end, and in a circle)."""
+    """Yield a value and its content, each container once: a pickle can nest deeply, and a list can hold itself."""
     pending, seen = [value], set(skip)
     while pending:
         value = pending.pop()
@@ -45,11 +45,12 @@ def _walk(value: Any, skip: Iterable[int] = ()) -> Iterator[Any]:
 
 
 def tensors_in(value: Any, skip: Iterable[int] = ()) -> Iterator[Tensor]:
+    """Yield the tensors in a value, except in the containers whose ids are in `skip`."""
     return (found for found in _walk(value, skip) if isinstance(found, Tensor))
 
 
 def optimizer_shapes(rest: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
-    """Return the shape of each parameter that an optimizer's state_dict() has moments of (Adam, SGD and the like)."""
+    """Return the shape of each parameter that an optimizer's state_dict() has moments of (such as Adam's)."""
     shapes = []
     for value in rest:
         state = value.named().get("state") if isinstance(value, PickledDict) else None
@@ -68,21 +69,21 @@ def _moments_shape(moments: Any) -> tuple[int, ...]:
 
 
 class TrainingMetadata:
-    """What stands beside the weights, as JSON-ready values; what is too deep, long or strange becomes its type's name.
+    """The values next to the weights, for JSON; a value that is too deep, too long or unknown becomes its type's name.
 
     Args:
-        single_value: reads the value of a tensor that has one.
-        skip: identities of the containers that hold the weights.
+        single_value: returns the value of a tensor with one value, or None.
+        skip: ids of the containers that hold the weights.
     """
 
     def __init__(self, single_value: Callable[[Tensor], Any], skip: set[int]) -> None:
         self._single_value = single_value
         self._skip = skip
-        self._room = _MAX_PLAIN_VALUES
+        self._values_left = _MAX_PLAIN_VALUES
 
     def plain(self, value: Any, depth: int = 0) -> Any:
         """Return a value for JSON."""
-        self._room -= 1
+        self._values_left -= 1
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
@@ -90,7 +91,7 @@ class TrainingMetadata:
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, str):
-            return value[:MAX_PLAIN_TEXT].encode("utf-8", "replace").decode()
+            return value[:MAX_METADATA_TEXT].encode("utf-8", "replace").decode()
         if isinstance(value, Tensor):
             single = self._single_value(value)
             return "tensor" if single is None else self.plain(single)
@@ -99,7 +100,7 @@ class TrainingMetadata:
             if numbers is not None:
                 return self.plain(numbers, depth)
             value = value.attributes or value
-        if depth < _MAX_PLAIN_DEPTH and self._room > 0:
+        if depth < _MAX_PLAIN_DEPTH and self._values_left > 0:
             if isinstance(value, PickledDict) and not isinstance(value, PickledObject):
                 if len(value.pairs) <= _MAX_PLAIN_ITEMS:
                     return {self._key(k): self.plain(v, depth + 1) for k, v in value.pairs}
@@ -108,7 +109,7 @@ class TrainingMetadata:
         return _type_name(value)
 
     def unread(self, value: Any) -> str | None:
-        """Return what a value beside the weights is, where it is not (or not all) read; None where it is."""
+        """Return what a value next to the weights is if it is not read completely; None if it is."""
         tensors, objects = 0, []
         for found in _walk(value, self._skip):
             if isinstance(found, PickledObject) and not is_plain_object(found) and numpy_array_values(found) is None:
@@ -127,5 +128,5 @@ class TrainingMetadata:
 
 def _type_name(value: Any) -> str:
     if isinstance(value, (PickledObject, Global)):
-        return value.name[:MAX_PLAIN_TEXT]
+        return value.name[:MAX_METADATA_TEXT]
     return "dict" if isinstance(value, PickledDict) else type(value).__name__

@@ -111,7 +111,7 @@ def test_a_missing_tensor_is_found(data: st.DataObject, config: HybridConfig) ->
     )
 )
 def test_foreign_shapes_are_refused(shapes: dict[str, Shape]) -> None:
-    with pytest.raises(CheckpointError, match="fits no member"):
+    with pytest.raises(CheckpointError, match="fits no architecture variant"):
         infer_config(shapes)
 
 
@@ -131,7 +131,7 @@ def test_the_table_groups_layers_and_names_the_nearest_member() -> None:
     shapes["rnn.weight_ih_l0"] = (4097, 2048)
     message = _refusal(shapes)
     first, _, table = message.partition("\n")
-    assert first.startswith("x.pth fits no member of the family: 7 missing, 24 unexpected, 1 wrong shape")
+    assert first.startswith("x.pth fits no architecture variant: 7 missing, 24 unexpected, 1 wrong shape")
     assert "the full hybrid" in first
     assert re.search(r"missing +kosmos_model\.text_model\.model\.layers\.3-8,11\.ffn\.fc1\.bias +- +\[8192\]", table)
     assert re.search(

@@ -284,7 +284,7 @@ def test_a_lost_last_layer_is_told_by_the_optimizer(tmp_path: Path, kind: str, v
     path.write_bytes(saved(_trained(config, 0)))
     assert open_checkpoint(path).config == config
     path.write_bytes(saved(_trained(config, lost)))
-    with pytest.raises(CheckpointError, match=rf"has {4 - lost} layers of its cell, expected the 4 .*optimizer"):
+    with pytest.raises(CheckpointError, match=rf"has {4 - lost} recurrent layers, expected the 4 .*optimizer"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match=rf"rnn\.\*_l{4 - lost}\b.* missing"):
         convert(path, tmp_path / "out")
@@ -300,7 +300,9 @@ def test_a_lost_last_layer_is_told_by_the_arguments(tmp_path: Path, name: str) -
         path.write_bytes(saved({**content, "args": argparse.Namespace(**{name: layers})}))
         assert open_checkpoint(path).config == config
     path.write_bytes(saved({**content, "args": argparse.Namespace(**{name: 4})}))
-    with pytest.raises(CheckpointError, match=rf"expected the 4 that its training argument {name} says; rnn\.\*_l2 to"):
+    with pytest.raises(
+        CheckpointError, match=rf"expected the 4 that its training argument {name} names; rnn\.\*_l2 to"
+    ):
         open_checkpoint(path)
 
 
