@@ -1,4 +1,4 @@
-"""Loading: every member's weights arrive unchanged, mapped or cast, within the memory promised; and inspect."""
+"""Loading: weights of every architecture arrive unchanged, mapped or cast, within the memory limit; and inspect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import BAD_FILES, members_with_features, prefixes, saved, wrap, wrappers
+from checkpoint_files import BAD_FILES, architectures_with_features, prefixes, save_as, saved, wrappers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -92,30 +92,26 @@ def test_a_mapped_file_is_never_written(tiny_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    member=members_with_features(),
+    architecture=architectures_with_features(),
     prefix=prefixes,
     wrapper=wrappers,
     seed=st.integers(0, 99),
     dtype=st.sampled_from((torch.float32, torch.float16, torch.bfloat16)),
-    as_safetensors=st.booleans(),
+    layout=st.sampled_from(("pth", "safetensors")),
 )
-def test_any_member_loads_and_acts_as_its_source(
+def test_any_architecture_loads_and_acts_as_its_source(
     tmp_path: Path,
-    member: tuple[HybridConfig, tuple[str, ...]],
+    architecture: tuple[HybridConfig, tuple[str, ...]],
     prefix: str,
     wrapper: str | None,
     seed: int,
     dtype: torch.dtype,
-    as_safetensors: bool,
+    layout: str,
 ) -> None:
-    config, features = member
+    config, features = architecture
     policy_settings = PolicySettings(fusion_features=features)
     state = _random_state(config, seed, dtype)
-    path = tmp_path / ("a.safetensors" if as_safetensors else "a.pth")
-    if as_safetensors:
-        save_file(wrap(state, prefix, None), path)
-    else:
-        path.write_bytes(saved(wrap(state, prefix, wrapper)))
+    path = save_as(tmp_path / "a", state, layout, prefix, wrapper)
     source = HybridModel(config, policy_settings).to(dtype)
     source.load_state_dict(state)
     save_settings(path, policy_settings)

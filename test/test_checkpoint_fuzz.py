@@ -6,14 +6,12 @@ A sample runs by default; MOBILE_VLA_FUZZ=2000 runs as many as that says, and -s
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import pickletools
 import random
 import struct
 import sys
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from archive_files import records_of, zipped
 from checkpoint_files import entry_values, saved
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -114,16 +113,12 @@ def _base() -> dict[str, Any]:
 
 
 def _rezipped(good: bytes, description: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w") as target:
-        for info in source.infolist():
-            target.writestr(info.filename, description if info.filename.endswith("data.pkl") else source.read(info))
-    return out.getvalue()
+    records = records_of(good)
+    return zipped({name: description if name.endswith("data.pkl") else data for name, data in records.items()})
 
 
 def _description(good: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(good)) as archive:
-        return next(archive.read(info) for info in archive.infolist() if info.filename.endswith("data.pkl"))
+    return next(data for name, data in records_of(good).items() if name.endswith("data.pkl"))
 
 
 def _instructions(data: bytes) -> list[bytes]:

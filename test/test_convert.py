@@ -402,7 +402,7 @@ def test_a_target_that_is_taken(folder: Path, tiny_checkpoint: Path, tmp_path: P
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "file").write_text("text")
     for name in ("mine", "file"):
-        with pytest.raises(CheckpointError, match="never replaced"):
+        with pytest.raises(CheckpointError, match="nothing else is replaced"):
             convert(tiny_checkpoint, tmp_path / name, force=True)
     with pytest.raises(CheckpointError, match="not a folder"):
         convert(tiny_checkpoint, tmp_path / "no/where")

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import Call, entry_values, saved
+from archive_files import Call
+from checkpoint_files import entry_values, saved
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.config import standard_config

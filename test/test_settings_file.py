@@ -442,7 +442,7 @@ BAD = {
     "a later format": ({"format": 3, "settings": {}}, "format 3, expected 1 or 2"),
     "a format that is none": ({"format": [1], "settings": {}}, "format"),
     "a format of true": ({"format": True, "settings": {}, "checkpoint": BOUND}, "checkpoint"),
-    "no settings": ({"format": 1}, "lacks some"),
+    "no settings": ({"format": 1}, "wrong or missing keys"),
     "settings of another type": ({"format": 1, "settings": [1]}, "expected an object"),
     "an unknown key": ({"format": 1, "settings": {}, "confirmed": True}, "wrong or missing keys"),
     "bound to nothing": ({"format": 2, "settings": {}}, "wrong or missing keys"),

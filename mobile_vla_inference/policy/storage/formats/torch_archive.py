@@ -131,7 +131,7 @@ def _check_format(records: ZipRecords) -> None:
     order = records.find("byteorder")
     if order is not None and records.read(order, _MAX_MARK_BYTES) != b"little":
         raise CheckpointError(
-            f"{records.path} is not little-endian, expected little-endian values; save it again on an x86 or ARM machine"
+            f"{records.path} is not little-endian, expected little-endian values; save it again on x86 or ARM"
         )
     version = records.find("version") or records.find(".data/version")
     if version is None:
