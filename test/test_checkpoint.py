@@ -23,11 +23,12 @@ from mobile_vla_inference.policy.storage import memory_budget
 from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.config import HybridConfig, standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
-from mobile_vla_inference.policy.storage.memory_budget import MIB, available_bytes, copied_bytes
+from mobile_vla_inference.policy.storage.memory_budget import available_bytes, copied_bytes
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.tools import inspect
+from mobile_vla_inference.units import MIB
 
 TINY = standard_config("tiny", "hybrid")
 

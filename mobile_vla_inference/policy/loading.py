@@ -20,7 +20,6 @@ from mobile_vla_inference.policy.mapped_tensors import MappedTensor, mapped_tens
 from mobile_vla_inference.policy.storage.checkpoint import Checkpoint, open_checkpoint
 from mobile_vla_inference.policy.storage.memory_budget import (
     LOAD_MARGIN_BYTES,
-    MIB,
     available_bytes,
     copied_bytes,
     is_widened,
@@ -28,6 +27,7 @@ from mobile_vla_inference.policy.storage.memory_budget import (
     stays_mapped,
 )
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
+from mobile_vla_inference.units import MIB
 
 #: Called with the bytes of the file's tensors that are loaded so far, and of all of them.
 Progress = Callable[[int, int], None]

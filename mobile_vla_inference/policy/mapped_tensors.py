@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.memory_budget import MIB
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
+from mobile_vla_inference.units import MIB
 
 _READ_AHEAD_BYTES = 256 * MIB
 

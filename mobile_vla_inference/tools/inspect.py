@@ -24,11 +24,12 @@ from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower, VisionTower
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts
-from mobile_vla_inference.policy.storage.memory_budget import LOAD_MARGIN_BYTES, MIB, available_bytes
+from mobile_vla_inference.policy.storage.memory_budget import LOAD_MARGIN_BYTES, available_bytes
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import confirm_command, edited_since_listed, save_settings
 from mobile_vla_inference.tools.arguments import check_output
+from mobile_vla_inference.units import MIB
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
 

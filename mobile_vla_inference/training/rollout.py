@@ -84,7 +84,7 @@ class Recorder:
         model = HybridModel(config, settings)
         encoder = InstructionEncoder(processor_folders(processors, config), config, settings)
         self._network = SequenceModel(model, encoder)
-        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._mapping = ActionMapping.of(settings)
         self._renderer = Renderer()
 
     @torch.inference_mode()

@@ -11,8 +11,7 @@ import psutil
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, is_token_embedding
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex
-
-MIB = 1 << 20
+from mobile_vla_inference.units import MIB
 
 #: Anonymous memory that loading takes in addition to the weights: the module tree, buffers and allocator slack.
 LOAD_MARGIN_BYTES = 128 * MIB
