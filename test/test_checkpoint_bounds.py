@@ -1,4 +1,4 @@
-"""Checkpoints made to cost: each gives one sentence within 10 s and 1 GB, in a process of its own."""
+"""Checkpoints that are made to take time or memory: each is refused in one sentence within 10 s and 1 GB."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from mobile_vla_inference.policy.storage.tensor_index import TensorIndex
 COUNT = int(os.environ.get("MOBILE_VLA_FUZZ", "200"))
 SEED = int(os.environ.get("MOBILE_VLA_FUZZ_SEED", "0"))
 
-#: What a mutation can make of a class or function: those that torch takes, and those that nobody may call.
+#: Names that a mutation can give a class or function: some that torch accepts, and some that must not be called.
 _GLOBALS = (
     *("collections OrderedDict", "collections Counter", "collections defaultdict", "builtins set", "builtins eval"),
     *("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"),
@@ -215,7 +215,7 @@ def _torch_says(path: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # whatever torch's reader raises on damage
+        except Exception:  # torch's reader raises many types on damage
             return None
 
 

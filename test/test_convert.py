@@ -1,4 +1,4 @@
-"""Conversion: what the folder holds, that it acts as its source, and that nothing can leave it half-written."""
+"""Conversion: the content of the folder, that it acts as its source, and that it is never half-written."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _actions(path: Path, **options: str) -> np.ndarray:
 
 
 def _fused_features(path: Path, processors: Path, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
-    """Return what the cell would read for a few frames, [4, cell input]."""
+    """Return the input of the recurrent layers for a few frames, [4, features]."""
     checkpoint = open_checkpoint(path)
     model = load_model(checkpoint, dtype=dtype)
     encoder = InstructionEncoder(processor_folders(processors, checkpoint.config), model.config, model.settings)
@@ -108,7 +108,7 @@ def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# --- what the folder holds ---
+# --- content of the folder ---
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -368,7 +368,7 @@ def test_layers_are_written_as_tower_and_number(tiny_checkpoint: Path, tmp_path:
     assert ending.value.code == 2
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -475,7 +475,9 @@ def test_a_source_that_changes_meanwhile_is_refused(tiny_checkpoint: Path, tmp_p
     assert _names(tmp_path) == ["a.pth"]
 
 
-def test_foreign_models_are_refused_with_the_nearest_member(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_foreign_models_are_refused_with_the_nearest_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
     for block in range(2):
         resnet[f"layer1.{block}.conv1.weight"] = torch.zeros(64, 64, 3, 3)

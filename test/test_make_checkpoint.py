@@ -103,7 +103,7 @@ def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch
     assert peak_bytes < 1_000_000
 
 
-def test_settings_are_confirmed_and_processors_lie_beside(tmp_path: Path) -> None:
+def test_settings_are_confirmed_and_processors_are_next_to_it(tmp_path: Path) -> None:
     path = tmp_path / "made.pth"
     make_checkpoint(path, TINY, seed=0)
     stored = load_settings(path)

@@ -1,4 +1,4 @@
-"""Files as training scripts write them: whatever stands beside the weights, the weights are found, or named."""
+"""Files as training scripts write them: the weights are found among other content, or the content is named."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _scheduler_state() -> dict[str, Any]:
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, steps], [1]).state_dict()
 
 
-#: By name: what training scripts keep beside the weights, what is shown of it, and a word of what is not read.
+#: By name: content next to the weights, the metadata made of it, and a word of the report if it is not read.
 BESIDE: dict[str, tuple[Any, Any, str | None]] = {
     "Path": (pathlib.PosixPath("/data/x"), "/data/x", None),
     "relative Path": (pathlib.PurePosixPath("data/x"), "data/x", None),
@@ -129,7 +129,7 @@ BESIDE: dict[str, tuple[Any, Any, str | None]] = {
 
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_beside_the_weights_are_read_or_named(tmp_path: Path, name: str, protocol: int) -> None:
+def test_objects_next_to_the_weights_are_read_or_named(tmp_path: Path, name: str, protocol: int) -> None:
     value, shown, unread = BESIDE[name]
     path = tmp_path / "a.pth"
     content = {"epoch": 3, "model_state_dict": _state(), "val_mae": 0.25, "extra": value}
@@ -171,12 +171,12 @@ _LAYOUTS: dict[str, tuple[Callable[[State], Any], str | None]] = {
     },
     "deeper": (lambda s: {"agent": {"policy": {"weights": s}}}, "agent.policy.weights"),
     "a pair": (lambda s: (s, {"state": {}, "param_groups": []}), "0"),
-    "beside statistics": (
+    "next to statistics": (
         lambda s: {"weights": s, "action_stats": {"mean": torch.ones(2)}, "mae": torch.ones(())},
         "weights",
     ),
-    "beside a discriminator": (lambda s: {"model": {"layer.weight": torch.ones(2)}, "policy": s}, "policy"),
-    "beside a frozen tower": (lambda s: {"model": {"kosmos_model.x": torch.ones(2)}, "policy": s}, "policy"),
+    "next to a discriminator": (lambda s: {"model": {"layer.weight": torch.ones(2)}, "policy": s}, "policy"),
+    "next to a frozen tower": (lambda s: {"model": {"kosmos_model.x": torch.ones(2)}, "policy": s}, "policy"),
     "twice the same": (lambda s: {"state_dict": s, "model": s}, "state_dict"),
     "twice the same, wrapped": (
         lambda s: {"state_dict": s, "ddp": {"module." + k: v for k, v in s.items()}},
@@ -248,7 +248,7 @@ def test_two_sets_of_weights_are_refused_by_name(tmp_path: Path, content: Any, w
     assert all(word in message for word in words), message
 
 
-def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
+def test_a_module_next_to_a_wrapped_policy_is_named(tmp_path: Path) -> None:
     state = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "pure")).items()}
     content = {"model." + name: tensor for name, tensor in state.items()} | {"normalizer.mean": torch.ones(2)}
     path = tmp_path / "a.pth"
@@ -258,7 +258,7 @@ def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
 
 
 class Own(torch.Tensor):
-    """A tensor whose values its class may give a meaning of its own."""
+    """A tensor of a class that can change the meaning of its values."""
 
 
 def _quantized() -> torch.Tensor:
@@ -308,7 +308,7 @@ def test_a_tensor_that_is_not_its_stored_values_is_refused_for_what_it_is(tmp_pa
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name != "under a number"])
-def test_beside_the_weights_such_a_tensor_does_no_harm(tmp_path: Path, name: str) -> None:
+def test_such_a_tensor_next_to_the_weights_is_no_problem(tmp_path: Path, name: str) -> None:
     _assert_is(_read(tmp_path, {"model_state_dict": _state(), "extra": {"x": FOREIGN[name][0]}}), _state())
 
 

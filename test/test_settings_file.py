@@ -119,10 +119,10 @@ def test_settings_never_count_for_another_checkpoint(tmp_path_factory, form, way
         is_assumed(second)
 
 
-def test_a_file_copied_beside_a_made_one_is_not_confirmed(pair) -> None:
+def test_a_file_copied_next_to_a_made_one_is_not_confirmed(pair) -> None:
     first, second = pair
-    beside = shutil.copy(second, first.parent)
-    stored = open_checkpoint(beside)
+    neighbour = shutil.copy(second, first.parent)
+    stored = open_checkpoint(neighbour)
     assert stored.settings == PolicySettings.all_assumed() and stored.settings_file is None
     assert not open_checkpoint(first).settings.assumed
 
@@ -207,7 +207,7 @@ def test_a_renamed_checkpoint_works_after_the_commands_of_its_note(pair) -> None
     subprocess.run(commands_of(is_assumed(renamed)), shell=True, check=True)
     assert not load_settings(renamed).settings.assumed and load_settings(renamed).note is None
     assert find_processors(renamed) == renamed.with_suffix(".processors")
-    assert find_processors(first).is_dir()  # what was there stays
+    assert find_processors(first).is_dir()  # the folder before is kept
 
 
 @pytest.mark.parametrize("kept_before", (False, True))
@@ -248,7 +248,7 @@ def test_a_file_of_the_first_form_gives_values_as_assumed(pair, name, form) -> N
     assert not stored.settings.assumed
 
 
-def test_values_of_another_member_that_do_not_fit_name_their_file(pair) -> None:
+def test_unfit_values_of_another_checkpoint_name_their_file(pair) -> None:
     first, _ = pair
     settings_path(first).unlink()
     odd = replace(SCALED, fusion_features=("clip_image",))
@@ -268,7 +268,7 @@ def test_a_converted_folder_is_confirmed_as_its_source_is(pair, tmp_path) -> Non
     assert verify_folder(folder).passed
     shutil.copytree(folder, tmp_path / "copy")
     assert not load_settings(tmp_path / "copy").settings.assumed
-    shutil.copy(settings_path(first), settings_path(second))  # not its own
+    shutil.copy(settings_path(first), settings_path(second))  # of another checkpoint
     assert list(load_settings(convert(second, tmp_path / "other").folder).settings.assumed) == ALL
     assert not convert(first, tmp_path / "again", dtype="int8").warnings
 
@@ -300,7 +300,7 @@ def test_the_small_policy_is_confirmed() -> None:
 # --- inspect ---
 
 
-def test_inspect_tells_where_settings_are_from_and_confirms_them(pair, tmp_path, capsys) -> None:
+def test_inspect_shows_the_source_of_settings_and_confirms_them(pair, tmp_path, capsys) -> None:
     first, second = pair
     shutil.copy(settings_path(first), settings_path(second))
     assert cli.main(["inspect", str(first)]) == 0
@@ -331,7 +331,7 @@ def test_inspect_shows_every_value_before_it_is_confirmed(pair, capsys) -> None:
     assert ["step_period_s", "0.7", "assumed"] in rows
     assert ["kosmos_pooling", '"last"', "confirmed"] in rows
     assert {row[0] for row in rows if row and row[-1] in ("assumed", "confirmed")} >= set(ALL)
-    assert cli.main(["inspect", str(second)]) == 0  # no file: what is solved from the widths is shown, too
+    assert cli.main(["inspect", str(second)]) == 0  # no file: features solved by their widths are shown too
     shown = capsys.readouterr().out
     assert '"clip_text"' in shown and "fusion_features      null" not in shown
 
@@ -356,7 +356,7 @@ def test_inspect_says_which_processors_or_that_they_are_missing(pair, tmp_path, 
 
 
 def test_inspect_needs_no_tokenizers(pair) -> None:
-    """docker/run.sh runs it by whatever Python the host has."""
+    """docker/run.sh runs it with the Python of the host."""
     program = (
         "import sys; sys.modules['tokenizers'] = sys.modules['torch'] = None; "
         "from mobile_vla_inference.tools import cli; sys.exit(cli.main(['inspect', sys.argv[1]]))"
@@ -364,7 +364,7 @@ def test_inspect_needs_no_tokenizers(pair) -> None:
     assert subprocess.run([sys.executable, "-c", program, str(pair[0])], check=False).returncode == 0
 
 
-def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_path, capsys) -> None:
+def test_an_edit_of_a_folder_is_kept_and_reported_until_it_is_confirmed(pair, tmp_path, capsys) -> None:
     first, _ = pair
     folder = convert(first, tmp_path / "folder").folder
     path = folder / "policy.json"
@@ -376,8 +376,8 @@ def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_pa
     assert "(changed since it was confirmed)" in out and "confirmed for this checkpoint" not in out
     assert confirm_command(folder) in out
     assert cli.main(["verify", str(folder)]) == 2
-    told = capsys.readouterr().err
-    assert confirm_command(folder) in told and "convert again" not in told
+    report = capsys.readouterr().err
+    assert confirm_command(folder) in report and "convert again" not in report
     assert cli.main(["inspect", str(folder), "--confirm"]) == 0
     assert cli.main(["verify", str(folder)]) == 0
     assert load_settings(folder).settings.step_period_s == 0.7
@@ -440,7 +440,7 @@ BAD = {
     "no text": (b'{"settings": {}, "\xff": 1}', "no UTF-8"),
     "a list": ([], "format None"),
     "a later format": ({"format": 3, "settings": {}}, "format 3, expected 1 or 2"),
-    "a format that is none": ({"format": [1], "settings": {}}, "format"),
+    "an invalid format": ({"format": [1], "settings": {}}, "format"),
     "a format of true": ({"format": True, "settings": {}, "checkpoint": BOUND}, "checkpoint"),
     "no settings": ({"format": 1}, "wrong or missing keys"),
     "settings of another type": ({"format": 1, "settings": [1]}, "expected an object"),
@@ -517,11 +517,11 @@ def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused(pair) -> None:
     with pytest.raises(CheckpointError, match="a folder"):
         load_settings(first)
     settings_path(first).rmdir()
-    os.mkfifo(first.with_name("other.pth.policy.json"))  # beside it, another's
+    os.mkfifo(first.with_name("other.pth.policy.json"))  # next to it, of another checkpoint
     assert load_settings(first).file is None
 
 
-def test_a_name_that_leaves_no_room_for_the_settings(pair) -> None:
+def test_a_name_that_is_too_long_for_the_settings(pair) -> None:
     first, _ = pair
     long = shutil.copy(first, first.with_name("x" * 250 + ".pth"))
     assert "under another name" in is_assumed(long)

@@ -1,4 +1,4 @@
-"""The tensor index: where tensors lie in a good file, and one sentence for each bad one."""
+"""The tensor index: where tensors are in a good file, and one sentence for each bad one."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, weight_map: 
 
 
 def _assert_refused(path: Path, pattern: str) -> None:
-    """Assert that reading raises one clear sentence: it names the file, fits a line and says what was expected."""
+    """Assert that reading raises one clear sentence: it names the file, is one line, and names what was expected."""
     with pytest.raises(CheckpointError) as caught:
         read_index(path)
     message = str(caught.value)

@@ -17,7 +17,7 @@ from mobile_vla_inference.policy.storage.hash_cache import disk_state
 from mobile_vla_inference.policy.storage.layout import is_block_matrix
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings
-from mobile_vla_inference.policy.storage.shape_inference import check_trained_cell_depth, infer_config
+from mobile_vla_inference.policy.storage.shape_inference import check_recurrent_layers, infer_config
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorIndex
 
 #: Number types that weights can have in a file.
@@ -105,7 +105,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     index = read_index(path)
     _check_number_types(path, index)
     config = infer_config(index.shapes, str(path))
-    check_trained_cell_depth(config, index.optimizer_shapes, index.metadata.get("args"), str(path))
+    check_recurrent_layers(config, index.optimizer_shapes, index.metadata.get("args"), str(path))
     _check_dtypes(path, index)
     conversion = read_conversion(path, config)
     if conversion is not None:

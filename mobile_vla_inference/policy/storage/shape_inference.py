@@ -40,7 +40,7 @@ from mobile_vla_inference.policy.storage.layout import (
 from mobile_vla_inference.policy.storage.misfits import misfit_message
 
 #: Names that training scripts use for the number of recurrent layers.
-_CELL_DEPTH_ARGUMENT = re.compile(r"(?:num_|n_)?(?:lstm|gru|rnn)_(?:num_|n_)?layers")
+_LAYERS_ARGUMENT = re.compile(r"(?:num_|n_)?(?:lstm|gru|rnn)_(?:num_|n_)?layers")
 _MAX_LAYERS = 1000
 
 
@@ -80,7 +80,7 @@ def infer_config(shapes: Shapes, source: str = "the checkpoint") -> HybridConfig
     return config
 
 
-def check_trained_cell_depth(config: HybridConfig, trained: Sequence[Shape], args: object, source: str) -> None:
+def check_recurrent_layers(config: HybridConfig, trained: Sequence[Shape], args: object, source: str) -> None:
     """Refuse a checkpoint without its last recurrent layers: its tensors alone fit an architecture with fewer layers.
 
     Args:
@@ -93,9 +93,9 @@ def check_trained_cell_depth(config: HybridConfig, trained: Sequence[Shape], arg
         CheckpointError: the optimizer trained more recurrent layers than the file has, or the arguments name more.
     """
     found = config.cell.num_layers
-    claims = {"its optimizer trained": _longest_cell(config.cell, trained)}
+    claims = {"its optimizer trained": _recurrent_layers_in(config.cell, trained)}
     if isinstance(args, Mapping):
-        named = {key: value for key, value in args.items() if _CELL_DEPTH_ARGUMENT.fullmatch(str(key))}
+        named = {key: value for key, value in args.items() if _LAYERS_ARGUMENT.fullmatch(str(key))}
         claims |= {f"its training argument {key} names": v for key, v in named.items() if type(v) is int}
     source_of_claim, expected = max(claims.items(), key=lambda claim: claim[1])
     if expected > found:
@@ -106,7 +106,7 @@ def check_trained_cell_depth(config: HybridConfig, trained: Sequence[Shape], arg
         )
 
 
-def _longest_cell(cell: Cell, trained: Sequence[Shape]) -> int:
+def _recurrent_layers_in(cell: Cell, trained: Sequence[Shape]) -> int:
     """Return how many recurrent layers (2 matrices, 2 biases) follow each other in a list of shapes."""
     rows, hidden = cell.gate_rows, cell.hidden_size
     layer = ((rows, hidden), (rows, hidden), (rows,), (rows,))
