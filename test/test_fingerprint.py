@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -245,8 +246,9 @@ def test_a_cache_that_cannot_be_kept_costs_time_only(tmp_path, monkeypatch, sett
 
 def test_the_cache_stays_small(tmp_path, settled, cache) -> None:
     path = tmp_path / "a"
-    for number in range(hash_cache._MAX_ENTRIES + 3):
+    for number in range(203):
         path.write_bytes(bytes(number + 1))
-        hash_cache.cached_sha256(path)
-    assert cache.stat().st_size < hash_cache._MAX_BYTES
-    assert len(hash_cache._read(cache)) == hash_cache._MAX_ENTRIES
+        digest = hash_cache.cached_sha256(path)
+    assert cache.stat().st_size < 64 << 10
+    kept = json.loads(cache.read_text())
+    assert len(kept) == 200 and digest in kept.values()

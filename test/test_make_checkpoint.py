@@ -18,8 +18,8 @@ from mobile_vla_inference.frames import list_frames, read_image
 from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
 from mobile_vla_inference.policy.storage.settings_file import load_settings
-from mobile_vla_inference.policy.synthetic import checkpoint as make_checkpoint_module
 from mobile_vla_inference.policy.synthetic import weights as synthetic_weights
+from mobile_vla_inference.policy.synthetic.archive import ArchiveContents, write_archive
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import make_checkpoint as tool
@@ -92,10 +92,10 @@ def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
 
 def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic_weights, "_CHUNK_VALUES", 1 << 12)
-    contents = make_checkpoint_module._Contents(TINY, tensor_shapes(TINY), 0, {})
+    contents = ArchiveContents(TINY, tensor_shapes(TINY), 0, {})
     tracemalloc.start()
     try:
-        make_checkpoint_module._write_archive(tmp_path / "made.pth", contents, None)
+        write_archive(tmp_path / "made.pth", contents, None)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -392,11 +393,14 @@ def test_an_edit_of_a_folder_is_kept_and_reported_until_it_is_confirmed(pair, tm
 
 def test_inspect_confirms_for_what_it_showed(pair, monkeypatch) -> None:
     """A checkpoint that is replaced while a person reads is not the one that was confirmed."""
-    from mobile_vla_inference.tools import inspect
-
     first, second = pair
-    real = inspect._print
-    monkeypatch.setattr(inspect, "_print", lambda *args: (real(*args), shutil.copy(second, first)))
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            shutil.copy(second, first)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Output())
     assert cli.main(["inspect", str(first), "--confirm"]) == 0
     is_assumed(first)
 
