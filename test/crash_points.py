@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.storage import folder_swap
 from mobile_vla_inference.policy.storage.checksums import verify_folder
+from mobile_vla_inference.policy.storage.conversion import folder_swap
 
 _FILE_EVENTS = ("open", "os.", "shutil.", "ctypes.dlsym")
 _DENSE_STEPS = 26  # the last ones: publishing, and removing the old folder

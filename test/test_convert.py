@@ -36,12 +36,13 @@ from mobile_vla_inference.policy.engines.quantize import (
 )
 from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.storage import conversion_plan, folder_swap
 from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
 from mobile_vla_inference.policy.storage.checksums import verify_folder
 from mobile_vla_inference.policy.storage.config import HybridConfig, standard_config
-from mobile_vla_inference.policy.storage.conversion_plan import DTYPES
+from mobile_vla_inference.policy.storage.conversion import folder_swap
+from mobile_vla_inference.policy.storage.conversion import plan as conversion_plan
+from mobile_vla_inference.policy.storage.conversion.plan import DTYPES
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes
 from mobile_vla_inference.policy.storage.memory_budget import copied_bytes
 from mobile_vla_inference.policy.storage.settings import PolicySettings

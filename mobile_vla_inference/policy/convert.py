@@ -35,13 +35,13 @@ from mobile_vla_inference.policy.storage.checkpoint_files import (
 )
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE, sha256_of, write_checksums
 from mobile_vla_inference.policy.storage.config import TOWERS, HybridConfig, with_layers
-from mobile_vla_inference.policy.storage.conversion_plan import Output, plan_shards
-from mobile_vla_inference.policy.storage.conversion_record import CONFIG_FILE, conversion_record, is_converted
-from mobile_vla_inference.policy.storage.folder_swap import StagedFolder
+from mobile_vla_inference.policy.storage.conversion.folder_swap import StagedFolder
+from mobile_vla_inference.policy.storage.conversion.plan import Output, plan_shards
+from mobile_vla_inference.policy.storage.conversion.record import CONFIG_FILE, conversion_record, is_converted
+from mobile_vla_inference.policy.storage.conversion.safetensors_writer import write_safetensors
+from mobile_vla_inference.policy.storage.conversion.source_digest import SourceDigest
 from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
-from mobile_vla_inference.policy.storage.safetensors_writer import write_safetensors
 from mobile_vla_inference.policy.storage.settings_file import save_settings
-from mobile_vla_inference.policy.storage.source_digest import SourceDigest
 
 #: Called with the bytes of the source done so far and in all.
 Progress = Callable[[int, int], None]
@@ -84,7 +84,7 @@ def convert(
     Args:
         source: the checkpoint, opened or its path; its files must not change during the call.
         out: the new folder; with `force` it may be a converted folder, which is replaced as a whole.
-        dtype: number type of the weights, one of conversion_plan.DTYPES.
+        dtype: number type of the weights, one of conversion.plan.DTYPES.
         keep_layers: number of first layers to keep, by towers of TOWERS. Nobody trained the result.
         processors: folder with the two tokenizer folders; None: next to the checkpoint.
         force: replace an existing converted folder.

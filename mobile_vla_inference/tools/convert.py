@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mobile_vla_inference.policy.storage.conversion_plan import DTYPES
+from mobile_vla_inference.policy.storage.conversion.plan import DTYPES
 
 HELP = "convert a checkpoint to a folder that loads at once, in another number type"
 

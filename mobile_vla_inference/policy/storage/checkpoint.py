@@ -9,7 +9,7 @@ from typing import Any
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.checkpoint_files import settings_path
 from mobile_vla_inference.policy.storage.config import HybridConfig
-from mobile_vla_inference.policy.storage.conversion_record import read_conversion
+from mobile_vla_inference.policy.storage.conversion.record import read_conversion
 from mobile_vla_inference.policy.storage.fingerprint import fingerprint
 from mobile_vla_inference.policy.storage.formats.recognition import read_index
 from mobile_vla_inference.policy.storage.fusion import solve_fusion_features

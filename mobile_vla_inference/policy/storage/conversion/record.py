@@ -12,7 +12,7 @@ from mobile_vla_inference import __version__
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.outside_files import read_json
 from mobile_vla_inference.policy.storage.config import HybridConfig
-from mobile_vla_inference.policy.storage.conversion_plan import OTHER_DTYPE_OF_INT8
+from mobile_vla_inference.policy.storage.conversion.plan import OTHER_DTYPE_OF_INT8
 from mobile_vla_inference.policy.storage.layout import parameter_counts, tensor_shapes
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorIndex
 
@@ -78,7 +78,7 @@ def conversion_record(
     Args:
         index: of the checkpoint that was converted.
         config: sizes of the converted policy.
-        dtype: number type of the weights, one of conversion_plan.DTYPES.
+        dtype: number type of the weights, one of plan.DTYPES.
         quantized_tensors: number of int8 matrices.
         keep_layers: towers that lost layers: how many layers are `kept`, `of` how many.
         source_sha256: hash of the checkpoint that was converted.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.conversion.safetensors_writer import TensorSpec, in_aligned_order
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, tensor_shapes
-from mobile_vla_inference.policy.storage.safetensors_writer import TensorSpec, in_aligned_order
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex
 
 #: Number types that convert can write.
