@@ -112,13 +112,13 @@ def load_settings(checkpoint: Path, confirmed_for: str | None = None) -> StoredS
     checkpoint = Path(checkpoint)
     here = confirmed_for or fingerprint(read_index(checkpoint))
     own = settings_path(checkpoint)
-    in_own = found = _read(own) if _is_there(own) else None
+    in_own = found = _read(own) if _exists(own) else None
     if found is not None and found.fingerprint == here:
         return StoredSettings(found.settings, own)
     found = _of_another_name(checkpoint, here) or found
     if found is None and not checkpoint.is_dir():
         former = (checkpoint.with_suffix(f".{SETTINGS_FILE}"), checkpoint.with_name(SETTINGS_FILE))
-        found = next((_read(path) for path in former if _is_there(path)), None)
+        found = next((_read(path) for path in former if _exists(path)), None)
     if found is None:
         return StoredSettings(PolicySettings.all_assumed())
     return StoredSettings(found.settings.as_assumed(), found.file, _note(checkpoint, here, found, in_own))
@@ -169,7 +169,7 @@ def _kept(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:
     )
     owner = "no named checkpoint" if in_own.name is None else f"{in_own.name} ({short(in_own.fingerprint)})"
     difference = f"differs from it in {differing} there" if differing else "has the same values"
-    return f"{settings_path(checkpoint)}, of {owner}, has its place and {difference}; to keep it too, "
+    return f"{settings_path(checkpoint)}, of {owner}, exists already and {difference}; to keep it too, "
 
 
 def _renaming(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:
@@ -178,11 +178,11 @@ def _renaming(checkpoint: Path, found: _Content, in_own: _Content | None) -> str
     commands = []
     if in_own is not None:
         names = (own.with_name(f"{own.name}.old{number or ''}") for number in itertools.count())
-        commands.append(("mv", own, next(name for name in names if not _is_there(name))))
+        commands.append(("mv", own, next(name for name in names if not _exists(name))))
     commands.append(("cp", found.file, own))
     former = found.file.with_name(found.file.name[: -len(SETTINGS_FILE)].rstrip(".") or checkpoint.name)
     theirs, place = processor_places(former)[0], processor_places(checkpoint)[0]
-    if _is_there(theirs) and not _is_there(place):
+    if _exists(theirs) and not _exists(place):
         commands.append(("cp -r", theirs, place))
     return " && ".join(f"{verb} {shlex.quote(str(a))} {shlex.quote(str(b))}" for verb, a, b in commands)
 
@@ -240,7 +240,7 @@ def _bound_to(path: Path, data: Any) -> tuple[str, str]:
     return mark, name
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.is_symlink() or path.exists()  # a link to nothing is reported when it is read
     except OSError:

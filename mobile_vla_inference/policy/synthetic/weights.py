@@ -29,10 +29,10 @@ _CHUNK_VALUES = 1 << 22
 _GAIN_RESIDUAL = 0.7
 _GAIN_CLIP_PROJECTION = 0.5
 _GAIN_LATENT_QUERY = 2.0
-_GAIN_CELL_INPUT = 6.0
-_GAIN_CELL_RECURRENT = 1.0
-_GAIN_WIDE_CELL_INPUT = 2.0
-_GAIN_WIDE_CELL_RECURRENT = 0.5
+_GAIN_LSTM_INPUT = 6.0
+_GAIN_LSTM_RECURRENT = 1.0
+_GAIN_WIDE_LSTM_INPUT = 2.0
+_GAIN_WIDE_LSTM_RECURRENT = 0.5
 _GAIN_RELU = 2.0**0.5
 _STD_VISION_POSITION = 0.1
 _STD_CLASS_TOKEN = 0.05
@@ -40,7 +40,7 @@ _STD_LATENT_QUERY = 0.1
 _STD_KOSMOS_TOKEN = 0.01
 _LOGIT_SCALE = 4.6052  # ln 100, where CLIP's training ends
 
-#: Hidden units of a wide LSTM, at least.
+#: Hidden units from which an LSTM has the gains of a wide one.
 _WIDE_HIDDEN_SIZE = 512
 
 _SCENES = 24
@@ -160,8 +160,8 @@ def _gain(name: str, config: HybridConfig) -> float:
     if name.startswith("rnn."):
         is_wide = config.cell.hidden_size >= _WIDE_HIDDEN_SIZE
         if ".weight_ih_" in name:
-            return _GAIN_WIDE_CELL_INPUT if is_wide else _GAIN_CELL_INPUT
-        return _GAIN_WIDE_CELL_RECURRENT if is_wide else _GAIN_CELL_RECURRENT
+            return _GAIN_WIDE_LSTM_INPUT if is_wide else _GAIN_LSTM_INPUT
+        return _GAIN_WIDE_LSTM_RECURRENT if is_wide else _GAIN_LSTM_RECURRENT
     if name.startswith("clip_model.") and name.endswith("_projection.weight"):
         return _GAIN_CLIP_PROJECTION
     if name.endswith("image_to_text_projection.x_attn.q_proj.weight"):
