@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -59,6 +60,14 @@ class VelocityCommand:
 STANDSTILL = VelocityCommand()
 
 
+class ActionSettings(Protocol):
+    """What defines an ActionMapping: PolicySettings, and all other objects with these attributes."""
+
+    action_axes: Sequence[str]
+    action_scale: Sequence[float]
+    action_offset: Sequence[float]
+
+
 @dataclass(frozen=True)
 class ActionMapping:
     """How normalised action values become a velocity: per axis, value x scale + offset.
@@ -80,6 +89,11 @@ class ActionMapping:
         for name, values in (("scale", self.scale), ("offset", self.offset)):
             if len(values) != len(self.axes) or not all(math.isfinite(value) for value in values):
                 raise ValueError(f"action {name} is {list(values)}, expected {len(self.axes)} finite numbers")
+
+    @classmethod
+    def of(cls, settings: ActionSettings) -> ActionMapping:
+        """Return the mapping of a policy; raise ValueError where its settings don't fit."""
+        return cls(tuple(settings.action_axes), tuple(settings.action_scale), tuple(settings.action_offset))
 
     def velocity(self, values: Sequence[float]) -> VelocityCommand:
         """Convert one action (as many values as axes); raise ValueError where the count differs."""

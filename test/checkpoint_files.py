@@ -1,32 +1,37 @@
-"""Members of the family to draw, and files that are no checkpoint, each with what its sentence must say."""
+"""Random architectures, ways to save a checkpoint, and files that are no checkpoint, each with its refusal."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import pickle
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from archive_files import MEMO_BOMB, Call, records_of, zipped
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mobile_vla_inference.policy.storage.config import Cell, HeadLayer, HybridConfig, TextTower, VisionTower
-from mobile_vla_inference.policy.storage.state_dict import PREFIXES, WRAPPERS
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.formats.state_dict import WRAPPERS
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
+from mobile_vla_inference.policy.storage.tensor_names import PREFIXES
 
 _WIDTHS = st.sampled_from((64, 128, 192))
 _DEPTHS = st.integers(1, 3)
 
 
 @st.composite
-def members(draw: st.DrawFn) -> HybridConfig:
-    """Draw a member: any widths, depths, towers, cell and head layout; the heads of its towers are width / 64."""
+def architectures(draw: st.DrawFn) -> HybridConfig:
+    """Draw an architecture: any widths, depths, towers, LSTM and head layout; its towers have width / 64 heads."""
     clip_text, clip_vision = draw(st.sampled_from(((True, True), (True, False), (False, True), (False, False))))
     image_size = draw(st.sampled_from((28, 56)))
     kosmos_text = TextTower(draw(st.integers(8, 40)), draw(_WIDTHS), draw(st.integers(4, 70)), draw(_DEPTHS))
@@ -51,9 +56,9 @@ def members(draw: st.DrawFn) -> HybridConfig:
 
 
 @st.composite
-def members_with_features(draw: st.DrawFn) -> tuple[HybridConfig, tuple[str, ...]]:
-    """Draw a member and the features that its fusion layer reads, in any order."""
-    config = draw(members())
+def architectures_with_features(draw: st.DrawFn) -> tuple[HybridConfig, tuple[str, ...]]:
+    """Draw an architecture and the features that its fusion layer reads, in any order."""
+    config = draw(architectures())
     if config.variant == "pure":
         return config, ("kosmos_text",)
     widths = config.feature_widths
@@ -76,41 +81,15 @@ def _heads(draw: st.DrawFn, width: int) -> tuple[HeadLayer, ...]:
     return (*layers, HeadLayer(index, "linear", width, 2))
 
 
-#: What to put before every key, and the key of the training checkpoint to put the state dict under.
+#: Prefix of every key, and the key of the state dict in the training checkpoint.
 prefixes = st.lists(st.sampled_from(PREFIXES), max_size=3).map("".join)
 wrappers = st.sampled_from((None, *WRAPPERS))
 
 
 def wrap(state: dict[str, torch.Tensor], prefix: str, wrapper: str | None) -> dict[str, Any]:
-    """Return what training would save: prefixed keys, under the wrapper's key if there is one."""
+    """Return the content of a training checkpoint: prefixed keys, under the wrapper's key if there is one."""
     state = {prefix + name: tensor for name, tensor in state.items()}
     return state if wrapper is None else {"epoch": 3, wrapper: state, "val_mae": 0.25}
-
-
-class Call:
-    """Pickles as a call of a function, which plain unpickling would run."""
-
-    def __init__(self, function: Callable, *arguments: Any) -> None:
-        self._reduced = (function, arguments)
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return self._reduced
-
-
-def _rezip(good: bytes, compression: int) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w", compression) as target:
-        for info in source.infolist():
-            target.writestr(info.filename, source.read(info))
-    return out.getvalue()
-
-
-def _zip(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)
-    return out.getvalue()
 
 
 def _tar() -> bytes:
@@ -127,6 +106,26 @@ def saved(value: Any, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def save_as(path: Path, state: dict[str, torch.Tensor], layout: str, prefix: str, wrapper: str | None) -> Path:
+    """Save a state dict as `.pth`, as one safetensors file, or as a folder of two shards."""
+    if layout == "pth":
+        path = path.with_suffix(".pth")
+        path.write_bytes(saved(wrap(state, prefix, wrapper)))
+        return path
+    state = wrap(state, prefix, None)
+    if layout == "safetensors":
+        save_file(state, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors")
+    path.mkdir(exist_ok=True)
+    names = sorted(state)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, keys in shards.items():
+        save_file({key: state[key] for key in keys}, path / shard)
+    weight_map = {key: shard for shard, keys in shards.items() for key in keys}
+    (path / SHARD_INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return path
+
+
 def entry_values(entry: TensorEntry) -> torch.Tensor:
     """Read a tensor's values by its entry alone."""
     data = bytearray(entry.file.read_bytes()[entry.offset :])
@@ -141,12 +140,7 @@ def entry_values(entry: TensorEntry) -> torch.Tensor:
 
 
 def _without_record(good: bytes, ending: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w") as target:
-        for info in source.infolist():
-            if not info.filename.endswith(ending):
-                target.writestr(info.filename, source.read(info))
-    return out.getvalue()
+    return zipped({name: data for name, data in records_of(good).items() if not name.endswith(ending)})
 
 
 def _flipped_in_description(good: bytes) -> bytes:
@@ -155,22 +149,22 @@ def _flipped_in_description(good: bytes) -> bytes:
     return good[:place] + b"S" + good[place + 1 :]
 
 
-#: A memo number of 4 billion: C's unpickler would allocate room for all of them.
-_MEMO_BOMB = b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFFE) + b"."
-
-#: By name: the bytes (from those of a good .pth), and a pattern that the sentence about them matches.
+#: By name: the bytes (made from those of a good .pth), and a pattern that the refusal matches.
 BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda good: b"", "is empty"),
     "legacy": (
         lambda good: saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False),
         "before 1.6.*python3 -c",
     ),
-    "compressed": (lambda good: _rezip(good, zipfile.ZIP_DEFLATED), "compressed.*zip -0"),
-    "zip bomb": (lambda good: _zip({"a/data.pkl": bytes(4 << 20)}, zipfile.ZIP_DEFLATED), "zip bomb"),
-    "memo bomb": (lambda good: _zip({"a/data.pkl": _MEMO_BOMB}), "no tensors by name .an empty dict"),
-    "foreign zip": (lambda good: _zip({"readme.txt": b"hello"}), "zip archive of something else.*readme.txt"),
-    "empty zip": (lambda good: _zip({}), "zip archive of something else"),
-    "TorchScript": (lambda good: _zip({"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/m.py": b""}), "TorchScript"),
+    "compressed": (lambda good: zipped(records_of(good), zipfile.ZIP_DEFLATED), "compressed.*zip -0"),
+    "zip bomb": (lambda good: zipped({"a/data.pkl": bytes(4 << 20)}, zipfile.ZIP_DEFLATED), "zip bomb"),
+    "memo bomb": (lambda good: zipped({"a/data.pkl": MEMO_BOMB}), "no tensors by name .an empty dict"),
+    "foreign zip": (lambda good: zipped({"readme.txt": b"hello"}), "zip archive of something else.*readme.txt"),
+    "empty zip": (lambda good: zipped({}), "zip archive of something else"),
+    "TorchScript": (
+        lambda good: zipped({"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/m.py": b""}),
+        "TorchScript",
+    ),
     "tar": (lambda good: _tar(), "a tar archive"),
     "LFS pointer": (
         lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",

@@ -43,11 +43,11 @@ def track_drive_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Return a tiny hybrid checkpoint with its settings and processors, made once."""
-    from mobile_vla_inference.policy.storage.config import family_member
+    from mobile_vla_inference.policy.storage.config import standard_config
     from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
-    make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
+    make_checkpoint(path, standard_config("tiny", "hybrid"), seed=0)
     return path
 
 

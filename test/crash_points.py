@@ -1,10 +1,10 @@
-"""Run a conversion over an existing folder again and again, each time ended at another step; a program of its own.
+"""Run a conversion over an existing folder many times, and end each run at another step. Run this as a program.
 
     python crash_points.py FIRST.pth SECOND.pth OUT_DIR SIGNAL EXCHANGE
 
-Steps are the audit events of the interpreter (open, rename, remove, ...). Every run is a fork that ends itself by
-SIGNAL (a name) at its step. Afterwards the folder must be whole, and the conversion of either checkpoint. Prints how
-often it was which, as JSON. EXCHANGE is 0 to try a file system that can't swap folders in one step.
+Steps are the audit events of the interpreter (open, rename, remove, ...). Every run is a fork that sends
+itself SIGNAL (a name) at its step. Then the folder must be complete, and the conversion of either checkpoint. Prints
+the count of each as JSON. EXCHANGE is 0 to try a file system that can't swap folders in one step.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from mobile_vla_inference.policy.convert import convert
-from mobile_vla_inference.policy.storage import folder_swap
 from mobile_vla_inference.policy.storage.checksums import verify_folder
+from mobile_vla_inference.policy.storage.conversion import folder_swap
 
 _FILE_EVENTS = ("open", "os.", "shutil.", "ctypes.dlsym")
 _DENSE_STEPS = 26  # the last ones: publishing, and removing the old folder

@@ -1,39 +1,27 @@
-"""Files that no reader should choke on: 200 of every kind that comes from outside, and the process that reads them.
-
-`cases()` names them all, always the same ones; `Maker(folder).make(case)` writes one and returns the command line of
-`mobile_vla` that reads it. Run as a program, this reads command lines from standard input and runs each in this
-process, within MEMORY_BYTES of address space beyond what the imports took.
-"""
+"""200 damaged or malicious files of every kind that comes from outside. `cases()` lists them, always the same ones."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pickle
 import random
-import resource
-import shutil
 import socket
 import sqlite3
 import struct
-import sys
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import hdf5_files
 import numpy as np
-
-#: What reading one file may take.
-MEMORY_BYTES = 1 << 30
-TIME_LIMIT_S = 10.0
+from archive_files import MEMO_BOMB, Call, zipped
+from hdf5_files import ACTIONS, PICTURES
 
 REFUSED = 2
 
@@ -159,80 +147,21 @@ _INDEX: dict[str, Callable[[Path], Any]] = {
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
 
-_PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
-_ACTIONS = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
+
+def _h5(change: hdf5_files.Change) -> Callable[[Path], Any]:
+    return lambda path: hdf5_files.write_episode(path, change)
 
 
-def _h5(change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        import h5py
-
-        with h5py.File(path, "w") as file:
-            file["images"], file["actions"] = _PICTURES, _ACTIONS
-            file.attrs["instruction"] = "go"
-            change(file)
-
-    return write
+def _instead(name: str, make: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    return _h5(hdf5_files.replaced(name, make))
 
 
-def _instead(name: str, make: Callable[[Any], Any]) -> Callable[[Path], None]:
-    def change(file: Any) -> None:
-        del file[name]
-        value = make(file)
-        if value is not None:
-            file[name] = value
-
-    return _h5(change)
+def _declared(name: str, shape: tuple[int, ...], *dtype: Any, **options: Any) -> Callable[[Path], Any]:
+    return _h5(hdf5_files.declared(name, shape, *dtype, **options))
 
 
-def _declared(name: str, *arguments: Any, **options: Any) -> Callable[[Path], None]:
-    return _instead(name, lambda file: file.create_dataset(name, *arguments, **options) and None)
-
-
-def _attribute(name: str, value: Any) -> Callable[[Path], None]:
-    return _h5(lambda file: file.attrs.__setitem__(name, value))
-
-
-def _h5py_value(name: str, make: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """Replace a data set by what h5py itself makes, such as a link."""
-    import h5py
-
-    return _instead(name, lambda file: make(h5py))
-
-
-def _virtual(file: Any) -> None:
-    import h5py
-
-    layout = h5py.VirtualLayout(_PICTURES.shape, np.uint8)
-    layout[:] = h5py.VirtualSource("elsewhere.h5", "images", _PICTURES.shape)
-    file.create_virtual_dataset("images", layout)
-
-
-def _h5_bomb(file: Any) -> None:
-    shape = (6, 512, 1024, 3)
-    images = file.create_dataset("images", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip")
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024)) + packer.flush()
-    for step in range(6):
-        images.id.write_direct_chunk((step, 0, 0, 0), packed)
-
-
-def _other_filter(file: Any) -> None:
-    import h5py
-
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_chunk((1, *_PICTURES.shape[1:]))
-    plist.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())
-    space = h5py.h5s.create_simple(_PICTURES.shape)
-    images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plist)
-    for step, picture in enumerate(_PICTURES):
-        images.write_direct_chunk((step, 0, 0, 0), picture.tobytes())
-
-
-def _circle(file: Any) -> None:
-    import h5py
-
-    file["images"], file["there"] = h5py.SoftLink("/there"), h5py.SoftLink("/images")
+def _attribute(name: str, value: Any) -> Callable[[Path], Any]:
+    return _h5(hdf5_files.attribute(name, value))
 
 
 def _link_to_a_pipe(path: Path) -> None:
@@ -246,7 +175,7 @@ def _another_layout(path: Path) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        file["observations/images/top"], file["action"] = _PICTURES, _ACTIONS
+        file["observations/images/top"], file["action"] = PICTURES, ACTIONS
 
 
 def _h5_bytes() -> bytes:
@@ -290,38 +219,38 @@ def _hdf5_cases() -> Iterator[Case]:
                 file.create_dataset("actions", (10**12, 3), np.float32, chunks=(1, 3)),
             ]
         ),
-        "images that were never written": _declared("images", _PICTURES.shape, np.uint8, chunks=(1, 12, 16, 3)),
+        "images that were never written": _declared("images", PICTURES.shape, np.uint8, chunks=(1, 12, 16, 3)),
         "images of 10^5 pixels a side": _declared("images", (6, 10**5, 10**5, 3), np.uint8, chunks=(1, 64, 64, 3)),
         "strings of 1 GB": _declared("actions", (6, 3), f"S{10**9}", chunks=(1, 1)),
         "cameras in a group": _instead(
-            "images", lambda file: file.create_dataset("images/front", data=_PICTURES) and None
+            "images", lambda file: file.create_dataset("images/front", data=PICTURES) and None
         ),
         "images are an empty group": _instead("images", lambda file: file.create_group("images") and None),
         "actions are a group": _instead("actions", lambda file: file.create_group("actions") and None),
         "images are a type": _instead("images", lambda file: np.dtype("u1")),
         "images are empty": _instead("images", lambda file: empty),
         "images are a number": _instead("images", lambda file: 3),
-        "images are floats": _instead("images", lambda file: _PICTURES.astype(np.float32)),
+        "images are floats": _instead("images", lambda file: PICTURES.astype(np.float32)),
         "images of 4 channels": _instead("images", lambda file: np.zeros((6, 12, 16, 4), np.uint8)),
         "images of no height": _instead("images", lambda file: np.zeros((6, 0, 16, 3), np.uint8)),
         "images are references": _instead(
             "images", lambda file: file.create_dataset("images", (6,), dtype=h5py.ref_dtype) and None
         ),
         "actions are text": _instead("actions", lambda file: np.array([[b"w", b"a", b"s"]] * 6)),
-        "actions are complex": _instead("actions", lambda file: _ACTIONS.astype(np.complex128)),
+        "actions are complex": _instead("actions", lambda file: ACTIONS.astype(np.complex128)),
         "actions are records": _instead("actions", lambda file: np.zeros((6, 3), [("x", "f4")])),
         "actions are infinite": _instead("actions", lambda file: np.full((6, 3), np.inf)),
-        "actions of two axes": _instead("actions", lambda file: _ACTIONS[:, :2]),
-        "link to nothing": _h5py_value("images", lambda h5: h5.SoftLink("/nothing")),
-        "link in a circle": _instead("images", _circle),
-        "link to a lost file": _h5py_value("images", lambda h5: h5.ExternalLink("lost.h5", "/images")),
+        "actions of two axes": _instead("actions", lambda file: ACTIONS[:, :2]),
+        "link to nothing": _instead("images", lambda file: h5py.SoftLink("/nothing")),
+        "link in a circle": _h5(hdf5_files.circle),
+        "link to a lost file": _instead("images", lambda file: h5py.ExternalLink("lost.h5", "/images")),
         "link to a pipe": _link_to_a_pipe,
-        "values in a lost file": _instead("images", _virtual),
+        "values in a lost file": _h5(hdf5_files.virtual),
         "values in /dev/zero": _declared(
-            "images", _PICTURES.shape, np.uint8, external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]
+            "images", PICTURES.shape, np.uint8, external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]
         ),
-        "a filter that is not here": _instead("images", _other_filter),
-        "a gzip bomb": _instead("images", _h5_bomb),
+        "a filter that is not here": _h5(hdf5_files.another_filter),
+        "a gzip bomb": _h5(hdf5_files.bomb(6, 1024)),
         "a duration of text": _attribute("total_duration", "1.2 s"),
         "a duration of nothing": _attribute("total_duration", empty),
         "a duration of NaN": _attribute("total_duration", np.nan),
@@ -384,24 +313,8 @@ _SAFETENSORS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-class _Call:
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._call = function, arguments
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self._call
-
-
-def _zip(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
 def _pth(description: bytes, **records: bytes) -> Callable[[Path], Any]:
-    return _data(_zip({"a/data.pkl": description, "a/byteorder": b"little", **records}))
+    return _data(zipped({"a/data.pkl": description, "a/byteorder": b"little", **records}))
 
 
 def _doubling(levels: int) -> bytes:
@@ -417,19 +330,19 @@ _PICKLES: dict[str, Callable[[Path], Any]] = {
     "empty": _data(b""),
     "an HTML page": _data("<!DOCTYPE html><html></html>"),
     "1 TB of zeros": _sparse(b"PK\x03\x04"),
-    "a zip bomb": _data(_zip({"a/data.pkl": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)),
-    "a memo bomb": _pth(b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFFE) + b"."),
+    "a zip bomb": _data(zipped({"a/data.pkl": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)),
+    "a memo bomb": _pth(MEMO_BOMB),
     "a string of 2^62 bytes": _pth(b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"x."),
     "deep tuples": _pth(b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b"."),
     "a list that doubles": _pth(_doubling(60)),
     "a list in itself": _pth(b"\x80\x02]q\x00h\x00a."),
-    "os.system": _pth(pickle.dumps({"model": _Call(os.system, "false")}, 2)),
-    "bytearray of 2^40": _pth(pickle.dumps({"model": _Call(bytearray, 1 << 40)}, 2)),
+    "os.system": _pth(pickle.dumps({"model": Call(os.system, "false")}, 2)),
+    "bytearray of 2^40": _pth(pickle.dumps({"model": Call(bytearray, 1 << 40)}, 2)),
     "a bare pickle": _data(pickle.dumps({"a": 1}, 2)),
     "opcodes of noise": _pth(random.Random(3).randbytes(3000)),
     "a number of 1 MB": _pth(b"\x80\x02\x8b" + struct.pack("<I", 1_000_000) + b"\x7f" * 1_000_000 + b"."),
-    "a zip of 20000 names": _data(_zip({f"a/data/{i}": b"" for i in range(20_000)})),
-    "a zip cut at its end": _data(_zip({"a/data.pkl": pickle.dumps({}, 2)})[:-10]),
+    "a zip of 20000 names": _data(zipped({f"a/data/{i}": b"" for i in range(20_000)})),
+    "a zip cut at its end": _data(zipped({"a/data.pkl": pickle.dumps({}, 2)})[:-10]),
 }
 
 # --- bags -------------------------------------------------------------------------------------------------------------
@@ -527,7 +440,9 @@ _MCAP: dict[str, Callable[[Path], Any]] = {
 # --- images, tables, lists --------------------------------------------------------------------------------------------
 
 
-def _png(width: int, height: int, body: bytes = b"") -> bytes:
+def png(width: int, height: int, body: bytes = b"") -> bytes:
+    """Return a PNG of a size; `body` is its pixels before compression."""
+
     def part(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -540,10 +455,10 @@ _IMAGES: dict[str, Callable[[Path], Any]] = {
     "empty": _data(b""),
     "noise": _data(random.Random(6).randbytes(3000)),
     "1 TB of zeros": _sparse(b"\x89PNG\r\n\x1a\n"),
-    "60000 x 60000 in the header": _data(_png(60_000, 60_000)),
-    "20000 x 20000 of zeros": _data(_png(20_000, 20_000, bytes(60_001 * 20_000 // 100))),
-    "1 x 1000000": _data(_png(1, 1_000_000, bytes(4_000_000))),
-    "no width": _data(_png(0, 10)),
+    "60000 x 60000 in the header": _data(png(60_000, 60_000)),
+    "20000 x 20000 of zeros": _data(png(20_000, 20_000, bytes(60_001 * 20_000 // 100))),
+    "1 x 1000000": _data(png(1, 1_000_000, bytes(4_000_000))),
+    "no width": _data(png(0, 10)),
     "a TIFF": _data(b"II*\0" + struct.pack("<I", 8) + bytes(40)),
     "a BMP of 2^31 rows": _data(
         b"BM"
@@ -599,152 +514,3 @@ def cases() -> list[Case]:
     for kind, makers in _KINDS.items():
         found += [Case(kind, name, write, _ALLOWED.get((kind, name), (REFUSED,))) for name, write in makers.items()]
     return found
-
-
-class Maker:
-    """Writes cases into a folder of their own each, beside what is needed to read them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def make(self, case: Case) -> list[str]:
-        """Write a case's file; return the arguments of `mobile_vla` that read it."""
-        folder = self._folder / f"{case.kind}.{sum(1 for _ in self._folder.glob(f'{case.kind}.*'))}"
-        folder.mkdir()
-        return [str(argument) for argument in getattr(self, f"_{case.kind}")(folder, case.write)]
-
-    @cached_property
-    def _checkpoint(self) -> Path:
-        from mobile_vla_inference.policy.storage.config import family_member
-        from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
-
-        path = self._folder / "good" / "tiny.pth"
-        path.parent.mkdir(exist_ok=True)
-        make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
-        return path
-
-    @cached_property
-    def _converted(self) -> Path:
-        from mobile_vla_inference.policy.convert import convert
-
-        target = self._checkpoint.parent / "tiny-fp16"
-        convert(self._checkpoint, target, dtype="float16")
-        return target
-
-    @cached_property
-    def _episode(self) -> Path:
-        path = self._checkpoint.parent / "good.h5"
-        _h5(lambda file: None)(path)
-        return path
-
-    def _converted_without(self, folder: Path, name: str) -> Path:
-        copy = folder / "model"
-        shutil.copytree(self._converted, copy)
-        (copy / name).unlink()
-        return copy
-
-    def _hdf5(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "e.h5")
-        return ["episodes-to-bag", folder / "e.h5", folder / "out"]
-
-    def _instructions(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "instructions.json")
-        return ["episodes-to-bag", self._episode, folder / "out", "--instructions", folder / "instructions.json"]
-
-    def _settings(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        os.link(self._checkpoint, folder / "tiny.pth")
-        write(folder / "policy.json")
-        return ["inspect", folder / "tiny.pth"]
-
-    def _config(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        copy = self._converted_without(folder, "config.json")
-        write(copy / "config.json")
-        return ["inspect", copy]
-
-    def _index(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        copy = self._converted_without(folder, "model.safetensors.index.json")
-        write(copy / "model.safetensors.index.json")
-        return ["inspect", copy]
-
-    def _list(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        copy = self._converted_without(folder, "sha256sums.txt")
-        write(copy / "sha256sums.txt")
-        return ["verify", copy]
-
-    def _tokenizer(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
-        from mobile_vla_inference.policy.synthetic.processors import KOSMOS_FOLDER
-
-        shutil.copytree(find_processors(self._checkpoint), folder / "processors")
-        file = folder / "processors" / KOSMOS_FOLDER / "special_tokens_map.json"
-        file.unlink()
-        write(file)
-        frames = folder / "frames"
-        frames.mkdir()
-        (frames / "0.png").write_bytes(_png(8, 8, bytes(25 * 8)))
-        arguments = ["--checkpoint", self._checkpoint, "--frames", frames, "--processors", folder / "processors"]
-        return ["infer", *arguments, "--instruction", "go", "--device", "cpu", "--force"]
-
-    def _safetensors(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "model.safetensors")
-        return ["inspect", folder / "model.safetensors"]
-
-    def _pth(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "policy.pth")
-        return ["inspect", folder / "policy.pth"]
-
-    def _db3(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "bag.db3")
-        return ["bag-to-episodes", folder / "bag.db3", folder / "out"]
-
-    def _mcap(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "bag.mcap")
-        return ["bag-to-episodes", folder / "bag.mcap", folder / "out"]
-
-    def _image(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        (folder / "images").mkdir()
-        write(folder / "images" / "0.png")
-        (folder / "actions.csv").write_text("stamp_s,image,steering,throttle\n0.0,images/0.png,0,0\n")
-        return ["make-bag", folder, folder / "out"]
-
-    def _table(self, folder: Path, write: Callable[[Path], Any]) -> list[Any]:
-        write(folder / "actions.csv")
-        return ["make-bag", folder, folder / "out"]
-
-
-# --- the process that reads -------------------------------------------------------------------------------------------
-
-
-def _read_all() -> None:
-    """Run the command lines on standard input, one JSON list a line; answer each with a line of JSON."""
-    from mobile_vla_inference.tools import cli
-
-    for module in (
-        "policy.vla_policy",
-        "policy.preprocess",
-        "policy.engine_choice",
-        "episodes.files",
-        "bags.reader",
-        "bags.writer",
-    ):
-        __import__(f"mobile_vla_inference.{module}")
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    print("ready", file=answers)
-    for line in sys.stdin:
-        said, started_s = io.StringIO(), time.monotonic()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            try:
-                status: Any = cli.main(json.loads(line))
-            except SystemExit as ending:
-                status = ending.code
-            except BaseException as error:
-                status = f"Traceback: {type(error).__name__}: {error}"
-        answer = {"status": status, "said": said.getvalue(), "seconds": time.monotonic() - started_s}
-        print(json.dumps(answer), file=answers)
-
-
-if __name__ == "__main__":
-    _read_all()

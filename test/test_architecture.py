@@ -13,8 +13,9 @@ from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2Model
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.storage.config import Cell, HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import Cell, HybridConfig, standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 
 TOLERANCE = 1e-5
 STEPS = 4
@@ -151,20 +152,20 @@ class PlainComposition:
 
 @pytest.mark.parametrize(("variant", "count"), [("hybrid", 1_859_579_651), ("pure", 1_703_973_122)])
 def test_full_size_has_the_published_parameter_count(variant: str, count: int) -> None:
-    model = on_meta(family_member("full", variant))
+    model = on_meta(standard_config("full", variant))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "full"])
 @pytest.mark.parametrize("variant", ["hybrid", "pure"])
 def test_state_dict_equals_the_published_keys_and_shapes(size: str, variant: str) -> None:
-    config = family_member(size, variant)
+    config = standard_config(size, variant)
     shapes = {name: tuple(tensor.shape) for name, tensor in on_meta(config).state_dict().items()}
     assert shapes == tensor_shapes(config)
 
 
 def test_full_hybrid_has_the_published_key_names() -> None:
-    names = set(on_meta(family_member("full", "hybrid")).state_dict())
+    names = set(on_meta(standard_config("full", "hybrid")).state_dict())
     assert {
         "kosmos_model.text_model.model.layers.23.self_attn.q_proj.weight",
         "kosmos_model.vision_model.model.encoder.layers.23.mlp.fc1.weight",
@@ -181,7 +182,7 @@ def test_full_hybrid_has_the_published_key_names() -> None:
 @pytest.mark.parametrize("variant", ["hybrid", "pure"])
 @pytest.mark.parametrize("carried", [True, False], ids=["carried", "reset"])
 def test_outputs_equal_a_plain_composition_frame_by_frame(variant: str, carried: bool) -> None:
-    config = family_member("tiny", variant)
+    config = standard_config("tiny", variant)
     model = random_model(config, PolicySettings(attention_heads=HEADS, clip_eos_token_id=CLIP_EOS))
     plain = PlainComposition(model)
     frames, prompt, clip_ids = random_inputs(config)
@@ -200,7 +201,7 @@ def test_outputs_equal_a_plain_composition_frame_by_frame(variant: str, carried:
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 def test_one_by_one_equals_one_call_over_the_sequence(kind: str) -> None:
-    config = replace(family_member("tiny", "hybrid"), cell=Cell(kind, 64, 64, 2))
+    config = replace(standard_config("tiny", "hybrid"), cell=Cell(kind, 64, 64, 2))
     model = random_model(config, PolicySettings(attention_heads=HEADS, clip_eos_token_id=CLIP_EOS))
     frames, prompt, clip_ids = random_inputs(config)
     state = model.initial_hidden_state()
@@ -215,7 +216,7 @@ def test_one_by_one_equals_one_call_over_the_sequence(kind: str) -> None:
 
 
 def test_a_batch_of_frames_equals_frame_after_frame() -> None:
-    config = family_member("tiny", "hybrid")
+    config = standard_config("tiny", "hybrid")
     model = random_model(config, PolicySettings(clip_eos_token_id=CLIP_EOS))
     frames, prompt, clip_ids = random_inputs(config)
     with torch.inference_mode():
@@ -225,7 +226,7 @@ def test_a_batch_of_frames_equals_frame_after_frame() -> None:
 
 
 def test_materialized_buffers_equal_a_normal_construction() -> None:
-    config = family_member("tiny", "hybrid")
+    config = standard_config("tiny", "hybrid")
     settings = PolicySettings(attention_heads=HEADS)
     built = dict(HybridModel(config, settings).named_buffers())
     made = dict(random_model(config, settings).named_buffers())
@@ -236,7 +237,7 @@ def test_materialized_buffers_equal_a_normal_construction() -> None:
 
 
 def test_buffers_take_the_type_of_the_weights() -> None:
-    model = on_meta(family_member("tiny", "hybrid"))
+    model = on_meta(standard_config("tiny", "hybrid"))
     tensors = {k: torch.zeros(v.shape, dtype=torch.bfloat16) for k, v in model.state_dict().items()}
     model.load_state_dict(tensors, assign=True)
     model.materialize_buffers("cpu")
@@ -246,7 +247,7 @@ def test_buffers_take_the_type_of_the_weights() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "image"])
 def test_kosmos_pooling_reads_the_positions_it_names(pooling: str) -> None:
-    config = family_member("tiny", "pure")
+    config = standard_config("tiny", "pure")
     model = random_model(config, PolicySettings(kosmos_pooling=pooling))
     frames, prompt, _ = random_inputs(config)
     padded = Prompt(
@@ -269,7 +270,7 @@ def test_kosmos_pooling_reads_the_positions_it_names(pooling: str) -> None:
 
 
 def test_every_latent_sees_every_patch() -> None:
-    config = family_member("tiny", "hybrid")
+    config = standard_config("tiny", "hybrid")
     resampler = random_model(config, PolicySettings(attention_heads=HEADS)).kosmos_model.image_to_text_projection
     rows = torch.randn(1, 5, config.kosmos_vision.hidden_size)
     changed = rows.clone()
@@ -281,7 +282,7 @@ def test_every_latent_sees_every_patch() -> None:
 
 def test_every_feature_is_what_its_name_says() -> None:
     names = ("clip_vision_hidden", "kosmos_vision", "clip_image", "clip_text", "kosmos_text")
-    config = family_member("tiny", "hybrid", fusion_in=64 + 64 + 32 + 32 + 64)
+    config = standard_config("tiny", "hybrid", fusion_in=64 + 64 + 32 + 32 + 64)
     settings = PolicySettings(fusion_features=names, clip_text_feature="normalized", clip_eos_token_id=CLIP_EOS)
     model = random_model(config, settings)
     frames, prompt, clip_ids = random_inputs(config)
@@ -302,14 +303,14 @@ def test_every_feature_is_what_its_name_says() -> None:
 
 
 def test_a_member_with_only_clip_text_has_no_vision_tower() -> None:
-    config = replace(family_member("tiny", "hybrid"), clip_vision=None, clip_logit_scale=False)
+    config = replace(standard_config("tiny", "hybrid"), clip_vision=None, clip_logit_scale=False)
     settings = PolicySettings(fusion_features=("kosmos_text", "clip_text"))
     names = {name.split(".")[1] for name in on_meta(config, settings).state_dict() if name.startswith("clip_model.")}
     assert names == {"text_model", "text_projection"}
 
 
 def test_two_frame_sizes_are_refused_only_where_both_towers_are_read() -> None:
-    config = family_member("tiny", "hybrid")
+    config = standard_config("tiny", "hybrid")
     config = replace(config, clip_vision=replace(config.clip_vision, image_size=84))
     on_meta(config)
     with pytest.raises(CheckpointError, match="84 px and Kosmos-2's 56 px"):
@@ -325,10 +326,10 @@ def test_two_frame_sizes_are_refused_only_where_both_towers_are_read() -> None:
 )
 def test_settings_that_do_not_fit_are_named(settings: PolicySettings, words: tuple[str, ...]) -> None:
     with pytest.raises(CheckpointError) as error:
-        on_meta(family_member("tiny", "hybrid"), settings)
+        on_meta(standard_config("tiny", "hybrid"), settings)
     assert all(word in str(error.value) for word in words)
 
 
 def test_a_feature_that_the_member_lacks_is_named() -> None:
     with pytest.raises(CheckpointError, match="clip_text"):
-        on_meta(family_member("tiny", "pure"), PolicySettings(fusion_features=("clip_text",)))
+        on_meta(standard_config("tiny", "pure"), PolicySettings(fusion_features=("clip_text",)))

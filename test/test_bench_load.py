@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from mobile_vla_inference.errors import CheckpointError, MobileVlaError
-from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.loading import load_model
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.tools.bench import load as bench_load
 from mobile_vla_inference.tools.bench import page_cache
 from mobile_vla_inference.tools.bench.load import LoadFigures, Sample

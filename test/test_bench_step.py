@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools.bench import step as bench_step
 from mobile_vla_inference.tools.bench import step_parity
@@ -56,7 +56,7 @@ def test_a_size_is_made_for_the_run_and_removed(tmp_path: Path, monkeypatch) -> 
 def test_another_checkpoints_actions_fail(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
     from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
-    make_checkpoint(tmp_path / "other.pth", family_member("tiny", "hybrid"), seed=1)
+    make_checkpoint(tmp_path / "other.pth", standard_config("tiny", "hybrid"), seed=1)
     options = ("--device", "cpu", "--steps", 2, "--parity", 6, "--reference", tmp_path / "other.pth")
     assert run("--checkpoint", tiny_checkpoint, *options) == 1
     assert "FAILED" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_an_output_without_a_folder_is_refused_before_anything_runs(tmp_path: Pa
 
 
 def test_the_published_size_costs_what_the_design_counts() -> None:
-    cost = step_cost(family_member("full", "hybrid"), FULL_FEATURES, tokens=90)
+    cost = step_cost(standard_config("full", "hybrid"), FULL_FEATURES, tokens=90)
     assert cost.flops == pytest.approx(389e9, rel=0.01)
     assert cost.weights == pytest.approx(1.57e9, rel=0.01)
     projection = project(cost, ORIN_NX_16GB)

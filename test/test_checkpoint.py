@@ -1,4 +1,4 @@
-"""Loading: every member's weights arrive unchanged, mapped or cast, within the memory promised; and inspect."""
+"""Loading: weights of every architecture arrive unchanged, mapped or cast, within the memory limit; and inspect."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import BAD_FILES, members_with_features, prefixes, saved, wrap, wrappers
+from checkpoint_files import BAD_FILES, architectures_with_features, prefixes, save_as, saved, wrappers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy import checkpoint as checkpoint_module
+from mobile_vla_inference.policy import loading
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.checkpoint import MIB, available_bytes, copied_bytes, load_model, open_checkpoint
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.loading import load_model
+from mobile_vla_inference.policy.storage import memory_budget
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
+from mobile_vla_inference.policy.storage.config import HybridConfig, standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.memory_budget import available_bytes, copied_bytes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.tools import inspect
+from mobile_vla_inference.units import MIB
 
-TINY = family_member("tiny", "hybrid")
+TINY = standard_config("tiny", "hybrid")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_fp32_on_the_cpu_stays_mapped(tiny_path: Path) -> None:
     assert all(_lies_in_mapping_of(parameter, tiny_path) for parameter in model.parameters())
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert all(tensor.device.type == "cpu" for tensor in model.buffers())
-    assert copied_bytes(open_checkpoint(tiny_path), "cpu", "float32") == (0, 0)
+    assert copied_bytes(open_checkpoint(tiny_path).index, "cpu", "float32") == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -73,7 +78,7 @@ def test_a_cast_copies_each_tensor(tiny_path: Path, dtype: torch.dtype) -> None:
     for name, tensor in _reference(tiny_path).items():
         assert torch.equal(state[name], tensor.to(dtype)), name
     assert not any(_lies_in_mapping_of(parameter, tiny_path) for parameter in model.parameters())
-    weights, largest = copied_bytes(open_checkpoint(tiny_path), "cpu", str(dtype).removeprefix("torch."))
+    weights, largest = copied_bytes(open_checkpoint(tiny_path).index, "cpu", str(dtype).removeprefix("torch."))
     assert weights == sum(tensor.nbytes for tensor in state.values())
     assert largest == max(tensor.nbytes for tensor in state.values())
 
@@ -88,30 +93,26 @@ def test_a_mapped_file_is_never_written(tiny_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    member=members_with_features(),
+    architecture=architectures_with_features(),
     prefix=prefixes,
     wrapper=wrappers,
     seed=st.integers(0, 99),
     dtype=st.sampled_from((torch.float32, torch.float16, torch.bfloat16)),
-    as_safetensors=st.booleans(),
+    layout=st.sampled_from(("pth", "safetensors")),
 )
-def test_any_member_loads_and_acts_as_its_source(
+def test_any_architecture_loads_and_acts_as_its_source(
     tmp_path: Path,
-    member: tuple[HybridConfig, tuple[str, ...]],
+    architecture: tuple[HybridConfig, tuple[str, ...]],
     prefix: str,
     wrapper: str | None,
     seed: int,
     dtype: torch.dtype,
-    as_safetensors: bool,
+    layout: str,
 ) -> None:
-    config, features = member
+    config, features = architecture
     policy_settings = PolicySettings(fusion_features=features)
     state = _random_state(config, seed, dtype)
-    path = tmp_path / ("a.safetensors" if as_safetensors else "a.pth")
-    if as_safetensors:
-        save_file(wrap(state, prefix, None), path)
-    else:
-        path.write_bytes(saved(wrap(state, prefix, wrapper)))
+    path = save_as(tmp_path / "a", state, layout, prefix, wrapper)
     source = HybridModel(config, policy_settings).to(dtype)
     source.load_state_dict(state)
     save_settings(path, policy_settings)
@@ -128,7 +129,7 @@ def test_any_member_loads_and_acts_as_its_source(
 
 
 def test_tensors_at_odd_offsets_and_transposed_ones_load(tmp_path: Path) -> None:
-    state = _random_state(family_member("tiny", "pure"), 3)
+    state = _random_state(standard_config("tiny", "pure"), 3)
     name = "kosmos_model.image_to_text_projection.x_attn.k_proj.weight"
     (tmp_path / "strided.pth").write_bytes(saved(state | {name: state[name].t().contiguous().t()}))
     save_file(state, tmp_path / "odd.safetensors")
@@ -149,14 +150,14 @@ def test_progress_reaches_the_total(tiny_path: Path) -> None:
 
 
 def test_too_little_memory_is_refused_with_the_figures(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "available_bytes", lambda: 5 * MIB)
+    monkeypatch.setattr(loading, "available_bytes", lambda: 5 * MIB)
     with pytest.raises(CheckpointError, match=r"needs 1\d\d MiB of memory, but 5 MiB is available.*--force"):
         load_model(tiny_path, dtype=torch.float16)
     load_model(tiny_path, dtype=torch.float16, force=True)
 
 
 def test_available_memory_heeds_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(memory_budget, "_CGROUP_ROOT", tmp_path)
     own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     group = next((line.split(":", 2)[2] for line in own if line.split(":", 2)[1] == ""), None)
     if group is None:
@@ -171,17 +172,17 @@ def test_available_memory_heeds_the_cgroup(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
-    state = _random_state(family_member("tiny", "pure"), 0)
+    state = _random_state(standard_config("tiny", "pure"), 0)
     state["actions.mlp.2.weight"][1, 2] = value
     path = tmp_path / "a.pth"
     path.write_bytes(saved(state))
-    for options in ({"dtype": torch.float16}, {"dtype": torch.bfloat16}, {"check_finite": True}):
+    for options in ({"dtype": torch.float16}, {"dtype": torch.bfloat16}):
         with pytest.raises(CheckpointError, match=r"actions\.mlp\.2\.weight has 1 values that are NaN or Inf"):
             load_model(path, **options)
 
 
 def test_a_value_too_large_for_fp16_is_named(tmp_path: Path) -> None:
-    state = _random_state(family_member("tiny", "pure"), 0)
+    state = _random_state(standard_config("tiny", "pure"), 0)
     state["rnn.weight_hh_l1"][0, 0] = 1e6
     path = tmp_path / "a.pth"
     path.write_bytes(saved(state))
@@ -191,7 +192,7 @@ def test_a_value_too_large_for_fp16_is_named(tmp_path: Path) -> None:
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
-    state = _random_state(family_member("tiny", "pure"), 0)
+    state = _random_state(standard_config("tiny", "pure"), 0)
     state["rnn.bias_hh_l0"] = state["rnn.bias_hh_l0"].to(torch.int8)
     (tmp_path / "a.pth").write_bytes(saved(state))
     with pytest.raises(CheckpointError, match=r"rnn\.bias_hh_l0 is int8"):
@@ -240,15 +241,15 @@ def test_inspect_describes_without_torch(tiny_path: Path, tmp_path: Path) -> Non
 def test_inspect_confirms_what_was_assumed(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "alone.pth"
     path.write_bytes(tiny_path.read_bytes())
-    assert not load_settings(path).settings.confirmed
+    assert load_settings(path).settings.assumed
     assert _inspect(path) == 0
     assert "assumed, not read: action_axes" in capsys.readouterr().out
-    assert not load_settings(path).settings.confirmed
+    assert load_settings(path).settings.assumed
     assert _inspect(path, "--confirm") == 0
     out = capsys.readouterr().out
     assert "step_period_s = 0.3 (was assumed)" in out
     confirmed = load_settings(path).settings
-    assert confirmed.confirmed and confirmed.fusion_features == ("kosmos_text", "clip_text")
+    assert not confirmed.assumed and confirmed.fusion_features == ("kosmos_text", "clip_text")
 
 
 def test_inspect_of_a_misfit_raises_the_table(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints made to cost: each gives one sentence within 10 s and 1 GB, in a process of its own."""
+"""Checkpoints that are made to take time or memory: each is refused in one sentence within 10 s and 1 GB."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
 
 _SECONDS = 10
 _BYTES = 1 << 30
 
 _PROGRAM = """
 import resource, sys
-from mobile_vla_inference.frames import CheckpointError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
+from mobile_vla_inference.errors import CheckpointError
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 try:
     open_checkpoint(sys.argv[1])
@@ -178,7 +178,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
             + _tensor(b"K\x04\x85", b"K\x01\x85")
             + b"u"
         ),
-        "fits no member",
+        "fits no architecture variant",
     ),
     "a header of 10^9 bytes": (lambda f: _safetensors(f, b"{", 10**9, 10**9 + 100), "header of 1000000000 bytes"),
     "a header of 10^18 bytes": (lambda f: _safetensors(f, b"{", 10**18), "cut off"),
@@ -186,7 +186,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a header of 4 MB of lists": (lambda f: _safetensors(f, b'{"a":[' + b"[]," * 1_300_000 + b"1]}"), "damaged"),
     "overlapping offsets": (
         lambda f: _safetensors(f, json.dumps({"a": _f32(0, 8), "b": _f32(4, 12)}).encode(), size=500),
-        "where the tensor before it ends",
+        "but the tensor before it ends",
     ),
     "a tensor that is there twice": (
         lambda f: _safetensors(f, b'{"a":%b,"a":%b}' % ((json.dumps(_f32(0, 8)).encode(),) * 2)),
@@ -203,7 +203,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         "at most 10000",
     ),
     "a pipe for a shard": (_fifo_for_a_shard, "lacks"),
-    "a pipe": (_fifo, "no regular file"),
+    "a pipe": (_fifo, "not a regular file"),
 }
 
 

@@ -6,14 +6,12 @@ A sample runs by default; MOBILE_VLA_FUZZ=2000 runs as many as that says, and -s
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import pickletools
 import random
 import struct
 import sys
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +19,21 @@ from typing import Any
 
 import pytest
 import torch
+from archive_files import records_of, zipped
 from checkpoint_files import entry_values, saved
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.state_dict import WRAPPERS
-from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
+from mobile_vla_inference.policy.storage.formats.state_dict import WRAPPERS
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex
 
 COUNT = int(os.environ.get("MOBILE_VLA_FUZZ", "200"))
 SEED = int(os.environ.get("MOBILE_VLA_FUZZ_SEED", "0"))
 
-#: What a mutation can make of a class or function: those that torch takes, and those that nobody may call.
+#: Names that a mutation can give a class or function: some that torch accepts, and some that must not be called.
 _GLOBALS = (
     *("collections OrderedDict", "collections Counter", "collections defaultdict", "builtins set", "builtins eval"),
     *("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"),
@@ -113,16 +113,12 @@ def _base() -> dict[str, Any]:
 
 
 def _rezipped(good: bytes, description: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w") as target:
-        for info in source.infolist():
-            target.writestr(info.filename, description if info.filename.endswith("data.pkl") else source.read(info))
-    return out.getvalue()
+    records = records_of(good)
+    return zipped({name: description if name.endswith("data.pkl") else data for name, data in records.items()})
 
 
 def _description(good: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(good)) as archive:
-        return next(archive.read(info) for info in archive.infolist() if info.filename.endswith("data.pkl"))
+    return next(data for name, data in records_of(good).items() if name.endswith("data.pkl"))
 
 
 def _instructions(data: bytes) -> list[bytes]:
@@ -219,7 +215,7 @@ def _torch_says(path: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # whatever torch's reader raises on damage
+        except Exception:  # torch's reader raises many types on damage
             return None
 
 

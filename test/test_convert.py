@@ -1,4 +1,4 @@
-"""Conversion: what the folder holds, that it acts as its source, and that nothing can leave it half-written."""
+"""Conversion: the content of the folder, that it acts as its source, and that it is never half-written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from torch.nn import functional
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import convert as convert_module
-from mobile_vla_inference.policy.checkpoint import copied_bytes, load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.engines.quantize import (
     Int8Linear,
@@ -35,18 +33,23 @@ from mobile_vla_inference.policy.engines.quantize import (
     use_int8_linears,
     use_widening_modules,
 )
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.storage import folder_swap
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
 from mobile_vla_inference.policy.storage.checksums import verify_folder
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import HybridConfig, standard_config
+from mobile_vla_inference.policy.storage.conversion import folder_swap
+from mobile_vla_inference.policy.storage.conversion import plan as conversion_plan
+from mobile_vla_inference.policy.storage.conversion.plan import DTYPES
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes
+from mobile_vla_inference.policy.storage.memory_budget import copied_bytes
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PURE = family_member("tiny", "pure")
+PURE = standard_config("tiny", "pure")
 INSTRUCTION = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 
 
@@ -54,9 +57,9 @@ INSTRUCTION = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 def folders(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the tiny checkpoint converted to each type."""
     parent = tmp_path_factory.mktemp("converted")
-    for dtype in convert_module.DTYPES:
+    for dtype in DTYPES:
         convert(tiny_checkpoint, parent / dtype, dtype=dtype)
-    return {dtype: parent / dtype for dtype in convert_module.DTYPES}
+    return {dtype: parent / dtype for dtype in DTYPES}
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def _actions(path: Path, **options: str) -> np.ndarray:
 
 
 def _fused_features(path: Path, processors: Path, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
-    """Return what the cell would read for a few frames, [4, cell input]."""
+    """Return the input of the recurrent layers for a few frames, [4, features]."""
     checkpoint = open_checkpoint(path)
     model = load_model(checkpoint, dtype=dtype)
     encoder = InstructionEncoder(processor_folders(processors, checkpoint.config), model.config, model.settings)
@@ -104,10 +107,10 @@ def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# --- what the folder holds ---
+# --- content of the folder ---
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_folder_holds_the_weights_and_no_dead_ones(
     folders: dict[str, Path], tiny_checkpoint: Path, dtype: str
 ) -> None:
@@ -141,7 +144,7 @@ def test_config_and_settings(folders: dict[str, Path], tiny_checkpoint: Path) ->
         "source",
         "converted",
     ]
-    assert HybridConfig.from_json(config["architecture"]) == family_member("tiny", "hybrid")
+    assert HybridConfig.from_json(config["architecture"]) == standard_config("tiny", "hybrid")
     assert config["parameters"] == sum(parameter_counts(open_checkpoint(tiny_checkpoint).index.shapes).values())
     assert config["dtype"] == "int8" and config["quantization"]["other_dtype"] == "float16"
     data = tiny_checkpoint.read_bytes()
@@ -158,7 +161,7 @@ def test_config_and_settings(folders: dict[str, Path], tiny_checkpoint: Path) ->
     assert copied == {path.relative_to(original) for path in original.glob("*/*")}
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_tensors_are_aligned_for_mapping(folders: dict[str, Path], dtype: str) -> None:
     checkpoint = open_checkpoint(folders[dtype])
     for name, entry in checkpoint.index.stored.items():
@@ -166,13 +169,13 @@ def test_tensors_are_aligned_for_mapping(folders: dict[str, Path], dtype: str) -
             name
         )
     own_dtype = None if dtype == "int8" else dtype
-    assert copied_bytes(checkpoint, "cpu", own_dtype) == (0, 0)
+    assert copied_bytes(checkpoint.index, "cpu", own_dtype) == (0, 0)
 
 
 def test_shards_are_limited(
     folders: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_module, "_SHARD_BYTES", 200_000)
+    monkeypatch.setattr(conversion_plan, "_SHARD_BYTES", 200_000)
     monkeypatch.setattr(convert_module, "_CHUNK_VALUES", 1000)  # no tensor is written in one piece
     conversion = convert(tiny_checkpoint, tmp_path / "model", dtype="int8")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
@@ -201,7 +204,7 @@ def test_without_processors_there_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(saved(_pure_state()))
     assert "no processors" in convert(path, tmp_path / "model").warnings[0]
-    assert not load_settings(tmp_path / "model").settings.confirmed
+    assert load_settings(tmp_path / "model").settings.assumed
     with pytest.raises(CheckpointError, match="no processor folder"):
         convert(path, tmp_path / "other", processors=tmp_path / "nowhere")
     assert not (tmp_path / "other").exists()
@@ -238,7 +241,7 @@ def test_16_bits_under_fp32_are_mapped_and_exact(folders: dict[str, Path], tiny_
     assert {name for name in checkpoint.index.tensors if is_block_matrix(name)} < kept
     assert model.dtype == torch.float32 and model.rnn.weight_hh_l0.dtype == torch.float32
     copied = sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in kept)
-    assert copied_bytes(checkpoint, "cpu", "float32")[0] == copied
+    assert copied_bytes(checkpoint.index, "cpu", "float32")[0] == copied
     rounded = {name: tensor.half().float() for name, tensor in _source_state(tiny_checkpoint).items()}
     path = folders["float16"].parent / "rounded.pth"
     path.write_bytes(saved(rounded))
@@ -334,7 +337,7 @@ def test_layers_that_are_kept_are_the_first_ones(tiny_checkpoint: Path, tmp_path
 
 
 def test_layers_lost_twice_keep_the_first_number(tmp_path: Path) -> None:
-    config = family_member("small", "pure")
+    config = standard_config("small", "pure")
     path = tmp_path / "a.pth"
     path.write_bytes(saved({name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}))
     convert(path, tmp_path / "three", keep_layers={"kosmos_vision": 3})
@@ -364,10 +367,10 @@ def test_layers_are_written_as_tower_and_number(tiny_checkpoint: Path, tmp_path:
     assert ending.value.code == 2
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
-@pytest.mark.parametrize("dtype", convert_module.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, dtype: str, value: float) -> None:
     for name in ("kosmos_model.text_model.model.layers.1.ffn.fc2.weight", "actions.mlp.2.weight"):
@@ -398,7 +401,7 @@ def test_a_target_that_is_taken(folder: Path, tiny_checkpoint: Path, tmp_path: P
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "file").write_text("text")
     for name in ("mine", "file"):
-        with pytest.raises(CheckpointError, match="never replaced"):
+        with pytest.raises(CheckpointError, match="nothing else is replaced"):
             convert(tiny_checkpoint, tmp_path / name, force=True)
     with pytest.raises(CheckpointError, match="not a folder"):
         convert(tiny_checkpoint, tmp_path / "no/where")
@@ -471,20 +474,25 @@ def test_a_source_that_changes_meanwhile_is_refused(tiny_checkpoint: Path, tmp_p
     assert _names(tmp_path) == ["a.pth"]
 
 
-def test_foreign_models_are_refused_with_the_nearest_member(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_foreign_models_are_refused_with_the_nearest_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
     for block in range(2):
         resnet[f"layer1.{block}.conv1.weight"] = torch.zeros(64, 64, 3, 3)
         resnet[f"layer1.{block}.bn1.running_mean"] = torch.zeros(64)
     (tmp_path / "resnet.pth").write_bytes(saved(resnet))
-    hybrid = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "hybrid")).items()}
+    hybrid = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "hybrid")).items()}
     clip = {name[len("clip_model.") :]: tensor for name, tensor in hybrid.items() if name.startswith("clip_model.")}
     save_file(clip, tmp_path / "clip.safetensors")
     rows = {"resnet.pth": "layer1.0-1.conv1.weight", "clip.safetensors": "text_model.encoder.layers.0-1"}
     for name, found in rows.items():
         assert cli.main(["convert", str(tmp_path / name), str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err
-        assert "fits no member of the family" in message and "expected one like its nearest, the " in message
+        assert (
+            "fits no architecture variant" in message
+            and "expected those of a policy, such as the nearest, the " in message
+        )
         assert found in message and "kosmos_model.text_model.* (all" in message
     assert not (tmp_path / "out").exists()
 
@@ -519,147 +527,3 @@ def test_one_run_at_a_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
         convert(tiny_checkpoint, tmp_path / "other")
     convert(tiny_checkpoint, out)
     assert _names(tmp_path) == ["other", "out"]
-
-
-# --- verify ---
-
-
-def test_verify_finds_each_flipped_byte(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["verify", str(folder)]) == 0
-    assert "files are as they were converted" in capsys.readouterr().out
-    generator = random.Random(0)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for turn in range(20):
-        path = files[turn % len(files)]
-        good = path.read_bytes()
-        place = generator.randrange(len(good))
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << generator.randrange(8)]) + good[place + 1 :])
-        assert cli.main(["verify", str(folder), "--json", str(tmp_path / "report.json")]) == 2
-        output = capsys.readouterr()
-        if path.name != "sha256sums.txt":
-            name = path.relative_to(folder).as_posix()
-            # An edited policy.json may be meant: the sentence says how to confirm it.
-            sentence = "policy.json was changed" if name == "policy.json" else "1 bad, 0 missing, 0 extra"
-            assert f"bad      {name}\n" in output.out and sentence in output.err
-            report = json.loads((tmp_path / "report.json").read_text())
-            assert report["bad"] == [name] and not report["passed"] and len(report["good"]) == len(files) - 2
-        path.write_bytes(good)
-    assert verify_folder(folder).passed
-
-
-def test_any_flipped_bit_of_the_list_is_found(folder: Path) -> None:
-    path = folder / "sha256sums.txt"
-    good = path.read_bytes()
-    line = good.index(b"\n") + 1  # of one line, with its end
-    for place in range(line):
-        for bit in range(8):
-            path.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :])
-            try:
-                assert not verify_folder(folder).passed
-            except CheckpointError as error:
-                assert "sha256sums.txt" in str(error)
-
-
-def test_verify_names_what_is_missing_and_what_is_extra(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    (folder / "policy.json").unlink()
-    (folder / "processors/notes.txt").write_text("mine")
-    assert cli.main(["verify", str(folder)]) == 2
-    output = capsys.readouterr()
-    assert output.out == "missing  policy.json\nextra    processors/notes.txt\n"
-    assert "0 bad, 1 missing, 1 extra" in output.err
-
-
-def test_verify_of_what_convert_did_not_write(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (folder / "sha256sums.txt").unlink()
-    for path, sentence in ((folder, "has no sha256sums.txt"), (tmp_path / "nowhere", "is no folder")):
-        assert cli.main(["verify", str(path)]) == 2
-        assert sentence in capsys.readouterr().err
-
-
-def test_coreutils_agrees(folder: Path) -> None:
-    command = ["sha256sum", "--check", "--strict", "--quiet", "sha256sums.txt"]
-    if shutil.which("sha256sum") is None:
-        pytest.skip("no sha256sum on this machine")
-    assert subprocess.run(command, cwd=folder, check=False).returncode == 0
-    (folder / "config.json").write_text("{}")
-    assert subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 1
-
-
-def test_confirmed_settings_keep_the_list_true(folder: Path) -> None:
-    (folder / "policy.json").write_text(
-        json.dumps({"format": 1, "settings": PolicySettings(step_period_s=0.5, assumed=("prompt",)).to_json()})
-    )
-    assert not verify_folder(folder).passed
-    assert cli.main(["inspect", str(folder), "--confirm"]) == 0
-    assert verify_folder(folder).passed and load_settings(folder).settings.confirmed
-
-
-# --- folders that are not as convert wrote them ---
-
-
-def test_shards_of_another_conversion_are_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["architecture"]["cell"]["num_layers"] = 3  # as if the shards had lost the last layer
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="describes another member"):
-        open_checkpoint(folder)
-
-
-@pytest.mark.parametrize(
-    "text", ["{", '{"model_type": "mobile_vla"}', '{"model_type": "mobile_vla", "architecture": 3}']
-)
-def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json can't be read.*convert"):
-        open_checkpoint(folder)
-
-
-@pytest.mark.timeout(30)
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (os.mkfifo, "is a named pipe"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
-        (lambda path: path.write_text('{"a":' * 100_000), "nested more than"),
-        (lambda path: path.touch() or os.truncate(path, 1 << 40), "is larger than"),
-        (lambda path: path.write_text('{"model_type": "x", "model_type": "mobile_vla"}'), "is there twice"),
-    ],
-)
-def test_a_config_that_can_not_be_read_at_once_is_refused(folder: Path, make, sentence: str) -> None:
-    (folder / "config.json").unlink()
-    make(folder / "config.json")
-    with pytest.raises(CheckpointError, match=rf"config\.json.* {sentence}"):
-        open_checkpoint(folder)
-
-
-@pytest.mark.timeout(30)
-def test_verify_does_not_wait_for_pipes_and_devices(folder: Path) -> None:
-    names = ("config.json", "model.safetensors.index.json", "policy.json")
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / names[0])
-    (folder / names[1]).symlink_to("/dev/zero")
-    (folder / names[2]).symlink_to("nowhere")
-    found = verify_folder(folder)
-    assert {*names} <= {*found.bad, *found.extra}
-    (folder / "sha256sums.txt").unlink()
-    os.mkfifo(folder / "sha256sums.txt")
-    with pytest.raises(CheckpointError, match="is a named pipe"):
-        verify_folder(folder)
-
-
-def test_a_config_of_another_program_is_left_alone(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "kosmos-2"}')
-    assert open_checkpoint(folder).conversion is None
-
-
-def test_int8_without_its_scale_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    tensors = load_file(folders["int8"] / "model-00001-of-00001.safetensors")
-    name = next(name for name in tensors if name.endswith(".weight_scale"))
-    save_file({**tensors, name: tensors[name][:-1].contiguous()}, tmp_path / "short.safetensors")
-    with pytest.raises(CheckpointError, match=r"weight_scale is float32 .*a scale for each row"):
-        open_checkpoint(tmp_path / "short.safetensors")
-    del tensors[name]
-    save_file(tensors, tmp_path / "none.safetensors")
-    with pytest.raises(CheckpointError, match=r"weight is int8, expected"):
-        open_checkpoint(tmp_path / "none.safetensors")

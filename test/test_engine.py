@@ -14,8 +14,9 @@ from mobile_vla_inference.policy.engines.engine import EagerEngine
 from mobile_vla_inference.policy.engines.flat import FlatEngine
 from mobile_vla_inference.policy.engines.forward import TorchOperations
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
 from mobile_vla_inference.policy.synthetic.weights import parameter_values
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -29,9 +30,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 def member(variant: str = "hybrid", fusion_in: int | None = None, cell: str = "lstm", **changes: object) -> HybridModel:
     """Return a tiny member with synthetic weights on the CPU; `changes` are settings."""
-    config = family_member("tiny", variant, fusion_in)
+    config = standard_config("tiny", variant, fusion_in)
     config = replace(config, cell=replace(config.cell, kind=cell))
-    heads = synthetic_settings(family_member("tiny", variant)).attention_heads
+    heads = synthetic_settings(standard_config("tiny", variant)).attention_heads
     model = HybridModel(config, PolicySettings(attention_heads=heads, **changes))
     weights = {
         name: torch.from_numpy(np.concatenate(list(parameter_values(name, shape, config, 0)))).view(shape)

@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 import re
 import tracemalloc
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hdf5_files import (
+    ACTIONS,
+    PICTURES,
+    another_filter,
+    attribute,
+    bomb,
+    circle,
+    declared,
+    replaced,
+    virtual,
+    write_episode,
+)
 
 from mobile_vla_inference.episodes import hdf5, survey
 from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, episodes_in, find_episodes, read_world
 from mobile_vla_inference.training.dataset import read_lessons
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
-ACTIONS = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
-
 #: What reading a refused file may allocate beside the interpreter, bytes.
 ROOM_BYTES = 64 << 20
-
-
-def write(path: Path, change: Callable[[h5py.File], None]) -> Path:
-    """Write a good episode of 6 steps and change it."""
-    with h5py.File(path, "w") as file:
-        file["images"] = PICTURES
-        file["actions"] = ACTIONS
-        change(file)
-    return path
 
 
 def refusal(path: Path) -> str:
@@ -52,66 +50,11 @@ def refusal(path: Path) -> str:
     return sentence
 
 
-def replaced(name: str, make: Callable[[h5py.File], object]) -> Callable[[h5py.File], None]:
-    def change(file: h5py.File) -> None:
-        file.pop(name, None)
-        value = make(file)
-        if value is not None:
-            file[name] = value
-
-    return change
-
-
-def attribute(name: str, value: object) -> Callable[[h5py.File], None]:
-    return lambda file: file.attrs.__setitem__(name, value)
-
-
-def declared(name: str, shape: tuple[int, ...], **options: object) -> Callable[[h5py.File], None]:
-    dtype = options.pop("dtype", np.uint8 if name == "images" else np.float32)
-    return replaced(name, lambda file: file.create_dataset(name, shape, dtype, **options) and None)
-
-
 def only_some(file: h5py.File) -> None:
     """As a recorder leaves it that was cut off: room for 6 images, 2 of them written."""
     del file["images"]
     images = file.create_dataset("images", PICTURES.shape, np.uint8, chunks=(1, *PICTURES.shape[1:]))
     images[:2] = PICTURES[:2]
-
-
-def circle(file: h5py.File) -> None:
-    del file["images"]
-    file["images"], file["there"] = h5py.SoftLink("/there"), h5py.SoftLink("/images")
-
-
-def virtual(file: h5py.File) -> None:
-    del file["images"]
-    layout = h5py.VirtualLayout(PICTURES.shape, np.uint8)
-    layout[:] = h5py.VirtualSource("moved_away.h5", "images", PICTURES.shape)
-    file.create_virtual_dataset("images", layout)
-
-
-def another_filter(file: h5py.File) -> None:
-    del file["images"]
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_chunk((1, *PICTURES.shape[1:]))
-    plist.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, ())
-    space = h5py.h5s.create_simple(PICTURES.shape)
-    images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plist)
-    for step, picture in enumerate(PICTURES):
-        images.write_direct_chunk((step, 0, 0, 0), picture.tobytes())
-
-
-def bomb(file: h5py.File) -> None:
-    """A chunk of 576 bytes that gzip unpacks to 512 MiB."""
-    del file["images"]
-    shape = (2, 512, 1024, 3)
-    images = file.create_dataset("images", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip")
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
-    for step in range(2):
-        images.id.write_direct_chunk((step, 0, 0, 0), packed)
-    del file["actions"]
-    file["actions"] = ACTIONS[:2]
 
 
 def many_names_of_one_text(file: h5py.File) -> None:
@@ -150,7 +93,7 @@ def many_names_of_one_text(file: h5py.File) -> None:
             "keeps its values in other files",
         ),
         (another_filter, r"zstd \(filter 32015\)"),
-        (bomb, "unpacks to more than its chunks"),
+        (bomb(2, 512), "unpacks to more than its chunks"),
         (attribute("total_duration", "1.2 s"), "total_duration is '1.2 s'"),
         (attribute("total_duration", h5py.Empty("f")), "total_duration is empty"),
         (attribute("total_duration", np.nan), "total_duration is 'nan'"),
@@ -172,7 +115,7 @@ def many_names_of_one_text(file: h5py.File) -> None:
     ],
 )
 def test_what_can_not_be_an_episode_is_refused_before_it_is_read(tmp_path, change, found):
-    assert re.search(found, refusal(write(tmp_path / "e.h5", change)))
+    assert re.search(found, refusal(write_episode(tmp_path / "e.h5", change)))
 
 
 @pytest.mark.timeout(20)
@@ -184,13 +127,13 @@ def test_a_link_to_a_pipe_is_not_opened(tmp_path):
         file["side"] = h5py.ExternalLink("pipe.h5", "/")
         file["images"] = h5py.SoftLink("/side/images")
 
-    assert "images is a link to another file" in refusal(write(tmp_path / "e.h5", change))
+    assert "images is a link to another file" in refusal(write_episode(tmp_path / "e.h5", change))
     assert "pipe.h5 is a named pipe" in refusal(tmp_path / "pipe.h5")
 
 
 @pytest.mark.timeout(20)
 def test_a_pipe_in_a_folder_of_episodes_is_named(tmp_path):
-    write(tmp_path / "a.h5", lambda file: None)
+    write_episode(tmp_path / "a.h5", lambda file: None)
     os.mkfifo(tmp_path / "b.h5")
     with pytest.raises(EpisodeError, match=r"b\.h5 is a named pipe"):
         find_episodes(tmp_path)
@@ -252,7 +195,7 @@ def test_a_link_within_the_file_is_followed(tmp_path):
         file["camera/now"] = h5py.SoftLink("front")
         file["images"] = h5py.SoftLink("camera/now/frames")
 
-    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    (episode,) = find_episodes(write_episode(tmp_path / "e.h5", change))
     assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
 
 
@@ -262,7 +205,7 @@ def test_attributes_of_one_element_are_texts_and_numbers(tmp_path):
         file.attrs["total_duration"] = np.array([1.5], np.float32)
         file.attrs["scenario"] = np.int32(3)
 
-    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    (episode,) = find_episodes(write_episode(tmp_path / "e.h5", change))
     assert (episode.name, episode.scenario, episode.duration_s) == ("a b [31m", "3", 1.5)
 
 
@@ -276,7 +219,7 @@ def test_images_are_the_same_in_any_chunks(tmp_path, chunks, compression):
         del file["images"]
         file.create_dataset("images", data=PICTURES, chunks=chunks, compression=compression, shuffle=chunks is not None)
 
-    (episode,) = find_episodes(write(tmp_path / "e.h5", change))
+    (episode,) = find_episodes(write_episode(tmp_path / "e.h5", change))
     assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
 
 
@@ -288,7 +231,7 @@ def test_images_in_chunks_too_large_to_read_are_refused(tmp_path, monkeypatch):
         file.create_dataset("images", data=PICTURES, chunks=(3, 12, 16, 3))
 
     with pytest.raises(EpisodeError, match="h5repack -l images:CHUNK=1x12x16x3 IN OUT"):
-        find_episodes(write(tmp_path / "e.h5", change))
+        find_episodes(write_episode(tmp_path / "e.h5", change))
 
 
 def test_images_that_hardly_pack_are_no_bomb(tmp_path):
@@ -301,7 +244,7 @@ def test_images_that_hardly_pack_are_no_bomb(tmp_path):
 
 
 def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path):
-    path = write(tmp_path / "e.h5", lambda file: None)
+    path = write_episode(tmp_path / "e.h5", lambda file: None)
     (episode,) = find_episodes(path)
     with h5py.File(path, "a") as file:
         del file["images"]
@@ -355,7 +298,7 @@ def test_what_the_child_meets_is_told(tmp_path, monkeypatch, code, sentence):
 
 def test_a_child_that_can_not_start_hinders_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "__name__", "no_such_module")
-    assert len(find_episodes(write(tmp_path / "e.h5", lambda file: None))) == 1
+    assert len(find_episodes(write_episode(tmp_path / "e.h5", lambda file: None))) == 1
 
 
 @pytest.mark.timeout(120)

@@ -258,7 +258,7 @@ def test_calibrate_finds_the_settings_and_confirms_them_only_when_asked(puzzle, 
     assert len(distances) == 3 * 3 * 2 * 2  # pooled text is as wide as nothing that fits
     assert "confirmed by this run: nothing" in capsys.readouterr().out
     assert calibrate(checkpoint, folder, "--confirm") == 0
-    assert load_settings(checkpoint).settings.confirmed
+    assert not load_settings(checkpoint).settings.assumed
 
 
 def test_an_error_that_chance_could_give_confirms_nothing(puzzle, capsys):
@@ -273,7 +273,7 @@ def test_a_person_may_choose_a_line(puzzle):
     checkpoint, folder = puzzle
     assert calibrate(checkpoint, folder, "--confirm", "2") == 0
     chosen = load_settings(checkpoint).settings
-    assert chosen.confirmed
+    assert not chosen.assumed
     assert {name: getattr(chosen, name) for name in TRUE} != TRUE
 
 

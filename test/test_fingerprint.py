@@ -1,8 +1,9 @@
-"""Which checkpoint a file is, by its content: equal weights are one checkpoint wherever they lie, others are not."""
+"""Fingerprints: equal weights have the same one in every place, and other weights another."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.storage import hash_cache
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.storage.fingerprint import FINGERPRINT, fingerprint
-from mobile_vla_inference.policy.storage.tensor_index import read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_shards_copied_over_without_their_list_are_another_checkpoint(tmp_path, 
 
 @pytest.mark.parametrize("form", ("pth", "folder"))
 def test_a_byte_changed_in_place_is_another_checkpoint(tmp_path, tiny_checkpoint, form) -> None:
-    """What the file says of itself, its checksums or its list, stays as it was."""
+    """The file's own checksums or its list don't change."""
     path = tmp_path / "tiny.pth"
     shutil.copy(tiny_checkpoint, path)
     if form == "folder":
@@ -135,7 +136,7 @@ def test_a_byte_changed_in_place_is_another_checkpoint(tmp_path, tiny_checkpoint
     assert fingerprint_of(path) == before
 
 
-def test_no_more_than_some_blocks_of_a_large_member_are_read(tmp_path, monkeypatch) -> None:
+def test_no_more_than_some_blocks_of_a_large_checkpoint_are_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("mobile_vla_inference.policy.storage.fingerprint._BLOCKS_BYTES", 4000)
     read, pread = [], os.pread
     state = {f"layer{i}.weight": torch.full((5000,), i / 10) for i in range(4)}
@@ -143,12 +144,12 @@ def test_no_more_than_some_blocks_of_a_large_member_are_read(tmp_path, monkeypat
     monkeypatch.setattr(os, "pread", lambda handle, count, offset: read.append(count) or pread(handle, count, offset))
     before = fingerprint(index)
     assert read == [1000] * 4
-    for name in state:  # another training, of which the checksums in the archive tell too
+    for name in state:  # another training, which also changes the checksums in the archive
         other = {**state, name: state[name] + 1}
         assert fingerprint_of(save(other, tmp_path / "other", "pth")) != before
 
 
-def test_an_archive_without_checksums_is_told_by_its_bytes(tmp_path, monkeypatch) -> None:
+def test_an_archive_without_checksums_is_hashed_as_a_whole(tmp_path, monkeypatch) -> None:
     path = save({"a": torch.ones(3)}, tmp_path / "a", "pth")
     infolist = zipfile.ZipFile.infolist
 
@@ -163,7 +164,7 @@ def test_an_archive_without_checksums_is_told_by_its_bytes(tmp_path, monkeypatch
     assert fingerprint(index) == f"bytes:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-def test_a_list_that_leaves_out_a_shard_is_not_believed(tmp_path, tiny_checkpoint) -> None:
+def test_a_list_without_one_of_the_shards_is_not_used(tmp_path, tiny_checkpoint) -> None:
     folder = convert(tiny_checkpoint, tmp_path / "folder").folder
     lines = (folder / CHECKSUMS_FILE).read_text().splitlines(keepends=True)
     (folder / CHECKSUMS_FILE).write_text("".join(line for line in lines if "safetensors\n" not in line))
@@ -178,14 +179,14 @@ def test_a_list_that_leaves_out_a_shard_is_not_believed(tmp_path, tiny_checkpoin
 
 @pytest.fixture
 def hashed(monkeypatch) -> list[Path]:
-    """Return the list of files whose bytes were read to hash them."""
+    """Return the list of files that are read for a hash."""
     read, real = [], hash_cache.sha256_of
     monkeypatch.setattr(hash_cache, "sha256_of", lambda path: read.append(path) or real(path))
     return read
 
 
 def settle(path: Path) -> None:
-    """Make a file look as if nobody had changed it for a minute: its status time is what the cache goes by."""
+    """Make a file old enough for the cache."""
     then_ns = time.time_ns() - 60_000_000_000
     os.utime(path, ns=(then_ns, then_ns))
 
@@ -245,8 +246,9 @@ def test_a_cache_that_cannot_be_kept_costs_time_only(tmp_path, monkeypatch, sett
 
 def test_the_cache_stays_small(tmp_path, settled, cache) -> None:
     path = tmp_path / "a"
-    for number in range(hash_cache._MAX_ENTRIES + 3):
+    for number in range(203):
         path.write_bytes(bytes(number + 1))
-        hash_cache.cached_sha256(path)
-    assert cache.stat().st_size < hash_cache._MAX_BYTES
-    assert len(hash_cache._read(cache)) == hash_cache._MAX_ENTRIES
+        digest = hash_cache.cached_sha256(path)
+    assert cache.stat().st_size < 64 << 10
+    kept = json.loads(cache.read_text())
+    assert len(kept) == 200 and digest in kept.values()

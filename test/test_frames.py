@@ -17,7 +17,7 @@ from mobile_vla_inference.episodes.frames_folder import read_frames_folder
 from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.frames import frame_order, list_frames, read_image
 from mobile_vla_inference.outside_files import read_text
-from mobile_vla_inference.policy.storage.config import PolicySettings
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.replay.summary import read_steps
 from mobile_vla_inference.tools import cli

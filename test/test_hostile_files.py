@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import hostile_files
+import hostile_reader
 import pytest
-from hostile_files import REFUSED, TIME_LIMIT_S, Case, Maker, cases
+from hostile_files import REFUSED, Case, cases
+from hostile_reader import TIME_LIMIT_S, Maker
 
 #: Of the files, every so many-th is read unless all are asked for.
 _SAMPLE = 1 if os.environ.get("MOBILE_VLA_HOSTILE") == "all" else 9
@@ -36,7 +37,7 @@ class Reader:
         """Run `mobile_vla` with arguments; return its status, what it wrote to standard error, and the seconds."""
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, hostile_files.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, hostile_reader.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             assert self._answer(_START_LIMIT_S) == b"ready\n"
         self._child.stdin.write(json.dumps(list(arguments)).encode() + b"\n")

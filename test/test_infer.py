@@ -12,7 +12,7 @@ import pytest
 
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.frames import read_image
-from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import infer
@@ -23,7 +23,7 @@ INSTRUCTION = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
-    make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
+    make_checkpoint(path, standard_config("tiny", "hybrid"), seed=0)
     return path
 
 

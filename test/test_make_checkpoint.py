@@ -15,16 +15,16 @@ import torch
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.frames import list_frames, read_image
-from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
 from mobile_vla_inference.policy.storage.settings_file import load_settings
-from mobile_vla_inference.policy.synthetic import checkpoint as make_checkpoint_module
 from mobile_vla_inference.policy.synthetic import weights as synthetic_weights
+from mobile_vla_inference.policy.synthetic.archive import ArchiveContents, write_archive
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import make_checkpoint as tool
 
-TINY = family_member("tiny", "hybrid")
+TINY = standard_config("tiny", "hybrid")
 
 
 def load(path: Path) -> dict:
@@ -40,7 +40,7 @@ def run_tool(*arguments: object) -> int:
 
 @pytest.mark.parametrize("variant", ["hybrid", "pure"])
 def test_the_file_has_the_published_layout(tmp_path: Path, variant: str) -> None:
-    path, config = tmp_path / "made.pth", family_member("tiny", variant)
+    path, config = tmp_path / "made.pth", standard_config("tiny", variant)
     make_checkpoint(path, config, seed=0)
     checkpoint = load(path)
     assert list(checkpoint) == ["epoch", "model_state_dict", "optimizer_state_dict", "val_mae", "args"]
@@ -92,10 +92,10 @@ def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
 
 def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic_weights, "_CHUNK_VALUES", 1 << 12)
-    contents = make_checkpoint_module._Contents(TINY, tensor_shapes(TINY), 0, {})
+    contents = ArchiveContents(TINY, tensor_shapes(TINY), 0, {})
     tracemalloc.start()
     try:
-        make_checkpoint_module._write_archive(tmp_path / "made.pth", contents, None)
+        write_archive(tmp_path / "made.pth", contents, None)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -103,11 +103,11 @@ def test_writing_holds_one_chunk_of_values_at_a_time(tmp_path: Path, monkeypatch
     assert peak_bytes < 1_000_000
 
 
-def test_settings_are_confirmed_and_processors_lie_beside(tmp_path: Path) -> None:
+def test_settings_are_confirmed_and_processors_are_next_to_it(tmp_path: Path) -> None:
     path = tmp_path / "made.pth"
     make_checkpoint(path, TINY, seed=0)
     stored = load_settings(path)
-    assert stored.settings.confirmed and stored.note is None
+    assert not stored.settings.assumed and stored.note is None
     assert stored.settings.attention_heads["kosmos_text"] == 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made.processors", "made.pth", "made.pth.policy.json"]
 
@@ -137,7 +137,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monke
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     with pytest.raises(CheckpointError, match=r"7\.8 GB"):
-        make_checkpoint(tmp_path / "made.pth", family_member("full", "hybrid"), seed=0)
+        make_checkpoint(tmp_path / "made.pth", standard_config("full", "hybrid"), seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,7 +152,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_actions_depend_on_real_frames(tmp_path: Path, track_drive_dir: Path, variant: str, seed: int) -> None:
     path = tmp_path / "made.pth"
-    make_checkpoint(path, family_member("tiny", variant), seed=seed)
+    make_checkpoint(path, standard_config("tiny", variant), seed=seed)
     policy = VlaPolicy.load(path)
     policy.set_instruction("go to the cup")
     frames = [read_image(frame) for frame in list_frames(track_drive_dir / "images")[::20]]

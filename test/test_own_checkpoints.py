@@ -1,4 +1,4 @@
-"""Files as training scripts write them: whatever stands beside the weights, the weights are found, or named."""
+"""Files as training scripts write them: the weights are found among other content, or the content is named."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import Call, entry_values, saved
+from archive_files import Call
+from checkpoint_files import entry_values, saved
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import family_member
+from mobile_vla_inference.policy.storage.config import standard_config
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
-from mobile_vla_inference.policy.storage.tensor_index import TensorIndex, read_index
+from mobile_vla_inference.policy.storage.tensor_index import TensorIndex
 from mobile_vla_inference.tools import inspect
 
 State = dict[str, torch.Tensor]
@@ -84,7 +86,7 @@ def _scheduler_state() -> dict[str, Any]:
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, steps], [1]).state_dict()
 
 
-#: By name: what training scripts keep beside the weights, what is shown of it, and a word of what is not read.
+#: By name: content next to the weights, the metadata made of it, and a word of the report if it is not read.
 BESIDE: dict[str, tuple[Any, Any, str | None]] = {
     "Path": (pathlib.PosixPath("/data/x"), "/data/x", None),
     "relative Path": (pathlib.PurePosixPath("data/x"), "data/x", None),
@@ -127,7 +129,7 @@ BESIDE: dict[str, tuple[Any, Any, str | None]] = {
 
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_beside_the_weights_are_read_or_named(tmp_path: Path, name: str, protocol: int) -> None:
+def test_objects_next_to_the_weights_are_read_or_named(tmp_path: Path, name: str, protocol: int) -> None:
     value, shown, unread = BESIDE[name]
     path = tmp_path / "a.pth"
     content = {"epoch": 3, "model_state_dict": _state(), "val_mae": 0.25, "extra": value}
@@ -169,12 +171,12 @@ _LAYOUTS: dict[str, tuple[Callable[[State], Any], str | None]] = {
     },
     "deeper": (lambda s: {"agent": {"policy": {"weights": s}}}, "agent.policy.weights"),
     "a pair": (lambda s: (s, {"state": {}, "param_groups": []}), "0"),
-    "beside statistics": (
+    "next to statistics": (
         lambda s: {"weights": s, "action_stats": {"mean": torch.ones(2)}, "mae": torch.ones(())},
         "weights",
     ),
-    "beside a discriminator": (lambda s: {"model": {"layer.weight": torch.ones(2)}, "policy": s}, "policy"),
-    "beside a frozen tower": (lambda s: {"model": {"kosmos_model.x": torch.ones(2)}, "policy": s}, "policy"),
+    "next to a discriminator": (lambda s: {"model": {"layer.weight": torch.ones(2)}, "policy": s}, "policy"),
+    "next to a frozen tower": (lambda s: {"model": {"kosmos_model.x": torch.ones(2)}, "policy": s}, "policy"),
     "twice the same": (lambda s: {"state_dict": s, "model": s}, "state_dict"),
     "twice the same, wrapped": (
         lambda s: {"state_dict": s, "ddp": {"module." + k: v for k, v in s.items()}},
@@ -246,8 +248,8 @@ def test_two_sets_of_weights_are_refused_by_name(tmp_path: Path, content: Any, w
     assert all(word in message for word in words), message
 
 
-def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
-    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "pure")).items()}
+def test_a_module_next_to_a_wrapped_policy_is_named(tmp_path: Path) -> None:
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "pure")).items()}
     content = {"model." + name: tensor for name, tensor in state.items()} | {"normalizer.mean": torch.ones(2)}
     path = tmp_path / "a.pth"
     path.write_bytes(saved({"state_dict": content}))
@@ -256,7 +258,7 @@ def test_a_module_beside_a_wrapped_policy_is_named(tmp_path: Path) -> None:
 
 
 class Own(torch.Tensor):
-    """A tensor whose values its class may give a meaning of its own."""
+    """A tensor of a class that can change the meaning of its values."""
 
 
 def _quantized() -> torch.Tensor:
@@ -306,7 +308,7 @@ def test_a_tensor_that_is_not_its_stored_values_is_refused_for_what_it_is(tmp_pa
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name != "under a number"])
-def test_beside_the_weights_such_a_tensor_does_no_harm(tmp_path: Path, name: str) -> None:
+def test_such_a_tensor_next_to_the_weights_is_no_problem(tmp_path: Path, name: str) -> None:
     _assert_is(_read(tmp_path, {"model_state_dict": _state(), "extra": {"x": FOREIGN[name][0]}}), _state())
 
 
@@ -343,7 +345,7 @@ def test_a_record_that_changes_what_the_others_mean_is_honoured(
 
 
 def test_inspect_names_what_it_does_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(family_member("tiny", "pure")).items()}
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(standard_config("tiny", "pure")).items()}
     path, out = tmp_path / "a.pth", tmp_path / "a.json"
     path.write_bytes(saved({"net": state, "saved": datetime.datetime(2025, 1, 1), "val_mae": torch.tensor(0.25)}))
     assert inspect.run(argparse.Namespace(checkpoint=path, json=out, confirm=False, processors=None)) == 0

@@ -23,15 +23,16 @@ from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
 
 from mobile_vla_inference.errors import CheckpointError, InstructionError
 from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import KOSMOS_TAGS, find_processors, processor_folders
-from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import standard_config
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import load_settings
 from mobile_vla_inference.policy.synthetic.processors import CLIP_FOLDER, KOSMOS_FOLDER, write_processors
 from mobile_vla_inference.tools.arguments import SMALL_POLICY
 
-CONFIG = family_member("tiny", "hybrid")
+CONFIG = standard_config("tiny", "hybrid")
 KOREAN = (
     "박스를 왼쪽으로 돌아서 컵까지 가세요",
     "두 개의 상자 사이를 지나 오른쪽 의자 앞에서 멈춰 주세요",
@@ -152,9 +153,9 @@ def test_any_text_is_encoded_by_both_tokenizers(encoder: InstructionEncoder, tex
 def test_processors_are_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from mobile_vla_inference.policy.storage.config import family_member; "
+        "from mobile_vla_inference.policy.storage.config import standard_config; "
         "from mobile_vla_inference.policy.synthetic.processors import write_processors; "
-        "write_processors(Path(sys.argv[1]), family_member('tiny', 'hybrid'))"
+        "write_processors(Path(sys.argv[1]), standard_config('tiny', 'hybrid'))"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=Path(__file__).parent.parent)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,11 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from mobile_vla_inference.action import AXES
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
 from mobile_vla_inference.policy.storage.checksums import verify_folder
-from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, TOWERS, PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, TOWERS, standard_config
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import (
     confirm_command,
     load_settings,
@@ -51,7 +53,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     for path, seed in ((folder / "a" / "first.pth", 1), (folder / "b" / "second.pth", 2)):
         path.parent.mkdir()
-        make_checkpoint(path, family_member("tiny", "hybrid"), seed)
+        make_checkpoint(path, standard_config("tiny", "hybrid"), seed)
     first = folder / "a" / "first.pth"
     save_settings(first, replace(load_settings(first).settings, action_scale=SCALED.action_scale))
     settings_path(folder / "b" / "second.pth").unlink()
@@ -118,12 +120,12 @@ def test_settings_never_count_for_another_checkpoint(tmp_path_factory, form, way
         is_assumed(second)
 
 
-def test_a_file_copied_beside_a_made_one_is_not_confirmed(pair) -> None:
+def test_a_file_copied_next_to_a_made_one_is_not_confirmed(pair) -> None:
     first, second = pair
-    beside = shutil.copy(second, first.parent)
-    stored = open_checkpoint(beside)
+    neighbour = shutil.copy(second, first.parent)
+    stored = open_checkpoint(neighbour)
     assert stored.settings == PolicySettings.all_assumed() and stored.settings_file is None
-    assert open_checkpoint(first).settings.confirmed
+    assert not open_checkpoint(first).settings.assumed
 
 
 def test_the_policy_of_an_assumed_checkpoint_says_so(pair) -> None:
@@ -139,7 +141,7 @@ def test_the_policy_of_an_assumed_checkpoint_says_so(pair) -> None:
 def test_a_checkpoint_replaced_under_its_settings_is_assumed(pair) -> None:
     first, second = pair
     before = load_settings(first)
-    assert before.settings.confirmed
+    assert not before.settings.assumed
     shutil.copy(second, first)
     note = is_assumed(first)
     assert "was confirmed for first.pth (zip:" in note and "is another checkpoint (zip:" in note
@@ -161,22 +163,22 @@ def test_a_file_moved_or_copied_with_its_settings_stays_confirmed(pair, tmp_path
     first, _ = pair
     moved = tmp_path / "elsewhere"
     first.parent.rename(moved)
-    assert load_settings(moved / first.name).settings.confirmed
+    assert not load_settings(moved / first.name).settings.assumed
     for end in ("", ".policy.json"):
         shutil.copy(moved / f"first.pth{end}", tmp_path / f"other name.pth{end}")
     stored = load_settings(tmp_path / "other name.pth")
-    assert stored.settings.confirmed and stored.note is None
+    assert not stored.settings.assumed and stored.note is None
 
 
 def test_a_file_renamed_without_its_settings_says_how_to_mend_it(pair) -> None:
     first, second = pair
     renamed = first.rename(first.with_name("re named.pth"))
     note = is_assumed(renamed)
-    assert "first.pth.policy.json was confirmed for these very weights" in note
+    assert "first.pth.policy.json was confirmed for exactly these weights" in note
     assert load_settings(renamed).settings.action_scale == SCALED.action_scale
     command = note.partition("run cp ")[2].partition(", or")[0]
     assert os.system(f"cp {command}") == 0  # as a person would type it
-    assert load_settings(renamed).settings.confirmed
+    assert not load_settings(renamed).settings.assumed
     shutil.copy(second, first.with_name("other.pth"))
     assert load_settings(first.with_name("other.pth")).file is None
 
@@ -204,9 +206,9 @@ def test_a_renamed_checkpoint_works_after_the_commands_of_its_note(pair) -> None
     with pytest.raises(CheckpointError, match="no processor folder"):
         find_processors(renamed)
     subprocess.run(commands_of(is_assumed(renamed)), shell=True, check=True)
-    assert load_settings(renamed).settings.confirmed and load_settings(renamed).note is None
+    assert not load_settings(renamed).settings.assumed and load_settings(renamed).note is None
     assert find_processors(renamed) == renamed.with_suffix(".processors")
-    assert find_processors(first).is_dir()  # what was there stays
+    assert find_processors(first).is_dir()  # the folder before is kept
 
 
 @pytest.mark.parametrize("kept_before", (False, True))
@@ -224,13 +226,13 @@ def test_settings_of_others_under_its_name_are_named_and_kept(pair, kept_before)
     assert "step_period_s: 0.7 / 0.3" in note and 'kosmos_pooling: "last" / "mean"' in note
     assert "action_scale: " not in note  # is the same in both
     subprocess.run(commands_of(note), shell=True, check=True)
-    assert load_settings(second).settings.confirmed and load_settings(second).settings.step_period_s == 0.7
+    assert not load_settings(second).settings.assumed and load_settings(second).settings.step_period_s == 0.7
     assert own.with_name(f"{own.name}.old{1 if kept_before else ''}").read_bytes() == other
     if kept_before:
         assert own.with_name(f"{own.name}.old").read_text() == "kept before"
 
 
-# --- files of the first form ---
+# --- files of the first format ---
 
 
 @pytest.mark.parametrize("name", ("first.pth.policy.json", "first.policy.json", "policy.json"))
@@ -239,15 +241,15 @@ def test_a_file_of_the_first_form_gives_values_as_assumed(pair, name, form) -> N
     first, _ = pair
     settings_path(first).unlink()
     first.with_name(name).write_text(json.dumps({**form, "settings": SCALED.to_json()}))
-    assert "doesn't say which checkpoint" in is_assumed(first)
+    assert "doesn't name the checkpoint" in is_assumed(first)
     assert load_settings(first).settings.kosmos_pooling == "last"
     assert cli.main(["inspect", str(first), "--confirm"]) == 0
     stored = load_settings(first)
     assert (stored.file, stored.settings.kosmos_pooling, stored.note) == (settings_path(first), "last", None)
-    assert stored.settings.confirmed
+    assert not stored.settings.assumed
 
 
-def test_values_of_another_member_that_do_not_fit_name_their_file(pair) -> None:
+def test_unfit_values_of_another_checkpoint_name_their_file(pair) -> None:
     first, _ = pair
     settings_path(first).unlink()
     odd = replace(SCALED, fusion_features=("clip_image",))
@@ -266,8 +268,8 @@ def test_a_converted_folder_is_confirmed_as_its_source_is(pair, tmp_path) -> Non
     assert json.loads((folder / "policy.json").read_text())["checkpoint"]["name"] == "folder"
     assert verify_folder(folder).passed
     shutil.copytree(folder, tmp_path / "copy")
-    assert load_settings(tmp_path / "copy").settings.confirmed
-    shutil.copy(settings_path(first), settings_path(second))  # not its own
+    assert not load_settings(tmp_path / "copy").settings.assumed
+    shutil.copy(settings_path(first), settings_path(second))  # of another checkpoint
     assert list(load_settings(convert(second, tmp_path / "other").folder).settings.assumed) == ALL
     assert not convert(first, tmp_path / "again", dtype="int8").warnings
 
@@ -286,20 +288,20 @@ def test_a_trained_head_on_frozen_towers_is_another_checkpoint(pair, tmp_path) -
     shard = folder / "model-00001-of-00001.safetensors"
     tensors = load_file(shard)
     save_file(tensors, shard)  # by another program: the header differs, the weights are the same
-    assert load_settings(folder).settings.confirmed
+    assert not load_settings(folder).settings.assumed
     save_file({**tensors, "actions.mlp.8.bias": tensors["actions.mlp.8.bias"] + 0.1}, shard)
     is_assumed(folder)
 
 
 def test_the_small_policy_is_confirmed() -> None:
     stored = load_settings(SMALL_POLICY)
-    assert stored.settings.confirmed and stored.note is None
+    assert not stored.settings.assumed and stored.note is None
 
 
 # --- inspect ---
 
 
-def test_inspect_tells_where_settings_are_from_and_confirms_them(pair, tmp_path, capsys) -> None:
+def test_inspect_shows_the_source_of_settings_and_confirms_them(pair, tmp_path, capsys) -> None:
     first, second = pair
     shutil.copy(settings_path(first), settings_path(second))
     assert cli.main(["inspect", str(first)]) == 0
@@ -318,7 +320,7 @@ def test_inspect_tells_where_settings_are_from_and_confirms_them(pair, tmp_path,
     assert described["checkpoint_id"] == open_checkpoint(second).fingerprint
     assert cli.main(["inspect", str(second), "--confirm"]) == 0
     assert "action_scale = [0.5, 1.2] (was assumed)" in capsys.readouterr().out
-    assert load_settings(second).settings.confirmed and load_settings(first).settings.confirmed
+    assert not load_settings(second).settings.assumed and not load_settings(first).settings.assumed
 
 
 def test_inspect_shows_every_value_before_it_is_confirmed(pair, capsys) -> None:
@@ -330,7 +332,7 @@ def test_inspect_shows_every_value_before_it_is_confirmed(pair, capsys) -> None:
     assert ["step_period_s", "0.7", "assumed"] in rows
     assert ["kosmos_pooling", '"last"', "confirmed"] in rows
     assert {row[0] for row in rows if row and row[-1] in ("assumed", "confirmed")} >= set(ALL)
-    assert cli.main(["inspect", str(second)]) == 0  # no file: what is solved from the widths is shown, too
+    assert cli.main(["inspect", str(second)]) == 0  # no file: features solved by their widths are shown too
     shown = capsys.readouterr().out
     assert '"clip_text"' in shown and "fusion_features      null" not in shown
 
@@ -355,7 +357,7 @@ def test_inspect_says_which_processors_or_that_they_are_missing(pair, tmp_path, 
 
 
 def test_inspect_needs_no_tokenizers(pair) -> None:
-    """docker/run.sh runs it by whatever Python the host has."""
+    """docker/run.sh runs it with the Python of the host."""
     program = (
         "import sys; sys.modules['tokenizers'] = sys.modules['torch'] = None; "
         "from mobile_vla_inference.tools import cli; sys.exit(cli.main(['inspect', sys.argv[1]]))"
@@ -363,7 +365,7 @@ def test_inspect_needs_no_tokenizers(pair) -> None:
     assert subprocess.run([sys.executable, "-c", program, str(pair[0])], check=False).returncode == 0
 
 
-def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_path, capsys) -> None:
+def test_an_edit_of_a_folder_is_kept_and_reported_until_it_is_confirmed(pair, tmp_path, capsys) -> None:
     first, _ = pair
     folder = convert(first, tmp_path / "folder").folder
     path = folder / "policy.json"
@@ -375,8 +377,8 @@ def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_pa
     assert "(changed since it was confirmed)" in out and "confirmed for this checkpoint" not in out
     assert confirm_command(folder) in out
     assert cli.main(["verify", str(folder)]) == 2
-    told = capsys.readouterr().err
-    assert confirm_command(folder) in told and "convert again" not in told
+    report = capsys.readouterr().err
+    assert confirm_command(folder) in report and "convert again" not in report
     assert cli.main(["inspect", str(folder), "--confirm"]) == 0
     assert cli.main(["verify", str(folder)]) == 0
     assert load_settings(folder).settings.step_period_s == 0.7
@@ -391,11 +393,14 @@ def test_an_edit_of_a_folder_is_kept_and_told_until_it_is_confirmed(pair, tmp_pa
 
 def test_inspect_confirms_for_what_it_showed(pair, monkeypatch) -> None:
     """A checkpoint that is replaced while a person reads is not the one that was confirmed."""
-    from mobile_vla_inference.tools import inspect
-
     first, second = pair
-    real = inspect._print
-    monkeypatch.setattr(inspect, "_print", lambda *args: (real(*args), shutil.copy(second, first)))
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            shutil.copy(second, first)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Output())
     assert cli.main(["inspect", str(first), "--confirm"]) == 0
     is_assumed(first)
 
@@ -439,12 +444,12 @@ BAD = {
     "no text": (b'{"settings": {}, "\xff": 1}', "no UTF-8"),
     "a list": ([], "format None"),
     "a later format": ({"format": 3, "settings": {}}, "format 3, expected 1 or 2"),
-    "a format that is none": ({"format": [1], "settings": {}}, "format"),
+    "an invalid format": ({"format": [1], "settings": {}}, "format"),
     "a format of true": ({"format": True, "settings": {}, "checkpoint": BOUND}, "checkpoint"),
-    "no settings": ({"format": 1}, "lacks some"),
+    "no settings": ({"format": 1}, "wrong or missing keys"),
     "settings of another type": ({"format": 1, "settings": [1]}, "expected an object"),
-    "an unknown key": ({"format": 1, "settings": {}, "confirmed": True}, "wrong keys"),
-    "bound to nothing": ({"format": 2, "settings": {}}, "wrong keys"),
+    "an unknown key": ({"format": 1, "settings": {}, "confirmed": True}, "wrong or missing keys"),
+    "bound to nothing": ({"format": 2, "settings": {}}, "wrong or missing keys"),
     "bound to a number": ({"format": 2, "settings": {}, "checkpoint": 7}, "fingerprint and name"),
     "bound to no fingerprint": ({"format": 2, "settings": {}, "checkpoint": {**BOUND, "fingerprint": "x"}}, "finger"),
     "a name of megabytes": ({"format": 2, "settings": {}, "checkpoint": {**BOUND, "name": "a" * 999}}, "fingerprint"),
@@ -516,11 +521,11 @@ def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused(pair) -> None:
     with pytest.raises(CheckpointError, match="a folder"):
         load_settings(first)
     settings_path(first).rmdir()
-    os.mkfifo(first.with_name("other.pth.policy.json"))  # beside it, another's
+    os.mkfifo(first.with_name("other.pth.policy.json"))  # next to it, of another checkpoint
     assert load_settings(first).file is None
 
 
-def test_a_name_that_leaves_no_room_for_the_settings(pair) -> None:
+def test_a_name_that_is_too_long_for_the_settings(pair) -> None:
     first, _ = pair
     long = shutil.copy(first, first.with_name("x" * 250 + ".pth"))
     assert "under another name" in is_assumed(long)

@@ -1,4 +1,4 @@
-"""The tensor index: where tensors lie in a good file, and one sentence for each bad one."""
+"""The tensor index: where tensors are in a good file, and one sentence for each bad one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE, TensorEntry, read_index
+from mobile_vla_inference.policy.storage.formats.recognition import read_index
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
+from mobile_vla_inference.policy.storage.tensor_index import TensorEntry
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 
@@ -161,7 +163,7 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, weight_map: 
 
 
 def _assert_refused(path: Path, pattern: str) -> None:
-    """Assert that reading raises one clear sentence: it names the file, fits a line and says what was expected."""
+    """Assert that reading raises one clear sentence: it names the file, is one line, and names what was expected."""
     with pytest.raises(CheckpointError) as caught:
         read_index(path)
     message = str(caught.value)
@@ -207,7 +209,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     _assert_refused(tmp_path, r"a\.pth")
     os.mkfifo(tmp_path / "pipe.pth")
-    _assert_refused(tmp_path / "pipe.pth", "no regular file")
+    _assert_refused(tmp_path / "pipe.pth", "not a regular file")
 
 
 @contextmanager
@@ -274,7 +276,7 @@ def test_no_torch_is_imported(tmp_path: Path, good_bytes: bytes) -> None:
     path.write_bytes(good_bytes)
     program = (
         "import sys; sys.modules.update(torch=None, transformers=None)\n"
-        "from mobile_vla_inference.policy.storage.tensor_index import read_index\n"
+        "from mobile_vla_inference.policy.storage.formats.recognition import read_index\n"
         "print(len(read_index(sys.argv[1]).tensors))"
     )
     result = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)

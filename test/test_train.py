@@ -14,8 +14,8 @@ import torch
 
 from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.processors import write_processors
@@ -253,7 +253,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
     content = torch.load(out, weights_only=False)
     assert set(content) == {"epoch", "model_state_dict", "optimizer_state_dict", "val_mae", "args"}
     assert content["args"].seed == 3
-    assert open_checkpoint(out).settings.confirmed
+    assert not open_checkpoint(out).settings.assumed
     assert (tmp_path / "small.loss.svg").read_text().startswith("<svg")
     assert not (tmp_path / "small.training").exists()
     policy = VlaPolicy.load(out)
@@ -402,7 +402,7 @@ def test_period_and_scale_come_from_the_episodes_and_are_told(two, tmp_path, cap
     out = tmp_path / "x.pth"
     assert train(two, out) == 0
     settings = load_settings(out).settings
-    assert (settings.step_period_s, settings.action_scale, settings.confirmed) == (0.05, (0.4, 0.8), True)
+    assert (settings.step_period_s, settings.action_scale, not settings.assumed) == (0.05, (0.4, 0.8), True)
     shown = capsys.readouterr().out
     assert "step period: 0.05 s, by the stamps of 2 episodes" in shown
     assert "action scale: linear.x 0.4 m/s, angular.z 0.8 rad/s" in shown
@@ -635,7 +635,7 @@ def test_a_persons_real_drive_is_neither_slowed_down_nor_clipped(track_drive_dir
     parts = ["--instruction", "follow the track", "--steps", "0:300", "--validate-steps", "300:316"]
     assert train(track_drive_dir, out, *parts) == 0
     settings = load_settings(out).settings
-    assert (settings.step_period_s, settings.action_scale, settings.confirmed) == (0.05, (0.78, 0.9), True)
+    assert (settings.step_period_s, settings.action_scale, not settings.assumed) == (0.05, (0.78, 0.9), True)
     capsys.readouterr()
     again = [*parts, "--init", SMALL_POLICY, "--step-period-s", "0.05"]
     assert train(track_drive_dir, tmp_path / "y.pth", *again) == 2

@@ -13,10 +13,11 @@ import torch
 
 from mobile_vla_inference.errors import CheckpointError, DeviceError, FrameError, InstructionError, PolicyError
 from mobile_vla_inference.frames import reduce_frame
-from mobile_vla_inference.policy.checkpoint import load_model
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
-from mobile_vla_inference.policy.storage.config import PolicySettings, family_member
+from mobile_vla_inference.policy.storage.config import standard_config
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -28,7 +29,7 @@ ENGLISH = "go to the cup"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
-    make_checkpoint(path, family_member("tiny", "hybrid"), seed=0)
+    make_checkpoint(path, standard_config("tiny", "hybrid"), seed=0)
     return path
 
 
@@ -54,7 +55,7 @@ def test_steps_equal_one_call_of_the_cell_over_all_frames(
     tmp_path: Path, frames: list[np.ndarray], variant: str
 ) -> None:
     path = tmp_path / "model.pth"
-    settings = make_checkpoint(path, family_member("tiny", variant), seed=3)
+    settings = make_checkpoint(path, standard_config("tiny", variant), seed=3)
     policy = VlaPolicy.load(path)
     policy.warm_up()
     policy.set_instruction(KOREAN)

@@ -29,14 +29,9 @@ from transformers import (
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.storage.config import (
-    STOCK_HEAD_DIM,
-    HeadLayer,
-    HybridConfig,
-    PolicySettings,
-    VisionTower,
-)
-from mobile_vla_inference.policy.storage.layout import solve_fusion_features
+from mobile_vla_inference.policy.storage.config import STOCK_HEAD_DIM, HeadLayer, HybridConfig, VisionTower
+from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 
 #: What the cell carries from step to step: (h, c) of an LSTM, h of a GRU or RNN; each [layers, hidden].
 HiddenState = tuple[torch.Tensor, torch.Tensor] | torch.Tensor

@@ -19,11 +19,13 @@ from mobile_vla_inference.action import AXES, training_values
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.policy.architecture import ActionHead, HybridModel
-from mobile_vla_inference.policy.checkpoint import Checkpoint, load_model
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
+from mobile_vla_inference.policy.storage.checkpoint import Checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import ProcessorFolders
-from mobile_vla_inference.policy.storage.config import FUSION_FEATURES, PolicySettings
-from mobile_vla_inference.policy.storage.layout import solve_fusion_features
+from mobile_vla_inference.policy.storage.config import FUSION_FEATURES
+from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 
 #: What is tried for each setting, where policy.json does not confirm it.
 CANDIDATES: dict[str, tuple[Any, ...]] = {

@@ -1,81 +1,66 @@
 """Convert a checkpoint to a folder that loads at once: `mobile_vla convert`.
 
-The folder holds what inference uses and nothing else: the weights in sharded safetensors of the number type asked for,
-aligned so that they can be mapped; config.json (the architecture, and where the weights come from); policy.json;
-the processors; and sha256sums.txt over all of it.
+The folder holds only what inference uses: the weights in sharded safetensors of the requested number type, aligned so
+that they can be mapped; config.json (the architecture, and the source of the weights); policy.json; the processors; and
+sha256sums.txt with the hashes of all files.
 
-Tensors stream from the mapped source to the disk a few megabytes at a time. The source's hash is computed by a thread
-that reads just ahead, so that a disk delivers each byte once.
+Tensors stream from the mapped source to the disk a few megabytes at a time. A thread that reads just ahead computes the
+source's hash, so that a disk delivers each byte once.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference import __version__
+import torch
+
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import (
-    CONFIG_FILE,
-    MODEL_TYPE,
-    Checkpoint,
-    MappedTensor,
-    is_converted,
-    map_file,
-    open_checkpoint,
-    require_finite,
+from mobile_vla_inference.policy.engines.quantize import quantize, row_scales
+from mobile_vla_inference.policy.finite_weights import is_finite, require_finite
+from mobile_vla_inference.policy.mapped_tensors import MappedTensor, map_file
+from mobile_vla_inference.policy.storage.checkpoint import Checkpoint, open_checkpoint
+from mobile_vla_inference.policy.storage.checkpoint_files import (
+    PROCESSORS_FOLDER,
+    ProcessorFolders,
+    find_processors,
+    processor_folders,
 )
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE, sha256_of, write_checksums
-from mobile_vla_inference.policy.storage.config import TOWERS, HybridConfig
-from mobile_vla_inference.policy.storage.folder_swap import StagedFolder
-from mobile_vla_inference.policy.storage.layout import is_block_matrix, parameter_counts, tensor_shapes, with_layers
-from mobile_vla_inference.policy.storage.safetensors_writer import TensorSpec, in_aligned_order, write_safetensors
+from mobile_vla_inference.policy.storage.config import TOWERS, HybridConfig, with_layers
+from mobile_vla_inference.policy.storage.conversion.folder_swap import StagedFolder
+from mobile_vla_inference.policy.storage.conversion.plan import Output, plan_shards
+from mobile_vla_inference.policy.storage.conversion.record import CONFIG_FILE, conversion_record, is_converted
+from mobile_vla_inference.policy.storage.conversion.safetensors_writer import write_safetensors
+from mobile_vla_inference.policy.storage.conversion.source_digest import SourceDigest
+from mobile_vla_inference.policy.storage.formats.shards import SHARD_INDEX_FILE
 from mobile_vla_inference.policy.storage.settings_file import save_settings
-from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, SHARD_INDEX_FILE, TensorEntry
-
-if TYPE_CHECKING:
-    import torch
-
-    from mobile_vla_inference.policy.storage.checkpoint_files import ProcessorFolders
 
 #: Called with the bytes of the source done so far and in all.
 Progress = Callable[[int, int], None]
 
-DTYPES = ("float32", "float16", "bfloat16", "int8")
-
-#: Type of what int8 leaves alone: embeddings, norms, biases, fusion, cell and head.
-BESIDE_INT8 = "float16"
-
-PROCESSORS_FOLDER = "processors"
-
-_SHARD_BYTES = 1_000_000_000
 _CHUNK_VALUES = 2 << 20
-_HASH_BYTES = 4 << 20
-_DISK_MARGIN_BYTES = 16 << 20  # headers, JSON and what the file system itself needs
+_DISK_MARGIN_BYTES = 16 << 20  # headers, JSON and the file system
 _WEIGHT_SUFFIXES = (".bin", ".safetensors", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf", ".ot")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        folder: where.
+        folder: the new folder.
         weight_bytes: bytes of all tensors in it.
         shards: number of safetensors files.
-        warnings: sentences that its user should read.
+        warnings: sentences for its user.
     """
 
     folder: Path
@@ -94,31 +79,31 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write a checkpoint as a converted folder. Nothing is left at `out` unless all of it is there.
+    """Write a checkpoint as a converted folder. `out` is complete, or it is not changed.
 
     Args:
-        source: the checkpoint, opened or its path; it must stay as it is meanwhile.
+        source: the checkpoint, opened or its path; its files must not change during the call.
         out: the new folder; with `force` it may be a converted folder, which is replaced as a whole.
-        dtype: type of the weights, one of DTYPES.
-        keep_layers: towers of TOWERS that keep only their first so many layers. Nobody trained the result.
-        processors: folder with the two tokenizer folders; None: beside the checkpoint.
+        dtype: number type of the weights, one of conversion.plan.DTYPES.
+        keep_layers: number of first layers to keep, by towers of TOWERS. Nobody trained the result.
+        processors: folder with the two tokenizer folders; None: next to the checkpoint.
         force: replace an existing converted folder.
         progress: called as the source is read.
 
     Raises:
-        CheckpointError: the source is no usable member or has weights that are not finite, `out` can't be written
-            or exists, or the disk is too full.
+        CheckpointError: the source can't be used or has weights that are not finite, `out` exists or can't be
+            written, or the disk is too full.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     if checkpoint.quantization is not None:
         raise CheckpointError(
             f"{checkpoint.path} is {checkpoint.quantization} already, expected weights of a floating type; "
-            f"convert what it was made from"
+            f"convert the checkpoint that it was made from"
         )
-    # Symbolic links are followed: a link to the folder in use stays, and points at the new content.
+    # Symbolic links are followed: a link to the folder stays, and points to the new content.
     target = Path(out).resolve()
     _check_target(target, checkpoint.path.resolve(), force)
-    job = _Job(checkpoint, dtype, _shorter(checkpoint, keep_layers or {}))
+    job = _Job(checkpoint, dtype, _shortened_towers(checkpoint, keep_layers or {}))
     folders, warnings = _find_processors(checkpoint, processors)
     _check_space(target.parent, job.weight_bytes, folders)
     try:
@@ -135,7 +120,7 @@ def convert(
 
 
 def _check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise CheckpointError unless `target` is free, or a converted folder that may be replaced."""
+    """Raise CheckpointError unless `target` does not exist, or is a converted folder that may be replaced."""
     if not target.parent.is_dir():
         raise CheckpointError(f"{target.parent} is not a folder, expected one to write {target.name} to; make it first")
     if target == source or target in source.parents:
@@ -144,7 +129,8 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
         return
     if not target.is_dir() or (any(target.iterdir()) and not _is_converted(target)):
         raise CheckpointError(
-            f"{target} is something else than a converted folder, which is never replaced; choose another name"
+            f"{target} is not a converted folder, expected one or a new name, because nothing else is replaced; "
+            f"choose another name"
         )
     if not force and any(target.iterdir()):
         raise CheckpointError(f"{target} exists already, expected a new folder; choose another name or give --force")
@@ -157,14 +143,14 @@ def _is_converted(folder: Path) -> bool:
         return (folder / CHECKSUMS_FILE).exists() and (folder / SHARD_INDEX_FILE).exists()
 
 
-def _shorter(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Return what config.json says about towers that lose layers, those that had lost some before included."""
+def _shortened_towers(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return `keep_layers` of config.json: the towers that are shortened now, or were by an earlier conversion."""
     layers = dict(checkpoint.kept_layers)
     for name, kept in keep_layers.items():
         tower = getattr(checkpoint.config, name, None) if name in TOWERS else None
         if tower is None:
-            there = [known for known in TOWERS if getattr(checkpoint.config, known) is not None]
-            raise CheckpointError(f"--keep-layers names {name!r}, expected one of {', '.join(there)}; correct it")
+            present = [known for known in TOWERS if getattr(checkpoint.config, known) is not None]
+            raise CheckpointError(f"--keep-layers names {name!r}, expected one of {', '.join(present)}; correct it")
         if not 1 <= kept <= tower.num_layers:
             raise CheckpointError(
                 f"--keep-layers keeps {kept} layers of {name}, expected 1 to {tower.num_layers}; correct it"
@@ -178,9 +164,7 @@ def _shorter(checkpoint: Checkpoint, keep_layers: Mapping[str, int]) -> dict[str
 def _find_processors(
     checkpoint: Checkpoint, processors: Path | str | None
 ) -> tuple[ProcessorFolders | None, tuple[str, ...]]:
-    """Return the tokenizer folders; without them, unless they were named, None and a warning."""
-    from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
-
+    """Return the tokenizer folders and no warning, or None and a warning; raise if the named folder lacks them."""
     try:
         return processor_folders(find_processors(checkpoint.path, processors), checkpoint.config), ()
     except CheckpointError as error:
@@ -206,7 +190,7 @@ def _disk_sentence(error: OSError, target: Path, weight_bytes: int) -> str:
         status = os.statvfs(target.parent)
         return (
             f"the disk of {target.parent} became full while converting, expected {weight_bytes / 1e9:.2f} GB for "
-            f"{target.name} ({status.f_bavail * status.f_frsize / 1e9:.2f} GB are free without it); nothing was "
+            f"{target.name} ({status.f_bavail * status.f_frsize / 1e9:.2f} GB are free now); nothing was "
             f"written: free some or choose another disk"
         )
     return (
@@ -218,33 +202,20 @@ def _disk_sentence(error: OSError, target: Path, weight_bytes: int) -> str:
 # --- what is written ---
 
 
-@dataclass(frozen=True)
-class _Output:
-    """A tensor of the new files: a tensor of the source in another type, or its rows' scales."""
-
-    spec: TensorSpec
-    source_name: str
-    entry: TensorEntry
-
-    @property
-    def is_scale(self) -> bool:
-        return self.spec.name != self.source_name
-
-
 @dataclass
 class _Job:
-    """One conversion: its plan, and the writing of it."""
+    """One conversion: the plan, and writing it."""
 
     checkpoint: Checkpoint
     dtype: str
     kept_layers: dict[str, dict[str, int]]
     config: HybridConfig = field(init=False)
-    shards: list[list[_Output]] = field(init=False)
+    shards: list[list[Output]] = field(init=False)
 
     def __post_init__(self) -> None:
         kept = {name: layers["kept"] for name, layers in self.kept_layers.items()}
         self.config = with_layers(self.checkpoint.config, kept)
-        self.shards = list(self._plan())
+        self.shards = plan_shards(self.checkpoint.index, self.config, self.dtype)
 
     @property
     def weight_bytes(self) -> int:
@@ -253,7 +224,7 @@ class _Job:
     def write(self, folder: Path, target: Path, processors: ProcessorFolders | None, progress: Progress | None) -> None:
         """Write every file of the converted folder that will be `target`."""
         hashes: dict[str, str] = {}
-        with _SourceDigest(self.checkpoint, progress) as digest:
+        with SourceDigest(self.checkpoint, progress) as digest:
             names = [f"model-{i:05d}-of-{len(self.shards):05d}.safetensors" for i in range(1, len(self.shards) + 1)]
             for name, shard in zip(names, self.shards):
                 specs = [output.spec for output in shard]
@@ -262,7 +233,15 @@ class _Job:
         weight_map = {output.spec.name: name for name, shard in zip(names, self.shards) for output in shard}
         index = {"metadata": {"total_size": self.weight_bytes}, "weight_map": weight_map}
         _write_json(folder / SHARD_INDEX_FILE, index)
-        _write_json(folder / CONFIG_FILE, self._description(source_sha256))
+        record = conversion_record(
+            self.checkpoint.index,
+            self.config,
+            dtype=self.dtype,
+            quantized_tensors=sum(output.is_scale for shard in self.shards for output in shard),
+            keep_layers=self.kept_layers,
+            source_sha256=source_sha256,
+        )
+        _write_json(folder / CONFIG_FILE, record)
         for name, path in _processor_files(processors):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
@@ -272,117 +251,46 @@ class _Job:
         if self.checkpoint.settings_file is not None:
             save_settings(folder, self.checkpoint.settings, name=target.name)
 
-    def _plan(self) -> Iterator[list[_Output]]:
-        """Yield the tensors of each shard, in the order of the source as far as shards and alignment allow."""
-        kept = tensor_shapes(self.config)
-        entries = self.checkpoint.index.tensors.items()
-        ordered = sorted((item for item in entries if item[0] in kept), key=lambda item: (item[1].file, item[1].offset))
-        shard: list[_Output] = []
-        size = 0
-        for name, entry in ordered:
-            outputs = self._outputs(name, entry)
-            added = sum(output.spec.nbytes for output in outputs)
-            if shard and size + added > _SHARD_BYTES:
-                yield _aligned(shard)
-                shard, size = [], 0
-            shard += outputs
-            size += added
-        yield _aligned(shard)
-
-    def _outputs(self, name: str, entry: TensorEntry) -> list[_Output]:
-        if self.dtype != "int8":
-            return [_Output(TensorSpec(name, self.dtype, entry.shape), name, entry)]
-        if not is_block_matrix(name):
-            return [_Output(TensorSpec(name, BESIDE_INT8, entry.shape), name, entry)]
-        scale = TensorSpec(name + SCALE_SUFFIX, "float32", entry.shape[:1])
-        return [_Output(TensorSpec(name, "int8", entry.shape), name, entry), _Output(scale, name, entry)]
-
-    def _chunks(self, shard: list[_Output], digest: _SourceDigest) -> Iterator[memoryview]:
+    def _chunks(self, shard: list[Output], digest: SourceDigest) -> Iterator[memoryview]:
         """Yield the values of a shard's tensors as bytes.
 
         Raises:
             CheckpointError: a weight is not finite, in the source or in the new type.
         """
-        import torch
-
         mappings = {file: map_file(file) for file in {output.entry.file for output in shard}}
         for output in shard:
             mapped = MappedTensor(mappings[output.entry.file], output.entry)
             for start, rows in _row_blocks(mapped.tensor):
                 digest.advance(output.entry, start + rows.shape[0])
                 values = self._converted(output, rows)
-                if values.is_floating_point() and not _is_finite(values):
+                if values.is_floating_point() and not is_finite(values):
                     require_finite(self.checkpoint, output.source_name, mapped.tensor)
                     cast = mapped.tensor.to(getattr(torch, output.spec.dtype))
                     require_finite(self.checkpoint, output.source_name, cast)
                 yield memoryview(values.reshape(-1).view(torch.uint8).numpy())
             mapped.drop_pages()
 
-    def _converted(self, output: _Output, rows: torch.Tensor) -> torch.Tensor:
-        """Return some rows of a source's tensor as the new file has them."""
-        import torch
-
-        from mobile_vla_inference.policy.engines.quantize import quantize, row_scales
-
+    def _converted(self, output: Output, rows: torch.Tensor) -> torch.Tensor:
+        """Return some rows of a tensor of the source in the form of the new file."""
         if output.is_scale:
             return row_scales(rows)
         if output.spec.dtype == "int8":
             return quantize(rows, row_scales(rows))
         return rows.to(getattr(torch, output.spec.dtype)).contiguous()
 
-    def _description(self, source_sha256: str) -> dict[str, Any]:
-        """Return the content of config.json."""
-        index = self.checkpoint.index
-        quantized = sum(output.is_scale for shard in self.shards for output in shard)
-        quantization = {
-            "scheme": "symmetric, per output channel, weights only",
-            "bits": 8,
-            "tensors": quantized,
-            "scale_suffix": SCALE_SUFFIX,
-            "other_dtype": BESIDE_INT8,
-        }
-        return {
-            "model_type": MODEL_TYPE,
-            "format": 1,
-            "variant": self.config.variant,
-            "architecture": self.config.to_json(),
-            "parameters": sum(parameter_counts(tensor_shapes(self.config)).values()),
-            "dtype": self.dtype,
-            "quantization": quantization if self.dtype == "int8" else None,
-            "keep_layers": self.kept_layers,
-            "training": index.metadata,
-            "source": {"name": index.path.name, "bytes": index.file_size, "sha256": source_sha256},
-            "converted": {
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "version": __version__,
-            },
-        }
-
-
-def _aligned(shard: list[_Output]) -> list[_Output]:
-    by_name = {output.spec.name: output for output in shard}
-    return [by_name[spec.name] for spec in in_aligned_order(output.spec for output in shard)]
-
 
 def _row_blocks(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield a tensor in blocks of rows (of values, where it has one dimension), each with the number of its first."""
+    """Yield a tensor in blocks of rows (of values, if it has one dimension), each with the index of its first."""
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     count = max(_CHUNK_VALUES // max(math.prod(tensor.shape[1:]), 1), 1)
     for start in range(0, tensor.shape[0], count):
         yield start, tensor[start : start + count]
 
 
-def _is_finite(values: torch.Tensor) -> bool:
-    import torch
-
-    low, high = torch.aminmax(values)  # passes NaN on; many times faster than isfinite on 16-bit types
-    return math.isfinite(low) and math.isfinite(high)
-
-
 def _processor_files(folders: ProcessorFolders | None) -> list[tuple[str, Path]]:
-    """Return the files of the tokenizer folders that a member needs: name in the new folder, and path.
+    """Return the files of the tokenizer folders to copy: name in the new folder, and path.
 
-    A downloaded model folder can hold weights too; they stay behind.
+    A downloaded model folder can hold weights too; they are not copied.
     """
     files = []
     for folder in () if folders is None else (folders.kosmos, folders.clip):
@@ -392,105 +300,5 @@ def _processor_files(folders: ProcessorFolders | None) -> list[tuple[str, Path]]
     return files
 
 
-def _write_json(path: Path, data: Any) -> None:
+def _write_json(path: Path, data: object) -> None:
     write_text_atomically(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-# --- the source's hash ---
-
-
-class _SourceDigest:
-    """SHA-256 of the source's files, computed by a thread up to where the tensors are read next.
-
-    Of a folder, it is the hash of the list that `sha256sum *.safetensors` prints.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
-        self._progress = progress
-        self._is_folder = checkpoint.path.is_dir()
-        self._total = checkpoint.index.file_size
-        self._files = {
-            path: _HashedFile(path) for path in sorted({entry.file for entry in checkpoint.index.tensors.values()})
-        }
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._hashing: Future[None] | None = None
-
-    def __enter__(self) -> _SourceDigest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            file.close()
-
-    def advance(self, entry: TensorEntry, rows: int) -> None:
-        """Hash a file up to the end of some rows of a tensor, in the background.
-
-        Raises:
-            CheckpointError: the file is shorter than it was.
-        """
-        whole = entry.strides is not None or not entry.shape
-        end = entry.offset + (entry.nbytes if whole else entry.nbytes // entry.shape[0] * rows)
-        self._wait()
-        self._hashing = self._thread.submit(self._files[entry.file].hash_up_to, end)
-
-    def finish(self) -> str:
-        """Hash what is left and return the hash in hexadecimal.
-
-        Raises:
-            CheckpointError: a file has changed since the beginning.
-        """
-        for file in self._files.values():
-            while file.position < file.size:
-                self._wait()
-                self._hashing = self._thread.submit(file.hash_up_to, file.position + _HASH_BYTES)
-            self._wait()
-            file.check_unchanged()
-        hashes = {path.name: file.digest.hexdigest() for path, file in self._files.items()}
-        if not self._is_folder:
-            return next(iter(hashes.values()))
-        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
-        return hashlib.sha256(listed.encode()).hexdigest()
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
-        if self._progress is not None:
-            self._progress(sum(file.position for file in self._files.values()), self._total)
-
-
-class _HashedFile:
-    """A file that is hashed in steps."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.digest = hashlib.sha256()
-        self.position = 0
-        self._file = path.open("rb", buffering=0)
-        self._opened = os.fstat(self._file.fileno())
-
-    @property
-    def size(self) -> int:
-        return self._opened.st_size
-
-    def hash_up_to(self, end: int) -> None:
-        while self.position < min(end, self.size):
-            chunk = self._file.read(min(_HASH_BYTES, end - self.position))
-            if not chunk:
-                raise self._changed()
-            self.digest.update(chunk)
-            self.position += len(chunk)
-
-    def check_unchanged(self) -> None:
-        now = os.fstat(self._file.fileno())
-        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
-            raise self._changed()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _changed(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path} was changed while it was read, expected it unchanged; convert again once it is whole"
-        )

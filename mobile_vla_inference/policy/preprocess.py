@@ -18,14 +18,8 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, Pre
 from mobile_vla_inference.errors import CheckpointError, InstructionError
 from mobile_vla_inference.outside_files import read_json, read_text
 from mobile_vla_inference.policy.storage.checkpoint_files import IMAGE_END, IMAGE_START, KOSMOS_TAGS, ProcessorFolders
-from mobile_vla_inference.policy.storage.config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    HybridConfig,
-    PolicySettings,
-)
+from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.settings import IMAGE_NORMALIZATIONS, PolicySettings
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,8 +31,6 @@ _MAX_FILE_BYTES = 64 << 20
 
 #: Files of a processor's folder that the libraries may read.
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja")
-
-_MEAN_STD = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "clip": (CLIP_MEAN, CLIP_STD)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class PixelScaling:
     @classmethod
     def of(cls, settings: PolicySettings) -> PixelScaling:
         """Return the scaling that the settings ask for."""
-        mean, std = _MEAN_STD[settings.image_normalization]
+        mean, std = IMAGE_NORMALIZATIONS[settings.image_normalization]
         return cls(
             factor=tuple(1.0 / (255.0 * each) for each in std),
             shift=tuple(-middle / each for middle, each in zip(mean, std)),
@@ -96,7 +88,7 @@ class FrameNormalizer:
     """Turn reduced frames into pixel values: channel order, [0, 1], mean and standard deviation of the settings."""
 
     def __init__(self, settings: PolicySettings, device: torch.device | str, dtype: torch.dtype) -> None:
-        mean, std = _MEAN_STD[settings.image_normalization]
+        mean, std = IMAGE_NORMALIZATIONS[settings.image_normalization]
         self.device = torch.device(device)
         self.dtype = dtype
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1)

@@ -22,7 +22,8 @@ from mobile_vla_inference.action import Action
 from mobile_vla_inference.errors import DeviceError, InstructionError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ class VlaPolicy:
         for variable in _OFFLINE:
             os.environ[variable] = "1"
         # Imported here: huggingface_hub reads the variables above when it is imported.
-        from mobile_vla_inference.policy.checkpoint import open_checkpoint
         from mobile_vla_inference.policy.engines.choice import load_engine
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
+        from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
         from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
         from mobile_vla_inference.policy.storage.layout import parameter_counts
 

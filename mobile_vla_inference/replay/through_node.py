@@ -282,7 +282,7 @@ def _recorded_commands(bag: BagReader, topics: BagTopics) -> CommandRecord:
 
 def _policy_facts(checkpoint: Path, facts: Mapping[str, str]) -> dict[str, Any]:
     """Return what VlaPolicy.describe would: the loaded policy by the node's diagnostics, the settings by its file."""
-    from mobile_vla_inference.policy.checkpoint import open_checkpoint
+    from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
     settings = opened.settings

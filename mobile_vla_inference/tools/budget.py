@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.policy.checkpoint import open_checkpoint
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.inspect import memory_needs
 

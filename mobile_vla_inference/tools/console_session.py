@@ -209,7 +209,7 @@ class ConsoleSession:
         self.instruction = instruction
         policy.set_instruction(instruction)
         settings = policy.settings
-        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._mapping = ActionMapping.of(settings)
         self._name, self._picture = frames.read(0)
 
     @property

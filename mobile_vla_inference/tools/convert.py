@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mobile_vla_inference.policy.convert import DTYPES, convert
+from mobile_vla_inference.policy.storage.conversion.plan import DTYPES
 
 HELP = "convert a checkpoint to a folder that loads at once, in another number type"
 
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the checkpoint; return the exit status."""
+    from mobile_vla_inference.policy.convert import convert  # torch: only when it is needed
+
     with tqdm(unit="B", unit_scale=True, desc=args.checkpoint.name, delay=1, disable=None) as bar:
 
         def show(done: int, total: int) -> None:

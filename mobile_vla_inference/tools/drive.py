@@ -88,7 +88,7 @@ class PolicyDriver:
         settings = policy.settings
         self._policy = policy
         self._keeps_memory = keeps_memory
-        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._mapping = ActionMapping.of(settings)
 
     def begin(self, instruction: str) -> None:
         """Forget the episode before, and follow an instruction."""

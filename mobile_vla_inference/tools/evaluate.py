@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mobile_vla_inference.policy.calibration import Calibration
-    from mobile_vla_inference.policy.checkpoint import Checkpoint
+    from mobile_vla_inference.policy.storage.checkpoint import Checkpoint
 
 HELP = "run a checkpoint over recorded HDF5 episodes; --calibrate finds its settings"
 
@@ -311,7 +311,7 @@ def _calibrate(args: argparse.Namespace, episodes: Sequence[Episode]) -> int:
     from tqdm import tqdm
 
     from mobile_vla_inference.policy.calibration import Drive, calibrate
-    from mobile_vla_inference.policy.checkpoint import open_checkpoint
+    from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
     from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
 
     checkpoint = open_checkpoint(args.checkpoint)

@@ -77,7 +77,7 @@ def _run_policy(policy: VlaPolicy, paths: list[Path], reset_each: bool) -> list[
     from tqdm import tqdm
 
     settings = policy.settings
-    mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+    mapping = ActionMapping.of(settings)
     steps = []
     for path in tqdm(paths, unit="frame", delay=1, disable=None):
         if reset_each:

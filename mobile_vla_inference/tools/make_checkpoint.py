@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import SIZES, family_member
+from mobile_vla_inference.policy.storage.config import SIZES, standard_config
 
 HELP = "write a synthetic checkpoint in the published layout"
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.variant == "pure" and args.fusion_in is not None:
         raise CheckpointError("--fusion-in was given, but the pure variant has no fusion layer; leave it out")
-    config = family_member(args.size, args.variant, args.fusion_in)
+    config = standard_config(args.size, args.variant, args.fusion_in)
     with tqdm(unit="B", unit_scale=True, desc=args.out.name, delay=1, disable=None) as bar:
 
         def show(written: int, total: int) -> None:

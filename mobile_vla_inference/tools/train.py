@@ -25,7 +25,8 @@ from mobile_vla_inference.tools.arguments import (
 )
 
 if TYPE_CHECKING:
-    from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+    from mobile_vla_inference.policy.storage.config import HybridConfig
+    from mobile_vla_inference.policy.storage.settings import PolicySettings
     from mobile_vla_inference.training.agreement import Agreement, Start
     from mobile_vla_inference.training.dataset import Lesson
     from mobile_vla_inference.training.network import SequenceModel
@@ -153,7 +154,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
     """Return the sizes of what is trained and what it begins with; of a checkpoint, nothing but its index is read."""
-    from mobile_vla_inference.policy.checkpoint import open_checkpoint
+    from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
     from mobile_vla_inference.training.agreement import Start
     from mobile_vla_inference.training.network import starting_member
 

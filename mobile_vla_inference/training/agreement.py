@@ -14,7 +14,7 @@ import numpy as np
 
 from mobile_vla_inference.action import AXES, AXIS_UNITS, clipped_shares
 from mobile_vla_inference.bags.step_period import StepPeriod, StepPeriodError, common_period, resample_advice
-from mobile_vla_inference.policy.storage.config import PolicySettings
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
 from mobile_vla_inference.training.dataset import Lesson, TrainingError
 

@@ -16,18 +16,19 @@ import torch
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.architecture import HiddenState, HybridModel
-from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import InstructionEncoder, PixelScaling, Prompt
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.storage.config import (
     SIZES,
     Cell,
     HeadLayer,
     HybridConfig,
-    PolicySettings,
     TextTower,
     VisionTower,
-    family_member,
+    standard_config,
 )
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
 from mobile_vla_inference.policy.synthetic.weights import parameter_values
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
@@ -58,7 +59,7 @@ def starting_member(size: str, axes: Sequence[str] | None = None) -> tuple[Hybri
         axes: what it drives, some of AXES; None: linear.x and angular.z.
     """
     if size != "world":
-        config = family_member(size, "hybrid")
+        config = standard_config(size, "hybrid")
     else:
         config = HybridConfig(
             kosmos_text=TextTower(1024, 64, 128, 1),

@@ -23,7 +23,8 @@ from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.sim.auxiliary_targets import sight
 from mobile_vla_inference.sim.expert import Expert
 from mobile_vla_inference.sim.renderer import Renderer
@@ -83,7 +84,7 @@ class Recorder:
         model = HybridModel(config, settings)
         encoder = InstructionEncoder(processor_folders(processors, config), config, settings)
         self._network = SequenceModel(model, encoder)
-        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._mapping = ActionMapping.of(settings)
         self._renderer = Renderer()
 
     @torch.inference_mode()

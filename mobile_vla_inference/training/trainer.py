@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mobile_vla_inference.action import AXES, training_values
 from mobile_vla_inference.policy.architecture import HiddenState
-from mobile_vla_inference.policy.storage.config import PolicySettings
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.training.dataset import Lesson
 from mobile_vla_inference.training.network import SequenceModel, Texts, trained_parameters
 

@@ -10,11 +10,13 @@ import torch
 
 from mobile_vla_inference.errors import DeviceError
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.checkpoint import Checkpoint, Progress, check_memory, load_model, require_finite
 from mobile_vla_inference.policy.engines.cpu import CpuEngine, can_pack
 from mobile_vla_inference.policy.engines.engine import EagerEngine, Engine
 from mobile_vla_inference.policy.engines.flat import FlatEngine
 from mobile_vla_inference.policy.engines.forward import TorchOperations
+from mobile_vla_inference.policy.finite_weights import require_finite
+from mobile_vla_inference.policy.loading import Progress, check_memory, load_model
+from mobile_vla_inference.policy.storage.checkpoint import Checkpoint
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Where the files that belong to a checkpoint are: its settings and its processors. No torch, no tokenizers."""
+"""Where the files that belong to a checkpoint are: its settings and its processors."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ KOSMOS_TAGS = (
 )
 KOSMOS_FOLDER = "kosmos-2-patch14-224"
 CLIP_FOLDER = "clip-vit-base-patch32"
+PROCESSORS_FOLDER = "processors"
 _OWNERS = {KOSMOS_FOLDER: "microsoft", CLIP_FOLDER: "openai"}
 
 
 def settings_path(checkpoint: Path) -> Path:
-    """Return where the settings of a checkpoint file or a converted folder are written."""
+    """Return the path of the settings of a checkpoint file or a converted folder."""
     if checkpoint.is_dir():
         return checkpoint / SETTINGS_FILE
     return checkpoint.with_name(f"{checkpoint.name}.{SETTINGS_FILE}")
 
 
 def processor_places(checkpoint: Path) -> tuple[Path, ...]:
-    """Return where the processor folder of a checkpoint file or a converted folder is looked for; the first wins."""
+    """Return the possible processor folders of a checkpoint; the first that exists is used."""
     if checkpoint.is_dir():
-        return (checkpoint / "processors",)
-    return checkpoint.with_suffix(".processors"), checkpoint.with_name("processors")
+        return (checkpoint / PROCESSORS_FOLDER,)
+    return checkpoint.with_suffix(".processors"), checkpoint.with_name(PROCESSORS_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class ProcessorFolders:
 def find_processors(checkpoint: Path | str, processors_folder: Path | str | None = None) -> Path:
     """Return the processor folder of a checkpoint.
 
-    An explicit folder wins; then `processors/` inside a converted folder, `X.processors/` beside `X.pth`, and
-    `processors/` beside it.
+    It is `processors_folder` if given; else `processors/` inside a converted folder; else `X.processors/` or
+    `processors/` next to `X.pth`.
 
     Raises:
         CheckpointError: there is none.
@@ -73,7 +74,7 @@ def find_processors(checkpoint: Path | str, processors_folder: Path | str | None
 
 
 def processor_folders(folder: Path | str, config: HybridConfig) -> ProcessorFolders:
-    """Return the tokenizer folders that a member needs; raise CheckpointError where one is missing."""
+    """Return the tokenizer folders that an architecture needs; raise CheckpointError if one is missing."""
     folder = Path(folder)
     kosmos, clip = (_named_folder(folder, name) for name in (KOSMOS_FOLDER, CLIP_FOLDER))
     needed = [kosmos] if config.clip_text is None else [kosmos, clip]

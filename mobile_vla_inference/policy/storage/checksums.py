@@ -1,7 +1,7 @@
-"""The list of hashes in a converted folder, `sha256sums.txt`: write it, keep it, check the folder by it. No torch.
+"""The list of hashes in a converted folder, `sha256sums.txt`: write it, update it, check the folder by it.
 
-The format is that of coreutils, so that `sha256sum -c sha256sums.txt` checks a folder where nothing of ours is
-installed. Reading is strict: every damaged byte, in a file or in the list itself, is found.
+The format is that of coreutils, so that `sha256sum -c sha256sums.txt` checks a folder on a machine without this
+package. Reading is strict: every damaged byte, in a file or in the list itself, is found.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every file is as listed and none is missing or extra."""
+        """Whether every file is as listed, and none is missing or extra."""
         return not (self.bad or self.missing or self.extra)
 
 
@@ -58,7 +58,7 @@ def write_checksums(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def update_checksum(folder: Path, name: str) -> None:
-    """Bring one file's line up to date after it was rewritten on purpose; nothing where the folder has no list."""
+    """Bring one file's line up to date after it was rewritten on purpose; do nothing if the folder has no list."""
     if (folder / CHECKSUMS_FILE).exists():
         write_checksums(folder, {**read_checksums(folder), name: sha256_of(folder / name)})
 
@@ -93,13 +93,15 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Verificatio
     """Compare every file of a converted folder with the list of hashes in it.
 
     Raises:
-        CheckpointError: it is no folder, or its list is missing or damaged.
+        CheckpointError: it is not a folder, or its list is missing or damaged.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder, expected one that convert wrote; check the path")
+        raise CheckpointError(f"{folder} is not a folder, expected one that convert wrote; check the path")
     hashes = read_checksums(folder)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {CHECKSUMS_FILE}
-    found = sorted(hashes.keys() & there)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {
+        CHECKSUMS_FILE
+    }
+    found = sorted(hashes.keys() & present)
     sizes = {name: _size(folder / name) for name in found}
     done, total = 0, sum(sizes.values())
     good, bad = [], []
@@ -111,7 +113,7 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Verificatio
 
         (good if _is_as_listed(folder / name, hashes[name], report) else bad).append(name)
         done += sizes[name]
-    missing, extra = sorted(hashes.keys() - there), sorted(there - hashes.keys())
+    missing, extra = sorted(hashes.keys() - present), sorted(present - hashes.keys())
     return Verification(tuple(good), tuple(bad), tuple(missing), tuple(extra))
 
 
@@ -119,7 +121,7 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Return a file's SHA-256 in hexadecimal; `progress` is called with the bytes read so far.
 
     Raises:
-        CheckpointError: there is no such file, or it is no regular one.
+        CheckpointError: there is no such file, or it is not a regular file.
         OSError: it can't be read.
     """
     digest, done = hashlib.sha256(), 0
@@ -143,4 +145,4 @@ def _is_as_listed(path: Path, expected: str, progress: Callable[[int], None]) ->
     try:
         return sha256_of(path, progress) == expected
     except (OSError, CheckpointError):
-        return False  # a disk that can't read it, no permission, no file but a pipe: it can't be trusted either way
+        return False  # a disk error, no permission, or a pipe: it can't be trusted

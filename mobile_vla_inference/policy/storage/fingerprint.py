@@ -1,17 +1,17 @@
-"""Which checkpoint a file or folder is, by its content: the fingerprint that its settings are bound to. No torch.
+"""The fingerprint of a checkpoint: which one a file or folder is, by its content. Settings are bound to it.
 
-A name or a time says nothing about weights, and reading 7 GB at every start takes too long, so each form is told by
-what it already has, and by a block of each tensor, 64 MiB in all:
+Names and times don't depend on the weights, and reading 7 GB at every start takes too long. So a fingerprint consists
+of hashes that the file already contains, and of a block of each tensor, 64 MiB in all:
 
 - `zip:` a `.pth`: its tensors (names, number types, shapes, strides) and its records with their CRC-32, which
   torch.save writes into the archive's directory.
-- `folder:` a converted folder: its sha256sums.txt without the line of policy.json, which holds the fingerprint.
+- `folder:` a converted folder: its sha256sums.txt without the line of policy.json, which contains the fingerprint.
 - `bytes:` anything else: SHA-256 of the files with weights, which hash_cache keeps. Of one file, sha256sum prints it.
 
-The blocks find shards that were copied over without their list, and weights that were changed in place: any byte in
-members of up to 64 MiB. In larger ones, damage between the blocks leaves a `zip:` and a `folder:` as they are; `verify`
-finds it in a folder, and `unzip -t` in a `.pth`. A fingerprint is no signature: whoever can write a checkpoint can
-write its settings too.
+The blocks detect shards that were replaced without their list, and weights that were changed in place: any byte in
+checkpoints of up to 64 MiB. In larger ones, damage between the blocks doesn't change a `zip:` or `folder:` fingerprint;
+`verify` finds it in a folder, and `unzip -t` in a `.pth`. A fingerprint is not a signature: a person who can write a
+checkpoint can write its settings too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE, read_c
 from mobile_vla_inference.policy.storage.hash_cache import cached_sha256
 from mobile_vla_inference.policy.storage.tensor_index import TensorEntry, TensorIndex
 
-#: What every fingerprint looks like.
+#: The form of every fingerprint.
 FINGERPRINT = re.compile(r"(zip|folder|bytes):[0-9a-f]{64}")
 
-#: The settings in a converted folder; those of a file have their name from it (settings_file.py).
+#: Settings file of a converted folder, and suffix of that of a checkpoint file (settings_file.py).
 SETTINGS_FILE = "policy.json"
 
 _BLOCKS_BYTES = 64 << 20  # of all tensors together
@@ -64,7 +64,7 @@ def fingerprint(index: TensorIndex) -> str:
 
 
 def short(whole: str) -> str:
-    """Return a fingerprint for people: its kind and as many digits as tell checkpoints apart at sight."""
+    """Return a fingerprint for people: its kind and its first 12 digits."""
     kind, _, digits = whole.partition(":")
     return f"{kind}:{digits[:12]}"
 
@@ -74,9 +74,9 @@ def _described(index: TensorIndex) -> list[Any]:
 
 
 def _records(path: Path) -> list[Any] | None:
-    """Return name, size and CRC-32 of each record of an archive; None where it was written without checksums.
+    """Return name, size and CRC-32 of each record of an archive; None if it was written without checksums.
 
-    The one folder in the archive is left out of the names: torch.save takes its name from the file's.
+    The archive's one folder is not part of the names: torch.save names it after the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,7 +91,7 @@ def _records(path: Path) -> list[Any] | None:
 
 
 def _blocks(stored: dict[str, TensorEntry]) -> list[Any]:
-    """Return the hash of a block from the middle of each tensor; of all of it in small members."""
+    """Return the hash of a block from the middle of each tensor; of the whole tensor in small checkpoints."""
     total = sum(entry.nbytes for entry in stored.values())
     most = total if total <= _BLOCKS_BYTES else max(_BLOCKS_BYTES // len(stored), 1)
     by_file: dict[Path, list[tuple[str, TensorEntry]]] = {}
@@ -109,7 +109,7 @@ def _blocks(stored: dict[str, TensorEntry]) -> list[Any]:
 
 
 def _digest_of_files(index: TensorIndex) -> str:
-    """Return the hash of the one file with weights, or that of the list which sha256sum prints of several."""
+    """Return the hash of the one file with weights, or of the list that sha256sum prints for several."""
     hashes = {path.name: cached_sha256(path) for path in {entry.file for entry in index.stored.values()}}
     if not index.path.is_dir():
         return next(iter(hashes.values()))

@@ -1,8 +1,8 @@
-"""SHA-256 of large files, computed once: the user's cache keeps each hash with the file's state on the disk. No torch.
+"""SHA-256 of large files, computed once: the user's cache keeps each hash with the file's state on the disk.
 
 A file counts as unchanged while its device, inode, size, time of change and time of status change are the same: every
-write sets the last of them, and no program can set it back. Losing the cache costs time and nothing else, so whatever
-is wrong with it (no home folder, no permission, damage) is passed over.
+write sets the last of them, and no program can set it back. Without the cache only time is lost, so every problem with
+it (no home folder, no permission, damage) is ignored.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def cached_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal; the file is read only where the cache doesn't know it as it is.
+    """Return a file's SHA-256 in hexadecimal; the file is read only if the cache has no hash of its present state.
 
     Raises:
-        CheckpointError: it can't be read, or changes meanwhile.
+        CheckpointError: it can't be read, or changes while it is read.
     """
     check_regular(path, "the weights of a checkpoint", error=CheckpointError)
     cache = _cache_file()
@@ -52,7 +52,7 @@ def cached_sha256(path: Path) -> str:
 
 
 def disk_state(path: Path) -> str:
-    """Return what changes with every write to a file, and with a file of its name that takes its place."""
+    """Return a text that changes with every write to a file, and if another file replaces it."""
     found = path.stat()
     return ":".join(map(str, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)))
 
@@ -82,11 +82,11 @@ def _read(cache: Path | None) -> dict[str, str]:
 
 
 def _remember(cache: Path, state: str, digest: str) -> None:
-    """Add an entry, in place of the oldest ones where there are many."""
+    """Add an entry; if there are too many, remove the oldest."""
     known = {**_read(cache), state: digest}
     kept = dict(list(known.items())[-_MAX_ENTRIES:])
     try:
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text_atomically(cache, json.dumps(kept, indent=1) + "\n")
     except OSError:
-        pass  # a disk that is full or read-only: the file is hashed again next time
+        pass  # the disk is full or read-only: the file is hashed again next time

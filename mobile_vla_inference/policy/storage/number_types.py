@@ -1,8 +1,9 @@
-"""The number types that checkpoint files name: torch's names, sizes, and how one value is read. No torch."""
+"""The number types that checkpoint files name: torch's names, sizes, and how one value is read."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 #: Bytes per value of the number types that a tensor can have, by torch's names.
 ITEM_BYTES = {
@@ -15,7 +16,7 @@ ITEM_BYTES = {
     "float8_e5m2": 1,
     "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1,
-    "float4_e2m1fn_x2": 1,  # two values in a byte, which torch counts as one
+    "float4_e2m1fn_x2": 1,  # two values in a byte, counted as one by torch
     "int64": 8,
     "int32": 4,
     "int16": 2,
@@ -40,7 +41,7 @@ ITEM_BYTES = {
     "bits4x2": 1,
 }
 
-#: torch's storage classes, which a .pth names for each storage; an untyped one counts bytes.
+#: torch's storage classes, one for each storage of a .pth; an untyped storage counts bytes.
 STORAGE_TYPES = {
     "torch.DoubleStorage": "float64",
     "torch.FloatStorage": "float32",
@@ -85,7 +86,7 @@ SAFETENSORS_TYPES = {
     "C64": "complex64",
 }
 
-#: struct's formats of single values, by torch's names.
+#: Formats of struct for one value, by torch's names.
 _FORMATS = {
     "float64": "d",
     "float32": "f",
@@ -101,7 +102,7 @@ _FORMATS = {
     "bool": "?",
 }
 
-#: The same of numpy's types, by the codes that it saves.
+#: Formats of struct for one value, by the codes that numpy saves.
 _NUMPY_FORMATS = {
     "f2": "e",
     "f4": "f",
@@ -118,23 +119,34 @@ _NUMPY_FORMATS = {
 }
 
 
+#: More dimensions than any tensor of a policy has.
+MAX_RANK = 8
+
+_MAX_COUNT = 1 << 48
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value from a file is a count: a whole number from 0 to 2^48."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
+
+
 def is_differentiable(dtype: str) -> bool:
-    """Tell whether tensors of this type can have gradients; torch builds no other that asks for them."""
+    """Return whether tensors of this type can have gradients; torch builds none with gradients of another type."""
     return dtype.startswith(("float", "bfloat", "complex"))
 
 
 def scalar(dtype: str, data: bytes) -> float | int | bool | None:
-    """Return the one little-endian value in `data`; None where its type is not a plain number's."""
+    """Return the one little-endian value in `data`; None if its type is not a plain number's."""
     if dtype == "bfloat16":  # the upper half of a float32
         dtype, data = "float32", bytes(2) + data
     return struct.unpack("<" + _FORMATS[dtype], data)[0] if dtype in _FORMATS else None
 
 
 def numpy_values(code: str, is_big_endian: bool, data: bytes) -> list[float | int | bool] | None:
-    """Return the values that numpy saved as bytes; None where its type `code` is not a plain number's.
+    """Return the values that numpy saved as bytes; None if its type `code` is not a plain number's.
 
     Raises:
-        struct.error: `data` is no whole number of values.
+        struct.error: `data` is not a whole number of values.
     """
     if code not in _NUMPY_FORMATS:
         return None

@@ -1,8 +1,8 @@
-"""Write the processor folder of a synthetic checkpoint. storage/checkpoint_files.py finds one.
+"""Write the processor folder of a synthetic checkpoint (storage/checkpoint_files.py finds processor folders).
 
-It holds a tokenizer folder for each of the two models, in Hugging Face's layout, so that the downloaded ones of
-microsoft/kosmos-2-patch14-224 and openai/clip-vit-base-patch32 can be put there as they are. Synthetic members get
-byte-level BPE tokenizers of the same form, trained on a few driving instructions: every text can be encoded.
+It holds a tokenizer folder for each of the two models in Hugging Face's layout, as the downloaded ones of
+microsoft/kosmos-2-patch14-224 and openai/clip-vit-base-patch32 have it. The synthetic tokenizers are byte-level BPEs of
+the same form, trained on a few driving instructions: they can encode every text.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from mobile_vla_inference.policy.storage.checkpoint_files import (
     KOSMOS_FOLDER,
     KOSMOS_TAGS,
 )
-from mobile_vla_inference.policy.storage.config import CLIP_MEAN, CLIP_STD, HybridConfig
+from mobile_vla_inference.policy.storage.config import HybridConfig
+from mobile_vla_inference.policy.storage.settings import IMAGE_NORMALIZATIONS
 
 _KOSMOS_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
 _PATCH_INDEX_TOKENS = 1024
 _CLIP_START = "<|startoftext|>"
 _CLIP_END = "<|endoftext|>"
-#: CLIP's words, from its tokenizer.
+#: How CLIP's tokenizer divides text into words.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 _PLACES_KO = (
@@ -71,12 +72,12 @@ _SENTENCES_EN = (
 
 
 def write_processors(folder: Path | str, config: HybridConfig, sentences: Sequence[str] | None = None) -> None:
-    """Write the processors of a synthetic or small member, sized to its vocabularies. The same files every time.
+    """Write the processors of a synthetic or small policy, for its vocabulary sizes. The files are always the same.
 
     Args:
-        folder: where to.
-        config: sizes of the member.
-        sentences: what the tokenizers are trained on, so that such text takes few tokens; None: driving instructions.
+        folder: to write.
+        config: sizes of the architecture.
+        sentences: training text of the tokenizers; similar text takes few tokens; None: instructions.
 
     Raises:
         CheckpointError: a vocabulary is too small for all bytes and the special tokens.
@@ -104,7 +105,7 @@ def _merges(
 ) -> list[tuple[str, str]]:
     """Train a byte-level BPE over `symbols` with the tokenizer's normalisation and splitting; return its merges.
 
-    The symbols are given as special tokens, because only then their ids, which decide ties, are the same every time.
+    The symbols are special tokens, because only then their ids, which decide ties, are the same every time.
     """
     trainer = trainers.BpeTrainer(
         vocab_size=len(symbols) + count,
@@ -124,14 +125,14 @@ def _vocabulary(first: tuple[str, ...], symbols: list[str], merges: list[tuple[s
     return {token: index for index, token in enumerate(tokens)}
 
 
-def _room_for_merges(vocab_size: int, symbols: int, specials: int, model: str) -> int:
-    room = vocab_size - symbols - specials
-    if room < 0:
+def _merge_count(vocab_size: int, symbols: int, specials: int, model: str) -> int:
+    count = vocab_size - symbols - specials
+    if count < 0:
         raise CheckpointError(
             f"a {model} vocabulary of {vocab_size} can't hold all bytes and special tokens, "
             f"expected at least {symbols + specials}; choose a larger one"
         )
-    return room
+    return count
 
 
 def _kosmos_skeleton(model: BPE) -> Tokenizer:
@@ -148,8 +149,8 @@ def _write_kosmos(folder: Path, config: HybridConfig, sentences: Sequence[str]) 
     if vocab_size < 2 * len(patches) + len(alphabet):
         patches = []
     tags = [*KOSMOS_TAGS, *patches]
-    room = _room_for_merges(vocab_size, len(alphabet), len(_KOSMOS_SPECIALS) + len(tags), "Kosmos-2")
-    merges = _merges(_kosmos_skeleton(BPE()), alphabet, "", room, sentences)
+    count = _merge_count(vocab_size, len(alphabet), len(_KOSMOS_SPECIALS) + len(tags), "Kosmos-2")
+    merges = _merges(_kosmos_skeleton(BPE()), alphabet, "", count, sentences)
     vocabulary = _vocabulary(_KOSMOS_SPECIALS, alphabet, merges)
     tokenizer = _kosmos_skeleton(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _KOSMOS_SPECIALS])
@@ -190,8 +191,8 @@ def _write_clip(folder: Path, config: HybridConfig, sentences: Sequence[str]) ->
     suffix = "</w>"
     alphabet = _byte_alphabet()
     symbols = [*alphabet, *(byte + suffix for byte in alphabet)]
-    room = _room_for_merges(vocab_size, len(symbols), 2, "CLIP")
-    merges = _merges(_clip_skeleton(BPE(end_of_word_suffix=suffix)), symbols, suffix, room, sentences)
+    count = _merge_count(vocab_size, len(symbols), 2, "CLIP")
+    merges = _merges(_clip_skeleton(BPE(end_of_word_suffix=suffix)), symbols, suffix, count, sentences)
     vocabulary = _vocabulary((), symbols, merges)
     for token in (_CLIP_START, _CLIP_END):
         vocabulary[token] = len(vocabulary)
@@ -217,6 +218,7 @@ def _write_folder(
 ) -> None:
     """Write one processor in Hugging Face's layout."""
     folder.mkdir(parents=True, exist_ok=True)
+    image_mean, image_std = IMAGE_NORMALIZATIONS["clip"]
     tokenizer_config: dict[str, Any] = {"tokenizer_class": tokenizer_class, **specials}
     if max_tokens is not None:
         tokenizer_config["model_max_length"] = max_tokens
@@ -233,8 +235,8 @@ def _write_folder(
             "crop_size": {"height": image_size, "width": image_size},
             "do_rescale": True,
             "do_normalize": True,
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
+            "image_mean": list(image_mean),
+            "image_std": list(image_std),
             "do_convert_rgb": True,
         },
     )

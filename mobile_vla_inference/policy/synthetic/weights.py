@@ -1,10 +1,10 @@
-"""Random weights for a synthetic member, scaled so that actions depend on frame, instruction and history.
+"""Random weights for a synthetic checkpoint, scaled so that actions depend on frame, instruction and history.
 
-Each parameter has a random stream of its own, by seed and name, and is drawn in chunks: the published size needs no
-more memory than a tiny one. What all frames have in common (positions, class tokens) is kept small against what
-differs between them. A wide cell has gains at which a rounding error fades instead of growing from step to step. In
-small members, where the common part weighs more, the gains are higher, so that small differences reach the actions,
-and the last layer is centred on a few made-up scenes.
+Each parameter has its own random stream, by seed and name, and is drawn in chunks: the published size needs no more
+memory than a tiny one. Parts that all frames have in common (positions, class tokens) are small compared with those
+that differ. A wide LSTM has gains at which a rounding error decreases from step to step. In small checkpoints the
+common part is larger, so the gains are higher, and the last layer is centred on a few synthetic scenes: small
+differences reach the actions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
-from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
+from mobile_vla_inference.policy.storage.config import HybridConfig
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 
 _CHUNK_VALUES = 1 << 22
 
@@ -28,10 +29,10 @@ _CHUNK_VALUES = 1 << 22
 _GAIN_RESIDUAL = 0.7
 _GAIN_CLIP_PROJECTION = 0.5
 _GAIN_LATENT_QUERY = 2.0
-_GAIN_CELL_INPUT = 6.0
-_GAIN_CELL_RECURRENT = 1.0
-_GAIN_WIDE_CELL_INPUT = 2.0
-_GAIN_WIDE_CELL_RECURRENT = 0.5
+_GAIN_LSTM_INPUT = 6.0
+_GAIN_LSTM_RECURRENT = 1.0
+_GAIN_WIDE_LSTM_INPUT = 2.0
+_GAIN_WIDE_LSTM_RECURRENT = 0.5
 _GAIN_RELU = 2.0**0.5
 _STD_VISION_POSITION = 0.1
 _STD_CLASS_TOKEN = 0.05
@@ -39,8 +40,8 @@ _STD_LATENT_QUERY = 0.1
 _STD_KOSMOS_TOKEN = 0.01
 _LOGIT_SCALE = 4.6052  # ln 100, where CLIP's training ends
 
-#: Hidden units from which a cell is wide.
-_WIDE_CELL = 512
+#: Hidden units from which an LSTM has the gains of a wide one.
+_WIDE_HIDDEN_SIZE = 512
 
 _SCENES = 24
 _SCENE_INSTRUCTIONS = ("go to the cup", "박스를 왼쪽으로 돌아서 컵까지 가세요")
@@ -55,7 +56,7 @@ def parameter_values(name: str, shape: tuple[int, ...], config: HybridConfig, se
 
 
 def normal_values(name: str, count: int, std: float, seed: int) -> Iterator[np.ndarray]:
-    """Yield normal values in chunks, fp32; the name and the seed decide them."""
+    """Yield normal values in chunks, fp32; the name and the seed determine them."""
     generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     for size in _chunk_sizes(count):
         values = generator.standard_normal(size, dtype=np.float32)
@@ -72,9 +73,9 @@ def filled_values(count: int, value: float) -> Iterator[np.ndarray]:
 def centred_last_layer(
     config: HybridConfig, settings: PolicySettings, seed: int, processors: Path
 ) -> dict[str, np.ndarray]:
-    """Return the last layer's parameters so that actions over made-up scenes have mean 0 and an even spread.
+    """Return parameters of the last layer with which actions over synthetic scenes have mean 0 and an equal spread.
 
-    Runs the whole member in memory: for small ones. Corrections are rounded, so that the order of sums on another
+    Runs the whole policy in memory: only for small ones. Corrections are rounded, so that the order of sums on another
     machine doesn't change them.
     """
     model = HybridModel(config, settings)
@@ -95,7 +96,7 @@ def centred_last_layer(
 
 @torch.inference_mode()
 def _last_layer_outputs(model: HybridModel, last: int, encoder: InstructionEncoder) -> torch.Tensor:
-    """Run the scenes under each instruction, state carried; return [instructions, scenes, actions] before any tanh."""
+    """Run the scenes as one episode per instruction; return [instructions, scenes, actions] before any tanh."""
     if encoder.clip_eos_token_id is not None:
         model.set_clip_eos_token_id(encoder.clip_eos_token_id)
     normalize = FrameNormalizer(model.settings, "cpu", torch.float32)
@@ -133,7 +134,7 @@ def _chunk_sizes(count: int) -> Iterator[int]:
 
 
 def _distribution(name: str, shape: tuple[int, ...], config: HybridConfig) -> tuple[float, float]:
-    """Return the standard deviation of a parameter's values, and the value of all of them where that is 0."""
+    """Return the standard deviation of a parameter's values, and the value of all of them if that is 0."""
     if name.endswith("logit_scale"):
         return 0.0, _LOGIT_SCALE
     if name.endswith("bias") or ".bias_" in name:
@@ -157,10 +158,10 @@ def _gain(name: str, config: HybridConfig) -> float:
     if name.startswith("actions.mlp."):
         return _head_gain(name, config)
     if name.startswith("rnn."):
-        is_wide = config.cell.hidden_size >= _WIDE_CELL
+        is_wide = config.cell.hidden_size >= _WIDE_HIDDEN_SIZE
         if ".weight_ih_" in name:
-            return _GAIN_WIDE_CELL_INPUT if is_wide else _GAIN_CELL_INPUT
-        return _GAIN_WIDE_CELL_RECURRENT if is_wide else _GAIN_CELL_RECURRENT
+            return _GAIN_WIDE_LSTM_INPUT if is_wide else _GAIN_LSTM_INPUT
+        return _GAIN_WIDE_LSTM_RECURRENT if is_wide else _GAIN_LSTM_RECURRENT
     if name.startswith("clip_model.") and name.endswith("_projection.weight"):
         return _GAIN_CLIP_PROJECTION
     if name.endswith("image_to_text_projection.x_attn.q_proj.weight"):
@@ -171,7 +172,7 @@ def _gain(name: str, config: HybridConfig) -> float:
 
 
 def _head_gain(name: str, config: HybridConfig) -> float:
-    """Return a head layer's gain; without LayerNorm, each ReLU's halving has to be made up for."""
+    """Return a head layer's gain; without LayerNorm it compensates the halving by each ReLU."""
     if any(layer.kind == "layer_norm" for layer in config.head):
         return 1.0
     is_last = name == f"actions.mlp.{config.head[-1].index}.weight"

@@ -25,7 +25,7 @@ from typing import Any
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.processes import die_with, last_error
-from mobile_vla_inference.policy.checkpoint import Checkpoint, open_checkpoint
+from mobile_vla_inference.policy.storage.checkpoint import Checkpoint, open_checkpoint
 from mobile_vla_inference.policy_facts import ENGINES
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.bench import load_child as bench_load_child

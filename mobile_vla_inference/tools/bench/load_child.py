@@ -39,7 +39,7 @@ def load_as_usual(path: Path, device: str, dtype: str) -> HybridModel:
     import torch
 
     from mobile_vla_inference.policy.architecture import HybridModel
-    from mobile_vla_inference.policy.checkpoint import open_checkpoint
+    from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     index = checkpoint.index

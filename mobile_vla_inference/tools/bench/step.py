@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.atomic import write_text_atomically
-from mobile_vla_inference.policy.storage.config import SIZES, family_member
+from mobile_vla_inference.policy.storage.config import SIZES, standard_config
 from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.tools.arguments import check_output, count
 from mobile_vla_inference.tools.bench.machine import machine_line
@@ -81,7 +81,7 @@ def _make(path: Path, size: str) -> Path:
             bar.total = total
             bar.update(done - bar.n)
 
-        make_checkpoint(path, family_member(size, "hybrid"), seed=0, progress=show)
+        make_checkpoint(path, standard_config(size, "hybrid"), seed=0, progress=show)
     return path
 
 

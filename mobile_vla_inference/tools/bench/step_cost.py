@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower, VisionTower
 
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-
 
 @dataclass(frozen=True)
 class StepCost:
@@ -99,7 +97,7 @@ def step_cost(config: HybridConfig, fusion_features: Iterable[str], tokens: int)
         add(1, config.fusion_in * config.fusion_out, False)
     cell = config.cell
     inputs = cell.input_size + (cell.num_layers - 1) * cell.hidden_size + cell.num_layers * cell.hidden_size
-    add(1, _GATES[cell.kind] * cell.hidden_size * inputs, False)
+    add(1, cell.gate_rows * inputs, False)
     add(1, sum(math.prod((h.in_features, h.out_features)) for h in config.head if h.kind == "linear"), False)
     return StepCost(flops, block_weights, other_weights)
 

@@ -1,9 +1,9 @@
-"""Write a safetensors file from chunks of values, with its tensors aligned for mapping. No torch.
+"""Write a safetensors file from chunks of values, with its tensors aligned for mapping.
 
-The safetensors library takes all tensors of a file at once, in memory; here a file of a gigabyte needs a few
-megabytes. It also starts each tensor where the one before ends, whatever its size. The format allows no gaps, so
-here the header is padded to 64 bytes and `in_aligned_order` puts tensors of whole 64 bytes first: then they all lie on
-a cache line, and what follows them (a scalar, a bias of two values) at least at a multiple of its own item size.
+The safetensors library needs all tensors of a file in memory at once; this writer needs a few megabytes for a gigabyte.
+The library also starts each tensor at the end of the one before. The format allows no gaps, so this writer pads the
+header to 64 bytes, and `in_aligned_order` puts tensors whose size is a multiple of 64 bytes first: they all begin on a
+cache line, and the tensors after them (a scalar, a bias of two values) at least at a multiple of their item size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TensorSpec:
 
 
 def in_aligned_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Return tensors so that each one starts aligned: whole cache lines first, then by falling item size."""
+    """Return tensors in an order in which each starts aligned: whole cache lines first, then by falling item size."""
 
     def place(spec: TensorSpec) -> tuple[bool, int]:
         unaligned = spec.nbytes % ALIGNMENT_BYTES != 0

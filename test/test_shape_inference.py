@@ -1,4 +1,4 @@
-"""The family: published names and totals, every member recovered from its shapes, every misfit in the table."""
+"""Architectures: published names and totals; each is found by its shapes, and each misfit is in the table."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoint_files import members
+from checkpoint_files import architectures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPConfig, CLIPModel, Kosmos2Config, Kosmos2Model
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.storage.config import SIZES, HybridConfig, PolicySettings, family_member
-from mobile_vla_inference.policy.storage.layout import (
-    Shape,
-    infer_config,
-    parameter_counts,
-    solve_fusion_features,
-    tensor_shapes,
-)
+from mobile_vla_inference.policy.storage.config import SIZES, HybridConfig, standard_config
+from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
+from mobile_vla_inference.policy.storage.layout import Shape, parameter_counts, tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
+from mobile_vla_inference.policy.storage.shape_inference import infer_config
 
-FULL_HYBRID = family_member("full", "hybrid")
-FULL_PURE = family_member("full", "pure")
-NAMED_MEMBERS = [(size, variant) for size in SIZES for variant in ("hybrid", "pure")]
+FULL_HYBRID = standard_config("full", "hybrid")
+FULL_PURE = standard_config("full", "pure")
+NAMED = [(size, variant) for size in SIZES for variant in ("hybrid", "pure")]
 
 
 def _shapes(module: torch.nn.Module, prefix: str) -> dict[str, Shape]:
@@ -44,8 +41,8 @@ def published_towers() -> dict[str, Shape]:
 def test_published_names_and_totals(published_towers: dict[str, Shape], config: HybridConfig, total: int) -> None:
     shapes = tensor_shapes(config)
     towers = {name: shape for name, shape in shapes.items() if name.startswith(("kosmos_model.", "clip_model."))}
-    in_member = ("kosmos_model.",) if config.variant == "pure" else ("kosmos_model.", "clip_model.")
-    assert towers == {name: shape for name, shape in published_towers.items() if name.startswith(in_member)}
+    in_policy = ("kosmos_model.",) if config.variant == "pure" else ("kosmos_model.", "clip_model.")
+    assert towers == {name: shape for name, shape in published_towers.items() if name.startswith(in_policy)}
     assert sum(math.prod(shape) for shape in shapes.values()) == total
 
 
@@ -59,25 +56,25 @@ def test_published_part_counts() -> None:
     assert sum(counts[name] for name in ("feature_fusion", "rnn", "actions")) == 43_816_962
 
 
-@pytest.mark.parametrize(("size", "variant"), NAMED_MEMBERS)
-def test_named_members_are_recovered(size: str, variant: str) -> None:
-    config = family_member(size, variant)
+@pytest.mark.parametrize(("size", "variant"), NAMED)
+def test_named_configurations_are_recovered(size: str, variant: str) -> None:
+    config = standard_config(size, variant)
     assert infer_config(tensor_shapes(config)) == config
 
 
 @settings(max_examples=80, deadline=None)
-@given(config=members(), order=st.randoms(use_true_random=False))
-def test_any_member_is_recovered(config: HybridConfig, order) -> None:
+@given(config=architectures(), order=st.randoms(use_true_random=False))
+def test_any_architecture_is_recovered(config: HybridConfig, order) -> None:
     shapes = list(tensor_shapes(config).items())
     order.shuffle(shapes)
     assert infer_config(dict(shapes)) == config
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), member=st.sampled_from(NAMED_MEMBERS), step=st.sampled_from((-1, 1)))
-def test_a_shape_off_by_one_is_found(data: st.DataObject, member: tuple[str, str], step: int) -> None:
+@given(data=st.data(), named=st.sampled_from(NAMED), step=st.sampled_from((-1, 1)))
+def test_a_shape_off_by_one_is_found(data: st.DataObject, named: tuple[str, str], step: int) -> None:
     """One wrong dimension is a misfit of that tensor alone, unless no other tensor shows that size."""
-    config = family_member(*member)
+    config = standard_config(*named)
     shapes = tensor_shapes(config)
     name = data.draw(st.sampled_from([name for name, shape in shapes.items() if shape]))
     place = data.draw(st.integers(0, len(shapes[name]) - 1))
@@ -89,12 +86,12 @@ def test_a_shape_off_by_one_is_found(data: st.DataObject, member: tuple[str, str
         assert str(list(wrong)) in str(error)
         assert "1 wrong shape" in str(error)
         return
-    assert tensor_shapes(inferred) == shapes  # a vocabulary, a latent more or less: another member
+    assert tensor_shapes(inferred) == shapes  # a vocabulary, a latent more or less: another architecture
     assert inferred != config
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), config=members())
+@given(data=st.data(), config=architectures())
 def test_a_missing_tensor_is_found(data: st.DataObject, config: HybridConfig) -> None:
     shapes = tensor_shapes(config)
     optional = "clip_model.logit_scale"
@@ -108,13 +105,13 @@ def test_a_missing_tensor_is_found(data: st.DataObject, config: HybridConfig) ->
 @settings(max_examples=50, deadline=None)
 @given(
     shapes=st.dictionaries(
-        st.text(max_size=8) | st.sampled_from(sorted(tensor_shapes(family_member("tiny", "hybrid")))),
+        st.text(max_size=8) | st.sampled_from(sorted(tensor_shapes(standard_config("tiny", "hybrid")))),
         st.lists(st.integers(0, 1 << 40), max_size=5).map(tuple),
         max_size=12,
     )
 )
 def test_foreign_shapes_are_refused(shapes: dict[str, Shape]) -> None:
-    with pytest.raises(CheckpointError, match="fits no member"):
+    with pytest.raises(CheckpointError, match="fits no architecture variant"):
         infer_config(shapes)
 
 
@@ -124,7 +121,7 @@ def _refusal(shapes: dict[str, Shape]) -> str:
     return str(caught.value)
 
 
-def test_the_table_groups_layers_and_names_the_nearest_member() -> None:
+def test_the_table_groups_layers_and_names_the_nearest_configuration() -> None:
     shapes = tensor_shapes(FULL_HYBRID)
     layer = "kosmos_model.text_model.model.layers.{}.ffn.fc1.bias"
     for index in (*range(3, 9), 11):
@@ -134,7 +131,7 @@ def test_the_table_groups_layers_and_names_the_nearest_member() -> None:
     shapes["rnn.weight_ih_l0"] = (4097, 2048)
     message = _refusal(shapes)
     first, _, table = message.partition("\n")
-    assert first.startswith("x.pth fits no member of the family: 7 missing, 24 unexpected, 1 wrong shape")
+    assert first.startswith("x.pth fits no architecture variant: 7 missing, 24 unexpected, 1 wrong shape")
     assert "the full hybrid" in first
     assert re.search(r"missing +kosmos_model\.text_model\.model\.layers\.3-8,11\.ffn\.fc1\.bias +- +\[8192\]", table)
     assert re.search(
@@ -144,7 +141,7 @@ def test_the_table_groups_layers_and_names_the_nearest_member() -> None:
     assert len(table.splitlines()) == 4
 
 
-def test_a_missing_cell_layer_is_named() -> None:
+def test_a_missing_recurrent_layer_is_named() -> None:
     shapes = tensor_shapes(FULL_HYBRID)
     for name in [name for name in shapes if name.endswith("_l2")]:
         del shapes[name]
@@ -172,7 +169,7 @@ def test_a_plain_clip_is_refused(published_towers: dict[str, Shape]) -> None:
 
 
 def test_a_hostile_name_can_not_garble_the_table() -> None:
-    shapes = tensor_shapes(family_member("tiny", "pure")) | {"a\nb\x1b[2J" + "c" * 5000: (1,)}
+    shapes = tensor_shapes(standard_config("tiny", "pure")) | {"a\nb\x1b[2J" + "c" * 5000: (1,)}
     message = _refusal(shapes)
     assert len(message.splitlines()) == 3 and "\x1b" not in message and len(message) < 1500
 
@@ -194,11 +191,11 @@ def test_the_pure_variant_reads_kosmos_text() -> None:
     assert solve_fusion_features(FULL_PURE) == ("kosmos_text",)
 
 
-@pytest.mark.parametrize(("size", "variant"), NAMED_MEMBERS)
-def test_documented_features_win_in_small_members(size: str, variant: str) -> None:
+@pytest.mark.parametrize(("size", "variant"), NAMED)
+def test_documented_features_win_in_small_configurations(size: str, variant: str) -> None:
     """Their widths coincide, so that other sums fit too."""
     expected = ("kosmos_text", "clip_text") if variant == "hybrid" else ("kosmos_text",)
-    assert solve_fusion_features(family_member(size, variant)) == expected
+    assert solve_fusion_features(standard_config(size, variant)) == expected
 
 
 def test_ambiguous_fusion_lists_the_candidates_and_the_setting() -> None:
@@ -224,5 +221,5 @@ def test_impossible_fusion_is_refused() -> None:
 
 
 def test_pooled_clip_text_has_its_own_width() -> None:
-    config = replace(family_member("small", "hybrid"), clip_projection_dim=32, fusion_in=256 + 128)
+    config = replace(standard_config("small", "hybrid"), clip_projection_dim=32, fusion_in=256 + 128)
     assert solve_fusion_features(config, PolicySettings(clip_text_feature="pooled")) == ("kosmos_text", "clip_text")

@@ -1,11 +1,11 @@
-"""Replace a folder as a whole: readers see the old one or the new one, never a mix, whatever kills the writer.
+"""Replace a folder as a whole: readers see the old one or the new one, never a mix, even if the writer is killed.
 
-The new content is written to a hidden sibling (`.NAME.new-XXXX`) on the same file system, brought to the disk, and
-then takes the name by one rename. Where the name is taken, `renameat2(RENAME_EXCHANGE)` swaps the two folders in one
-step of the kernel. File systems without it (some network ones, FAT) get two renames: killed between them, the old
-folder is left as `.NAME.old-XXXX`, and the next run gives it its name back.
+The new content is written to a hidden sibling (`.NAME.new-XXXX`) on the same file system, synchronised to the disk, and
+then gets the name by one rename. If the name is used, `renameat2(RENAME_EXCHANGE)` swaps the two folders in one
+step of the kernel. File systems without it (some network ones, FAT) need two renames: after a kill between them, the
+old folder has the name `.NAME.old-XXXX`, and the next run renames it back.
 
-A run holds a lock (flock) on its sibling. What a killed run left has no such lock, and the next run removes it.
+A run holds a lock (flock) on its sibling. The sibling of a killed run has no lock, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _CANT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class StagedFolder:
-    """A new folder that takes the place of `target` when it is published, and is removed otherwise.
+    """A new folder that replaces `target` when it is published, and is removed otherwise.
 
     Use it as a context manager; the value is the folder to write to.
 
     Raises:
-        CheckpointError: on entry, where another run writes the same target, or folders can't be locked there.
+        CheckpointError: on entry, if another run writes the same target, or folders can't be locked there.
     """
 
     def __init__(self, target: Path) -> None:
@@ -72,7 +72,7 @@ class StagedFolder:
         return self._new
 
     def publish(self) -> None:
-        """Bring every file to the disk and give the folder the target's name, in place of what has it."""
+        """Synchronise every file to the disk and give the folder the target's name; replace what has that name."""
         for folder, _, names in os.walk(self._new, topdown=False):
             for name in (*names, ""):
                 _sync(Path(folder) / name)
@@ -94,7 +94,7 @@ class StagedFolder:
                 old.rename(self._target)
 
     def _clean_up_after_killed_runs(self) -> None:
-        """Remove what killed runs left; raise CheckpointError where one is alive. Needs the parent's lock."""
+        """Remove the folders of killed runs; raise CheckpointError if a run is alive. Needs the parent's lock."""
         for leftover in self._siblings("new"):
             with _locked(leftover, wait=False) as lock:
                 if lock is None:
@@ -114,7 +114,7 @@ class StagedFolder:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to the disk."""
+    """Synchronise a file's content, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -124,7 +124,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[int | None]:
-    """Hold a folder's lock; the value is None where another process has it or there are no locks."""
+    """Hold a folder's lock; the value is None if another process has it, or there are no locks."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -138,7 +138,7 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[int | None]:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; return False where the system or the file system can't."""
+    """Swap two folders in one step; return False if the system or the file system can't."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:

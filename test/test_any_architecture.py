@@ -1,22 +1,20 @@
-"""Any member of the family, saved in any way: its architecture is recovered, and it acts as the module it came from.
+"""Any architecture, saved in any way: its sizes are found, and it acts as the module that was saved.
 
-The source is built here from stock parts, the way a training script does, and shares no code with HybridModel.
+The source is built here from stock parts, as a training script does, and shares no code with HybridModel.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import members_with_features, prefixes, saved, wrap, wrappers
+from checkpoint_files import architectures_with_features, prefixes, save_as, saved, wrappers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     CLIPConfig,
@@ -30,19 +28,14 @@ from transformers import (
 )
 
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import load_model, open_checkpoint
 from mobile_vla_inference.policy.convert import convert
+from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import Prompt
-from mobile_vla_inference.policy.storage.config import (
-    HybridConfig,
-    PolicySettings,
-    TextTower,
-    VisionTower,
-    family_member,
-)
+from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
+from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower, VisionTower, standard_config
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import save_settings
-from mobile_vla_inference.policy.storage.tensor_index import SHARD_INDEX_FILE
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 _HEAD_DIM = 64
@@ -51,7 +44,7 @@ _WORDS = 4
 
 
 class SourcePolicy(nn.Module):
-    """The policy as training had it: stock towers, a fusion layer, a cell and a head."""
+    """The policy as training had it: stock towers, a fusion layer, recurrent layers and a head."""
 
     def __init__(self, config: HybridConfig, features: tuple[str, ...]) -> None:
         super().__init__()
@@ -84,7 +77,7 @@ class SourcePolicy(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, prompt: Prompt, clip_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map the frames of an episode [steps, 3, size, size] to what the cell reads, and actions [steps, actions]."""
+        """Map frames [steps, 3, size, size] to the input of the recurrent layers, and to actions [steps, actions]."""
         steps = len(pixel_values)
         outputs = self.kosmos_model(
             pixel_values=pixel_values,
@@ -178,7 +171,7 @@ def _source(config: HybridConfig, features: tuple[str, ...], seed: int, dtype: t
 
 
 def _inputs(config: HybridConfig, seed: int) -> tuple[torch.Tensor, Prompt, torch.Tensor | None]:
-    """Return frames, Kosmos-2's tokens with the image's places marked, and CLIP's tokens with the end of text."""
+    """Return frames, Kosmos-2's tokens with the image's positions marked, and CLIP's tokens with the end of text."""
     generator = torch.Generator().manual_seed(seed)
     pixel_values = torch.randn(_STEPS, 3, config.image_size, config.image_size, generator=generator)
     latents = config.latent_query_num
@@ -194,26 +187,6 @@ def _inputs(config: HybridConfig, seed: int) -> tuple[torch.Tensor, Prompt, torc
     return pixel_values, prompt, clip_ids
 
 
-def _save(path: Path, state: dict[str, torch.Tensor], layout: str, prefix: str, wrapper: str | None) -> Path:
-    """Save a state dict as `.pth`, as one safetensors file, or as a folder of two shards."""
-    if layout == "pth":
-        path = path.with_suffix(".pth")
-        path.write_bytes(saved(wrap(state, prefix, wrapper)))
-        return path
-    state = wrap(state, prefix, None)
-    if layout == "safetensors":
-        save_file(state, path.with_suffix(".safetensors"))
-        return path.with_suffix(".safetensors")
-    path.mkdir(exist_ok=True)
-    names = sorted(state)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for shard, keys in shards.items():
-        save_file({key: state[key] for key in keys}, path / shard)
-    weight_map = {key: shard for shard, keys in shards.items() for key in keys}
-    (path / SHARD_INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return path
-
-
 @settings(
     max_examples=60,
     deadline=None,
@@ -221,28 +194,28 @@ def _save(path: Path, state: dict[str, torch.Tensor], layout: str, prefix: str, 
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
-    member=members_with_features(),
+    architecture=architectures_with_features(),
     layout=st.sampled_from(("pth", "safetensors", "sharded safetensors")),
     prefix=prefixes,
     wrapper=wrappers,
     dtype=st.sampled_from((torch.float32, torch.float16, torch.bfloat16)),
     seed=st.integers(0, 99),
 )
-def test_any_member_is_recovered_and_acts_as_its_source(
+def test_any_architecture_is_recovered_and_acts_as_its_source(
     tmp_path: Path,
-    member: tuple[HybridConfig, tuple[str, ...]],
+    architecture: tuple[HybridConfig, tuple[str, ...]],
     layout: str,
     prefix: str,
     wrapper: str | None,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
-    config, features = member
+    config, features = architecture
     source = _source(config, features, seed, dtype)
     state = {name: tensor.to(dtype) for name, tensor in source.state_dict().items()}
     if not config.clip_logit_scale:
         state.pop("clip_model.logit_scale", None)
-    path = _save(tmp_path / "member", state, layout, prefix, wrapper)
+    path = save_as(tmp_path / "policy", state, layout, prefix, wrapper)
     save_settings(path, PolicySettings(fusion_features=features))
 
     checkpoint = open_checkpoint(path)
@@ -260,11 +233,11 @@ def test_any_member_is_recovered_and_acts_as_its_source(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-# --- a cell that has lost its last layers ---
+# --- recurrent layers are missing ---
 
 
 def _trained(config: HybridConfig, lost_layers: int, args: argparse.Namespace | None = None) -> dict[str, object]:
-    """Return what training saves, with Adam's state of fusion, cell and head; the cell's last layers are lost."""
+    """Return what training saves, with Adam's state; the last recurrent layers of the model are lost."""
     shapes = tensor_shapes(config)
     trained = [shape for name, shape in shapes.items() if name.startswith(("feature_fusion.", "rnn.", "actions."))]
     moments = {i: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(s)} for i, s in enumerate(trained)}
@@ -281,14 +254,14 @@ def _trained(config: HybridConfig, lost_layers: int, args: argparse.Namespace | 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("variant", ["hybrid", "pure"])
 @pytest.mark.parametrize("lost", [1, 2])
-def test_a_lost_last_layer_is_told_by_the_optimizer(tmp_path: Path, kind: str, variant: str, lost: int) -> None:
-    config = family_member("tiny", variant)
+def test_the_optimizer_shows_a_lost_last_layer(tmp_path: Path, kind: str, variant: str, lost: int) -> None:
+    config = standard_config("tiny", variant)
     config = replace(config, cell=replace(config.cell, kind=kind, num_layers=4))
     path = tmp_path / "a.pth"
     path.write_bytes(saved(_trained(config, 0)))
     assert open_checkpoint(path).config == config
     path.write_bytes(saved(_trained(config, lost)))
-    with pytest.raises(CheckpointError, match=rf"has {4 - lost} layers of its cell, expected the 4 .*optimizer"):
+    with pytest.raises(CheckpointError, match=rf"has {4 - lost} recurrent layers, expected the 4 .*optimizer"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match=rf"rnn\.\*_l{4 - lost}\b.* missing"):
         convert(path, tmp_path / "out")
@@ -296,20 +269,22 @@ def test_a_lost_last_layer_is_told_by_the_optimizer(tmp_path: Path, kind: str, v
 
 
 @pytest.mark.parametrize("name", ["lstm_layers", "num_lstm_layers", "rnn_num_layers", "lstm_num_layers"])
-def test_a_lost_last_layer_is_told_by_the_arguments(tmp_path: Path, name: str) -> None:
-    config = family_member("tiny", "hybrid")  # two layers
+def test_the_arguments_show_a_lost_last_layer(tmp_path: Path, name: str) -> None:
+    config = standard_config("tiny", "hybrid")  # two layers
     path = tmp_path / "a.pth"
     content = {"model": {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}}
     for layers in (1, 2, True, "4"):  # fewer or nonsense: the tensors know better
         path.write_bytes(saved({**content, "args": argparse.Namespace(**{name: layers})}))
         assert open_checkpoint(path).config == config
     path.write_bytes(saved({**content, "args": argparse.Namespace(**{name: 4})}))
-    with pytest.raises(CheckpointError, match=rf"expected the 4 that its training argument {name} says; rnn\.\*_l2 to"):
+    with pytest.raises(
+        CheckpointError, match=rf"expected the 4 that its training argument {name} names; rnn\.\*_l2 to"
+    ):
         open_checkpoint(path)
 
 
-def test_a_layer_lost_in_the_middle_is_told_by_the_names(tmp_path: Path) -> None:
-    config = family_member("tiny", "pure")
+def test_the_names_show_a_layer_that_is_lost_in_the_middle(tmp_path: Path) -> None:
+    config = standard_config("tiny", "pure")
     config = replace(config, cell=replace(config.cell, num_layers=3))
     state = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items() if not name.endswith("_l1")}
     (tmp_path / "a.pth").write_bytes(saved(state))
@@ -318,8 +293,8 @@ def test_a_layer_lost_in_the_middle_is_told_by_the_names(tmp_path: Path) -> None
 
 
 def test_an_optimizer_of_more_than_the_policy_is_harmless(tmp_path: Path) -> None:
-    """A training script can train something beside the policy, such as weights of its losses."""
-    config = family_member("tiny", "pure")
+    """A training script can train more than the policy, such as weights of its losses."""
+    config = standard_config("tiny", "pure")
     content = _trained(config, 0)
     content["optimizer_state_dict"]["state"][99] = {"exp_avg": torch.zeros(3)}
     (tmp_path / "a.pth").write_bytes(saved(content))
