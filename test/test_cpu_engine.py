@@ -13,7 +13,7 @@ from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.engines import choice as engine_choice
 from mobile_vla_inference.policy.engines import cpu as cpu_engine
 from mobile_vla_inference.policy.engines.cpu import CpuEngine, PackedLinear
-from mobile_vla_inference.policy.engines.forward import Linear, TorchOperations
+from mobile_vla_inference.policy.engines.operations import Linear, TorchOperations
 from mobile_vla_inference.policy.engines.quantize import quantize, row_scales
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
@@ -41,8 +41,8 @@ def actions(policy: VlaPolicy, count: int = 4) -> np.ndarray:
 
 @pytest.fixture
 def packs_everything(monkeypatch) -> None:
-    """Pack the tiny matrices of the tests, too."""
-    monkeypatch.setattr(cpu_engine, "_PACKED_FROM", 1)
+    """Pack the tiny matrices of the tests too."""
+    monkeypatch.setattr(cpu_engine, "SMALLEST_PACKED", 1)
 
 
 @needs_packing
@@ -69,7 +69,7 @@ def test_int8_keeps_the_features(tiny_checkpoint, tmp_path, packs_everything) ->
 
 
 @needs_packing
-def test_a_row_of_large_values_costs_the_others_no_precision() -> None:
+def test_a_row_of_large_values_does_not_reduce_the_precision_of_the_others() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 32)
     scale = row_scales(linear.weight.detach())
@@ -78,29 +78,29 @@ def test_a_row_of_large_values_costs_the_others_no_precision() -> None:
     rows[1] *= 1e4
     rows[2] = 0.0
     expected = TorchOperations(torch.float32).linear(rows, plain)
-    error = cpu_engine.CpuOperations().linear(rows, cpu_engine._pack_int8(plain)) - expected
+    error = cpu_engine.CpuOperations().linear(rows, cpu_engine.pack_int8(plain)) - expected
     assert (error.norm(dim=1) <= 0.03 * expected.norm(dim=1)).all()
 
 
 @needs_packing
 def test_a_weight_beyond_fp16_stays_as_it_is() -> None:
     linear = Linear(torch.tensor([[1e5, 0.0], [0.0, 1.0]]), None)
-    assert cpu_engine._pack_float16(linear) is linear
+    assert cpu_engine.pack_float16(linear) is linear
 
 
 @needs_packing
-@pytest.mark.parametrize("packing", ["float32", "float16", "int8"])
-def test_what_a_step_reads_shrinks_with_the_packing(tiny_checkpoint, packing, packs_everything) -> None:
-    model = VlaPolicy.load(tiny_checkpoint, device="cpu").engine.flat._model
-    engine = CpuEngine(model, packing)
-    linears = packed_linears(engine)
-    assert bool(linears) == (packing != "float32")
-    saved = CpuEngine(model, "float32").flat.weight_bytes - engine.flat.weight_bytes
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_step_reads_fewer_bytes_of_packed_weights(tiny_checkpoint, tmp_path, dtype, packs_everything) -> None:
+    convert(tiny_checkpoint, tmp_path / dtype, dtype=dtype)
+    packed = VlaPolicy.load(tmp_path / dtype, device="cpu", engine="packed").engine
+    plain = VlaPolicy.load(tiny_checkpoint, device="cpu", engine="flat").engine
+    linears = packed_linears(packed)
+    assert linears and all(linear.is_int8 == (dtype == "int8") for linear in linears)
+    saved = plain.flat.weight_bytes - packed.flat.weight_bytes
     assert saved >= sum((3 if linear.is_int8 else 2) * linear.weight.numel() for linear in linears)
-    assert bool(saved) == (packing != "float32")
 
 
-def test_without_packing_the_flat_engine_is_taken_and_told(tiny_checkpoint, monkeypatch, caplog) -> None:
+def test_without_packing_the_flat_engine_is_taken_and_reported(tiny_checkpoint, monkeypatch, caplog) -> None:
     monkeypatch.setattr(engine_choice, "can_pack", lambda: False)
     policy = VlaPolicy.load(tiny_checkpoint, device="cpu", dtype="float16")
     assert policy.describe()["engine"] == "flat"
@@ -113,9 +113,9 @@ def test_without_packing_the_flat_engine_is_taken_and_told(tiny_checkpoint, monk
 @pytest.mark.parametrize(
     ("quota", "expected"), [("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("9900000 100000", 8)]
 )
-def test_threads_keep_to_the_cgroups_quota(tmp_path: Path, monkeypatch, quota: str, expected: int) -> None:
+def test_threads_stay_within_the_cgroups_quota(tmp_path: Path, monkeypatch, quota: str, expected: int) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr(cpu_engine, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cpu_engine, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert cpu_engine.thread_count() == expected
