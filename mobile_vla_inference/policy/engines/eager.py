@@ -11,7 +11,7 @@ from mobile_vla_inference.policy.preprocess import FrameNormalizer, Prompt
 
 
 class EagerEngine:
-    """Run the module as it is, in its own type, on its own device."""
+    """An Engine that runs the module as it is, in its own type, on its own device."""
 
     def __init__(self, model: HybridModel) -> None:
         self._model = model
@@ -22,7 +22,7 @@ class EagerEngine:
 
     @torch.inference_mode()
     def set_instruction(self, prompt: Prompt, clip_ids: torch.Tensor | None) -> None:
-        """Take the tokens of a new instruction and compute CLIP's text feature; the hidden state stays."""
+        """See Engine."""
         device = self._model.device
         feature = None
         if self._model.reads_clip_text:
@@ -31,11 +31,7 @@ class EagerEngine:
 
     @torch.inference_mode()
     def step(self, frame: np.ndarray) -> np.ndarray:
-        """Map a frame, uint8 RGB [image_size, image_size, 3], to an action, float32 [actions]; advance the state.
-
-        Raises:
-            PolicyError: the action or the state is not finite; the state is reset.
-        """
+        """See Engine."""
         actions, self._hidden_state = self._model.act(self._fused_features(frame), self._hidden_state)
         # One transfer from the device for both: the values, and whether the state is finite.
         answer = torch.cat([actions[0].float(), state_magnitude(self._hidden_state)]).cpu().numpy()
@@ -43,11 +39,11 @@ class EagerEngine:
 
     @torch.inference_mode()
     def features(self, frame: np.ndarray) -> np.ndarray:
-        """Return the LSTM's input for a frame, float32 [cell input], for comparisons; the state stays."""
+        """See Engine."""
         return self._fused_features(frame)[0].float().cpu().numpy()
 
     def reset(self) -> None:
-        """Clear the hidden state."""
+        """See Engine."""
         self._hidden_state = self._model.initial_hidden_state()
 
     def _fused_features(self, frame: np.ndarray) -> torch.Tensor:

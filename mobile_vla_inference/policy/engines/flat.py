@@ -18,7 +18,7 @@ from mobile_vla_inference.policy.preprocess import Prompt
 
 
 class FlatEngine:
-    """Run the flat arithmetic directly.
+    """An Engine that runs the flat arithmetic directly.
 
     Attributes:
         flat: the model that runs.
@@ -32,16 +32,12 @@ class FlatEngine:
         self._state = self.flat.initial_state()
 
     def set_instruction(self, prompt: Prompt, clip_ids: torch.Tensor | None) -> None:
-        """Take the tokens of a new instruction; the hidden state stays."""
+        """See Engine."""
         self._instruction = self.flat.instruction(prompt, clip_ids)
 
     @torch.inference_mode()
     def step(self, frame: np.ndarray) -> np.ndarray:
-        """Map a frame, uint8 RGB [image_size, image_size, 3], to an action, float32 [actions]; advance the state.
-
-        Raises:
-            PolicyError: the action or the state is not finite; the state is reset.
-        """
+        """See Engine."""
         pixels = torch.tensor(frame, device=self._device)  # a copy: the frame can be read-only or in shared memory
         actions, self._state = self.flat.step(pixels, self._instruction, self._state)
         answer = torch.cat([actions, state_magnitude(self._state)]).cpu().numpy()
@@ -49,7 +45,7 @@ class FlatEngine:
 
     @torch.inference_mode()
     def features(self, frame: np.ndarray) -> np.ndarray:
-        """Return the LSTM's input for a frame, float32 [cell input], for comparisons; the state stays."""
+        """See Engine."""
         return self.flat.fused_features(torch.tensor(frame, device=self._device), self._instruction).cpu().numpy()
 
     def parts(self, frame: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -57,5 +53,5 @@ class FlatEngine:
         return self.flat.parts(torch.tensor(frame, device=self._device), self._instruction, self._state)
 
     def reset(self) -> None:
-        """Clear the hidden state."""
+        """See Engine."""
         self._state = self.flat.initial_state()

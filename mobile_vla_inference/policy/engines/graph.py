@@ -33,7 +33,7 @@ class _Captured:
 
 
 class GraphEngine:
-    """Replay a captured step on a CUDA device.
+    """An Engine that replays a captured step on a CUDA device.
 
     Attributes:
         flat: the model that is captured.
@@ -62,7 +62,7 @@ class GraphEngine:
         self._current: _Captured | None = None
 
     def set_instruction(self, prompt: Prompt, clip_ids: torch.Tensor | None) -> None:
-        """Take the tokens of a new instruction; the hidden state stays. A new length takes longer: it is captured."""
+        """See Engine. An instruction of a new length takes longer, because its step is captured."""
         instruction = self.flat.instruction(prompt, clip_ids)
         tokens = prompt.input_ids.shape[1]
         # Weights and instruction were computed on the caller's stream.
@@ -80,11 +80,7 @@ class GraphEngine:
         self._stream.synchronize()
 
     def step(self, frame: np.ndarray) -> np.ndarray:
-        """Map a frame, uint8 RGB [image_size, image_size, 3], to an action, float32 [actions]; advance the state.
-
-        Raises:
-            PolicyError: the action or the state is not finite; the state is reset.
-        """
+        """See Engine."""
         np.copyto(self._frame_view, frame)
         with torch.cuda.stream(self._stream):
             self._current.graph.replay()
@@ -93,7 +89,7 @@ class GraphEngine:
 
     @torch.inference_mode()
     def features(self, frame: np.ndarray) -> np.ndarray:
-        """Return the LSTM's input for a frame, float32 [cell input], for comparisons; the state stays."""
+        """See Engine."""
         with torch.cuda.stream(self._stream):
             pixels = torch.tensor(frame, device=self._device)
             return self.flat.fused_features(pixels, self._current.instruction).cpu().numpy()
@@ -103,7 +99,7 @@ class GraphEngine:
         return self.flat.parts(torch.tensor(frame, device=self._device), self._current.instruction, self._state)
 
     def reset(self) -> None:
-        """Clear the hidden state."""
+        """See Engine."""
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             for part in state_parts(self._state):
                 part.zero_()

@@ -62,7 +62,7 @@ Rows = torch.Tensor | QuantizedRows
 class TorchOperations:
     """Every operation by torch's own functions, on any device.
 
-    Activations are [rows, width] in `dtype`. The residual stream, between two LayerNorms, is fp32.
+    Activations are [rows, width] in `dtype`; the residual stream is fp32.
 
     Attributes:
         dtype: type of the activations.

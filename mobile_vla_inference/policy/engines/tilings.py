@@ -65,7 +65,7 @@ MEASURED: dict[Operands, dict[tuple[int, int, int], Tiling]] = {
     },
 }
 
-#: By the rule, splits double while the blocks are at most so many times the multiprocessors.
+#: The rule doubles the splits as long as there are at most so many blocks per multiprocessor.
 _BLOCKS_PER_MULTIPROCESSOR = 1.3
 
 
