@@ -47,7 +47,7 @@ def random_model(config: HybridConfig, settings: PolicySettings) -> HybridModel:
 
 def random_inputs(config: HybridConfig) -> tuple[torch.Tensor, Prompt, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    patterns = torch.randn(STEPS, 3, 3, 3, generator=generator)  # coarse: noise is the same everywhere to a mean
+    patterns = torch.randn(STEPS, 3, 3, 3, generator=generator)  # coarse: means over fine noise are all the same
     frames = nn.functional.interpolate(patterns, size=(config.image_size, config.image_size))
     latents = config.latent_query_num
     ids = torch.randint(4, 500, (1, latents + 9), generator=generator)
@@ -58,7 +58,7 @@ def random_inputs(config: HybridConfig) -> tuple[torch.Tensor, Prompt, torch.Ten
 
 
 class PlainComposition:
-    """The published model written down directly from transformers' modules, nn.LSTM and a Sequential."""
+    """The published model, composed directly of transformers' modules, nn.LSTM and a Sequential."""
 
     def __init__(self, model: HybridModel) -> None:
         config = model.config
@@ -81,7 +81,7 @@ class PlainComposition:
             },
             latent_query_num=config.latent_query_num,
         )
-        # Eager attention has no causal short cut of its own, unlike some releases' other kinds.
+        # Eager attention does not apply the causal flag by itself, as other implementations do in some releases.
         kosmos = Kosmos2Model._from_config(kosmos_config, attn_implementation="eager")
         self.kosmos = self._load(kosmos, model, "kosmos_model.")
         self.clip = self._load(self._clip(config), model, "clip_model.") if config.clip_text else None
@@ -196,11 +196,13 @@ def test_outputs_equal_a_plain_composition_frame_by_frame(variant: str, carried:
             actions, state = model.act(model.fused_features(frame, prompt, text), state)
             torch.testing.assert_close(actions, plain.step(frame, prompt, clip_ids), atol=TOLERANCE, rtol=0)
             seen.append(actions)
-    assert torch.cat(seen).std(dim=0).min() > 100 * TOLERANCE, "the frames make no difference, so nothing was compared"
+    assert torch.cat(seen).std(dim=0).min() > 100 * TOLERANCE, (
+        "the frames make no difference, so the comparison proves nothing"
+    )
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
-def test_one_by_one_equals_one_call_over_the_sequence(kind: str) -> None:
+def test_single_steps_equal_one_call_over_the_sequence(kind: str) -> None:
     config = replace(standard_config("tiny", "hybrid"), cell=Cell(kind, 64, 64, 2))
     model = random_model(config, PolicySettings(attention_heads=HEADS, clip_eos_token_id=CLIP_EOS))
     frames, prompt, clip_ids = random_inputs(config)
@@ -215,7 +217,7 @@ def test_one_by_one_equals_one_call_over_the_sequence(kind: str) -> None:
     torch.testing.assert_close(torch.cat(one_by_one), expected, atol=TOLERANCE, rtol=0)
 
 
-def test_a_batch_of_frames_equals_frame_after_frame() -> None:
+def test_a_batch_of_frames_equals_single_frames() -> None:
     config = standard_config("tiny", "hybrid")
     model = random_model(config, PolicySettings(clip_eos_token_id=CLIP_EOS))
     frames, prompt, clip_ids = random_inputs(config)
@@ -246,7 +248,7 @@ def test_buffers_take_the_type_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "image"])
-def test_kosmos_pooling_reads_the_positions_it_names(pooling: str) -> None:
+def test_kosmos_pooling_reads_the_named_positions(pooling: str) -> None:
     config = standard_config("tiny", "pure")
     model = random_model(config, PolicySettings(kosmos_pooling=pooling))
     frames, prompt, _ = random_inputs(config)
@@ -280,7 +282,7 @@ def test_every_latent_sees_every_patch() -> None:
     assert differences.min() > TOLERANCE
 
 
-def test_every_feature_is_what_its_name_says() -> None:
+def test_every_feature_equals_the_output_it_is_named_after() -> None:
     names = ("clip_vision_hidden", "kosmos_vision", "clip_image", "clip_text", "kosmos_text")
     config = standard_config("tiny", "hybrid", fusion_in=64 + 64 + 32 + 32 + 64)
     settings = PolicySettings(fusion_features=names, clip_text_feature="normalized", clip_eos_token_id=CLIP_EOS)
@@ -302,14 +304,14 @@ def test_every_feature_is_what_its_name_says() -> None:
     torch.testing.assert_close(found_text.norm(dim=1), torch.ones(STEPS), atol=TOLERANCE, rtol=0)
 
 
-def test_a_member_with_only_clip_text_has_no_vision_tower() -> None:
+def test_a_checkpoint_with_only_clip_text_has_no_vision_tower() -> None:
     config = replace(standard_config("tiny", "hybrid"), clip_vision=None, clip_logit_scale=False)
     settings = PolicySettings(fusion_features=("kosmos_text", "clip_text"))
     names = {name.split(".")[1] for name in on_meta(config, settings).state_dict() if name.startswith("clip_model.")}
     assert names == {"text_model", "text_projection"}
 
 
-def test_two_frame_sizes_are_refused_only_where_both_towers_are_read() -> None:
+def test_two_frame_sizes_are_refused_only_if_both_towers_are_read() -> None:
     config = standard_config("tiny", "hybrid")
     config = replace(config, clip_vision=replace(config.clip_vision, image_size=84))
     on_meta(config)
@@ -330,6 +332,6 @@ def test_settings_that_do_not_fit_are_named(settings: PolicySettings, words: tup
     assert all(word in str(error.value) for word in words)
 
 
-def test_a_feature_that_the_member_lacks_is_named() -> None:
+def test_a_feature_that_the_checkpoint_lacks_is_named() -> None:
     with pytest.raises(CheckpointError, match="clip_text"):
         on_meta(standard_config("tiny", "pure"), PolicySettings(fusion_features=("clip_text",)))

@@ -1,4 +1,4 @@
-"""Engines: the flat arithmetic is the modules' for every kind of member, and a captured step is the step."""
+"""Engines: flat arithmetic equals the modules for every variant, and a captured step equals the flat one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 
 from mobile_vla_inference.errors import DeviceError, PolicyError
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.engines.engine import EagerEngine
+from mobile_vla_inference.policy.engines.eager import EagerEngine
 from mobile_vla_inference.policy.engines.flat import FlatEngine
-from mobile_vla_inference.policy.engines.forward import TorchOperations
+from mobile_vla_inference.policy.engines.operations import TorchOperations
+from mobile_vla_inference.policy.engines.quantize import quantize, row_scales, use_int8_linears
+from mobile_vla_inference.policy.engines.tilings import MEASURED, Operands, Tiling, block_rows, choose_tiling
 from mobile_vla_inference.policy.preprocess import Prompt
 from mobile_vla_inference.policy.storage.config import standard_config
-from mobile_vla_inference.policy.storage.layout import tensor_shapes
+from mobile_vla_inference.policy.storage.layout import is_block_matrix, tensor_shapes
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
 from mobile_vla_inference.policy.synthetic.weights import parameter_values
@@ -28,8 +30,10 @@ TOLERANCE = 1e-5
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
-def member(variant: str = "hybrid", fusion_in: int | None = None, cell: str = "lstm", **changes: object) -> HybridModel:
-    """Return a tiny member with synthetic weights on the CPU; `changes` are settings."""
+def tiny_model(
+    variant: str = "hybrid", fusion_in: int | None = None, cell: str = "lstm", **changes: object
+) -> HybridModel:
+    """Return a tiny model with synthetic weights on the CPU; `changes` are settings."""
     config = standard_config("tiny", variant, fusion_in)
     config = replace(config, cell=replace(config.cell, kind=cell))
     heads = synthetic_settings(standard_config("tiny", variant)).attention_heads
@@ -43,8 +47,23 @@ def member(variant: str = "hybrid", fusion_in: int | None = None, cell: str = "l
     return model.requires_grad_(False)
 
 
+def with_int8_blocks(model: HybridModel) -> HybridModel:
+    """Make the matrices of the blocks and the resampler int8, as in a converted folder; return the same model."""
+    linears = {
+        name: model.get_submodule(name.removesuffix(".weight"))
+        for name, _ in model.named_parameters()
+        if is_block_matrix(name)
+    }
+    use_int8_linears(model, linears)
+    for name, linear in linears.items():
+        scale = row_scales(linear.weight)
+        values = {"weight": quantize(linear.weight, scale), "weight_scale": scale, "bias": linear.bias}
+        model.get_submodule(name.removesuffix(".weight")).load_state_dict(values)
+    return model
+
+
 def prompt_of(model: HybridModel, words: int) -> tuple[Prompt, torch.Tensor | None]:
-    """Return a prompt of so many words after the image, and CLIP's ids."""
+    """Return a prompt of so many words after the image, and CLIP's token ids."""
     generator = torch.Generator().manual_seed(words)
     latents = model.config.latent_query_num
     tokens = 3 + latents + words
@@ -62,7 +81,7 @@ def frames_of(model: HybridModel, count: int) -> list[np.ndarray]:
     return [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
 
 
-MEMBERS = {
+VARIANTS = {
     "hybrid": {},
     "pure": {"variant": "pure"},
     "gru": {"cell": "gru"},
@@ -81,11 +100,11 @@ MEMBERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MEMBERS)
-def test_the_flat_arithmetic_is_that_of_the_modules(kind: str) -> None:
-    model = member(**MEMBERS[kind])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_flat_arithmetic_equals_the_modules(kind: str) -> None:
+    model = tiny_model(**VARIANTS[kind])
     eager, flat = EagerEngine(model), FlatEngine(model, TorchOperations(torch.float32), CPU)
-    for words in (4, 9):  # the second instruction meets the state that the first has left
+    for words in (4, 9):  # the second instruction starts with the state that the first one left
         prompt = prompt_of(model, words)
         eager.set_instruction(*prompt)
         flat.set_instruction(*prompt)
@@ -96,9 +115,9 @@ def test_the_flat_arithmetic_is_that_of_the_modules(kind: str) -> None:
             np.testing.assert_allclose(flat.step(frame), eager.step(frame), atol=TOLERANCE, rtol=0)
 
 
-def test_what_the_comparison_stands_for_changes_the_features() -> None:
-    """Frame, instruction and settings each move the features by far more than the tolerance."""
-    model = member()
+def test_frame_instruction_and_settings_change_the_features() -> None:
+    """Each changes the features by far more than the tolerance of the comparison above."""
+    model = tiny_model()
     flat = FlatEngine(model, TorchOperations(torch.float32), CPU)
     flat.set_instruction(*prompt_of(model, 4))
     first, second = frames_of(model, 2)
@@ -106,7 +125,7 @@ def test_what_the_comparison_stands_for_changes_the_features() -> None:
     changed = [flat.features(second)]
     flat.set_instruction(*prompt_of(model, 5))
     changed.append(flat.features(first))
-    reversed_channels = FlatEngine(member(channel_order="bgr"), TorchOperations(torch.float32), CPU)
+    reversed_channels = FlatEngine(tiny_model(channel_order="bgr"), TorchOperations(torch.float32), CPU)
     reversed_channels.set_instruction(*prompt_of(model, 4))
     changed.append(reversed_channels.features(first))
     for features in changed:
@@ -114,8 +133,8 @@ def test_what_the_comparison_stands_for_changes_the_features() -> None:
 
 
 def test_int8_blocks_stay_close_to_the_modules() -> None:
-    model = member()
-    flat = FlatEngine(model, TorchOperations(torch.float32), CPU, quantized=True)
+    model = tiny_model()
+    flat = FlatEngine(with_int8_blocks(tiny_model()), TorchOperations(torch.float32), CPU)
     eager = EagerEngine(model)
     prompt = prompt_of(model, 4)
     flat.set_instruction(*prompt)
@@ -127,8 +146,8 @@ def test_int8_blocks_stay_close_to_the_modules() -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_a_reset_starts_the_episode_anew_and_the_state_matters(cell: str) -> None:
-    model = member(cell=cell)
+def test_a_reset_starts_a_new_episode_and_the_state_matters(cell: str) -> None:
+    model = tiny_model(cell=cell)
     flat = FlatEngine(model, TorchOperations(torch.float32), CPU)
     flat.set_instruction(*prompt_of(model, 4))
     frames = frames_of(model, 3)
@@ -140,7 +159,7 @@ def test_a_reset_starts_the_episode_anew_and_the_state_matters(cell: str) -> Non
 
 
 def test_features_leave_the_state_as_it_is() -> None:
-    model = member()
+    model = tiny_model()
     engines = EagerEngine(model), FlatEngine(model, TorchOperations(torch.float32), CPU)
     for engine in engines:
         engine.set_instruction(*prompt_of(model, 4))
@@ -155,21 +174,22 @@ def test_features_leave_the_state_as_it_is() -> None:
 
 @pytest.mark.parametrize("engine", ["eager", "flat"])
 def test_an_action_that_is_not_finite_is_refused_and_the_state_reset(engine: str) -> None:
-    model = member()
+    model = tiny_model()
     own = EagerEngine(model) if engine == "eager" else FlatEngine(model, TorchOperations(torch.float32), CPU)
     own.set_instruction(*prompt_of(model, 4))
     frame = frames_of(model, 1)[0]
     expected = own.step(frame)
-    state = own._hidden_state if engine == "eager" else own._state
-    with torch.inference_mode():
-        state[1][0, 0] = float("nan")
+    bias = model.rnn.bias_ih_l0  # on the CPU, both engines read the model's own fp32 weights
+    before = bias[0].item()
+    bias[0] = float("nan")
     with pytest.raises(PolicyError, match="expected finite numbers"):
         own.step(frame)
+    bias[0] = before
     assert np.array_equal(own.step(frame), expected)
 
 
 def test_the_parts_make_up_a_step() -> None:
-    model = member(fusion_in=128, fusion_features=("kosmos_text", "clip_text", "clip_image"))
+    model = tiny_model(fusion_in=128, fusion_features=("kosmos_text", "clip_text", "clip_image"))
     flat = FlatEngine(model, TorchOperations(torch.float32), CPU)
     flat.set_instruction(*prompt_of(model, 4))
     frame = frames_of(model, 1)[0]
@@ -188,25 +208,57 @@ def test_an_engine_that_needs_another_device_is_refused(tiny_checkpoint) -> None
 
 
 @pytest.mark.parametrize(("engine", "dtype"), [("auto", "float32"), ("flat", "float32"), ("eager", "bfloat16")])
-def test_the_engine_is_told(tiny_checkpoint, engine: str, dtype: str) -> None:
+def test_the_loaded_engine_is_reported(tiny_checkpoint, engine: str, dtype: str) -> None:
     facts = VlaPolicy.load(tiny_checkpoint, device="cpu", engine=engine, dtype=dtype).describe()
     assert (facts["engine"], facts["engine_fallback"]) == ("flat" if engine == "auto" else engine, "")
+
+
+def test_a_second_engine_is_made_from_the_model_of_the_first() -> None:
+    """`auto` does that if the first engine fails. The meta device stands in for a GPU, to which weights are copied."""
+    model = tiny_model()
+    for _ in range(2):
+        FlatEngine(model, TorchOperations(torch.float16), torch.device("meta"))
+
+
+@pytest.mark.parametrize("operands", Operands)
+def test_a_measured_tiling_divides_the_inner_axis(operands: Operands) -> None:
+    """The kernels read whole blocks of the inner axis, without a mask."""
+    for (_, columns, inner), tiling in MEASURED[operands].items():
+        assert inner % (tiling.splits * tiling.block_inner) == 0, (columns, inner)
+
+
+@pytest.mark.parametrize("rows", [16, 64, 78, 257])
+@pytest.mark.parametrize(("columns", "inner"), [(96, 64), (2048, 1024), (1000, 48), (768, 3072)])
+def test_a_tiling_by_the_rule_divides_the_inner_axis_and_does_not_crowd_the_device(rows, columns, inner) -> None:
+    whole, split = (
+        choose_tiling(Operands.SIXTEEN_BIT, rows, columns, inner, can_split=can_split, multiprocessors=132)
+        for can_split in (False, True)
+    )
+    assert whole.splits == 1
+    assert inner % (split.splits * split.block_inner) == 0
+    blocks = -(-rows // block_rows(rows)) * -(-columns // split.block_columns)
+    assert split.splits == 1 or blocks * split.splits <= 1.3 * 132
+
+
+def test_a_published_size_takes_its_measured_tiling() -> None:
+    tiling = choose_tiling(Operands.INT8, 78, 2048, 8192, can_split=True, multiprocessors=132)
+    assert tiling == Tiling(block_columns=64, block_inner=128, splits=4, warps=8, stages=6)
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", MEMBERS)
+@pytest.mark.parametrize("kind", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_captured_step_is_the_step(kind: str, dtype: torch.dtype) -> None:
+def test_a_captured_step_equals_the_flat_step(kind: str, dtype: torch.dtype) -> None:
     from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     gpu = torch.device("cuda")
-    model = member(**MEMBERS[kind])
+    model = tiny_model(**VARIANTS[kind])
     captured = GraphEngine(model, TorchOperations(dtype), gpu)
     flat = FlatEngine(model, TorchOperations(dtype), gpu)
-    for words in (4, 9, 4):  # a length that is known already only has its inputs rewritten
+    for words in (4, 9, 4):  # the third instruction reuses the graph of the first one's length
         prompt = prompt_of(model, words)
         for engine in (captured, flat):
             engine.set_instruction(*prompt)
@@ -219,18 +271,19 @@ def test_a_captured_step_is_the_step(kind: str, dtype: torch.dtype) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("kind", MEMBERS)
-def test_the_kernels_do_what_torch_does(kind: str, quantized: bool) -> None:
-    """In fp16 both are as close to fp32 as fp16 allows; int8 weights are the same values for both."""
-    kernels = pytest.importorskip("mobile_vla_inference.policy.engines.triton_kernels")
-    if not kernels.AVAILABLE:
-        pytest.skip("there is no Triton here")
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_the_kernels_compute_what_torch_computes(kind: str, quantized: bool) -> None:
+    """The fp16 kernels are as close to fp32 as fp16 allows; int8 weights have the same values in both engines."""
+    pytest.importorskip("triton")
     from mobile_vla_inference.policy.engines.graph import GraphEngine
+    from mobile_vla_inference.policy.engines.triton_operations import TritonOperations
 
     gpu = torch.device("cuda")
-    model = member(**MEMBERS[kind])
-    own = GraphEngine(model, kernels.TritonOperations(torch.float16, gpu), gpu, quantized=quantized)
-    exact = FlatEngine(model, TorchOperations(torch.float32), gpu, quantized=quantized)
+    model = tiny_model(**VARIANTS[kind])
+    if quantized:
+        model = with_int8_blocks(model)
+    own = GraphEngine(model, TritonOperations(torch.float16, gpu), gpu)
+    exact = FlatEngine(model, TorchOperations(torch.float32), gpu)
     for words in (4, 9):
         for engine in (own, exact):
             engine.set_instruction(*prompt_of(model, words))
@@ -242,11 +295,11 @@ def test_the_kernels_do_what_torch_does(kind: str, quantized: bool) -> None:
 
 
 @needs_gpu
-def test_a_compiled_step_is_the_step() -> None:
+def test_a_compiled_step_equals_the_flat_step() -> None:
     from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     gpu = torch.device("cuda")
-    model = member()
+    model = tiny_model()
     compiled = GraphEngine(model, TorchOperations(torch.float32), gpu, compiled=True)
     flat = FlatEngine(model, TorchOperations(torch.float32), gpu)
     for engine in (compiled, flat):
@@ -262,7 +315,7 @@ def test_auto_captures_on_a_gpu(tiny_checkpoint) -> None:
 
 
 @needs_gpu
-def test_an_engine_that_fails_on_the_gpu_is_passed_over_and_told(tiny_checkpoint, monkeypatch, caplog) -> None:
+def test_an_engine_that_fails_on_the_gpu_is_skipped_and_reported(tiny_checkpoint, monkeypatch, caplog) -> None:
     from mobile_vla_inference.policy.engines.graph import GraphEngine
 
     def fail(self: GraphEngine, frame: np.ndarray) -> None:

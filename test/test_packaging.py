@@ -35,10 +35,14 @@ ROS = (
     "std_srvs",
 )
 
-IMPORT_ROOMS = """
-import importlib, json, pkgutil, sys
+#: Modules that need Triton, an optional dependency; policy/engines/choice.py imports them only if it is installed.
+TRITON_MODULES = [f"{PACKAGE}.policy.engines.{name}" for name in ("triton_kernels", "triton_operations")]
 
-rooms, blocked = json.loads(sys.argv[1])
+IMPORT_ROOMS = """
+import importlib, importlib.util, json, pkgutil, sys
+
+rooms, blocked, triton_modules = json.loads(sys.argv[1])
+left_out = () if importlib.util.find_spec("triton") else triton_modules
 
 
 class Guard:
@@ -51,7 +55,8 @@ sys.meta_path.insert(0, Guard())
 for room in rooms:
     package = importlib.import_module(room)
     for module in pkgutil.walk_packages(getattr(package, "__path__", []), room + "."):
-        importlib.import_module(module.name)
+        if module.name not in left_out:
+            importlib.import_module(module.name)
 """
 
 
@@ -61,7 +66,7 @@ def import_rooms(rooms: list[str], blocked: tuple[str, ...]) -> subprocess.Compl
 
     names = [f"{PACKAGE}.{room}" for room in rooms]
     return subprocess.run(
-        [sys.executable, "-c", IMPORT_ROOMS, json.dumps([names, blocked])],
+        [sys.executable, "-c", IMPORT_ROOMS, json.dumps([names, blocked, TRITON_MODULES])],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,

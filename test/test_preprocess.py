@@ -1,4 +1,4 @@
-"""Frames and instructions to tensors: against numpy, transformers' own Kosmos-2 processor, and arbitrary text."""
+"""From frames and instructions to tensors: against numpy, transformers' Kosmos-2 processor, and arbitrary text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, BatchFeature
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
 
 from mobile_vla_inference.errors import CheckpointError, InstructionError
@@ -53,12 +53,17 @@ def encoder(folder: Path) -> InstructionEncoder:
     return make_encoder(folder)
 
 
+@pytest.fixture(scope="module")
+def kosmos_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder / KOSMOS_FOLDER, local_files_only=True)
+
+
 def make_encoder(folder: Path, config=CONFIG, policy_settings: PolicySettings | None = None) -> InstructionEncoder:
     return InstructionEncoder(processor_folders(folder, config), config, policy_settings or PolicySettings())
 
 
 class MinimalImageProcessor:
-    """Stands where a Kosmos2Processor wants an image processor; only tokens are compared."""
+    """Stand-in for the image processor of a Kosmos2Processor; only tokens are compared."""
 
     def __call__(self, images, **kwargs) -> BatchFeature:
         return BatchFeature({"pixel_values": [np.zeros((3, 1, 1))]})
@@ -75,7 +80,7 @@ class StockProcessor(Kosmos2Processor):
 @pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH, "  <phrase> a cup</phrase> 🚗 "])
 def test_prompt_equals_the_stock_kosmos_processor_token_by_token(folder: Path, instruction: str, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / KOSMOS_FOLDER, local_files_only=True)
-    stock = StockProcessor(MinimalImageProcessor(), tokenizer, num_patch_index_tokens=0)
+    stock = StockProcessor(MinimalImageProcessor(), tokenizer, num_patch_index_tokens=0)  # adds tokens to it
     expected = stock(
         images=np.zeros((56, 56, 3), np.uint8),
         text=template.replace("{instruction}", instruction),
@@ -87,21 +92,22 @@ def test_prompt_equals_the_stock_kosmos_processor_token_by_token(folder: Path, i
         assert torch.equal(getattr(prompt, name), expected[name]), name
 
 
-def test_prompt_layout(encoder: InstructionEncoder) -> None:
+def test_prompt_layout(encoder: InstructionEncoder, kosmos_tokenizer: PreTrainedTokenizerBase) -> None:
     latents = CONFIG.latent_query_num
     prompt = encoder.prompt("go to the cup")
     ids = prompt.input_ids[0].tolist()
     assert ids[0] == 0
     assert ids[2 : 2 + latents] == list(range(4, 4 + latents))
-    assert encoder._kosmos.convert_ids_to_tokens([ids[1], ids[2 + latents]]) == ["<image>", "</image>"]
+    assert kosmos_tokenizer.convert_ids_to_tokens([ids[1], ids[2 + latents]]) == ["<image>", "</image>"]
     assert prompt.image_embeds_position_mask[0].nonzero().flatten().tolist() == list(range(2, 2 + latents))
 
 
-def test_clip_ids_are_start_text_end(encoder: InstructionEncoder) -> None:
+def test_clip_ids_are_start_text_end(encoder: InstructionEncoder, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / CLIP_FOLDER, local_files_only=True)
     ids = encoder.clip_ids("go to the cup")[0].tolist()
     assert ids[-1] == encoder.clip_eos_token_id
     assert ids.index(encoder.clip_eos_token_id) == len(ids) - 1
-    assert encoder._clip.convert_ids_to_tokens(ids)[0] == "<|startoftext|>"
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "<|startoftext|>"
 
 
 @pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH])
@@ -135,10 +141,10 @@ def test_an_instruction_beyond_kosmos_is_refused(encoder: InstructionEncoder) ->
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=("Cs",))).filter(lambda text: "<" not in text))
-def test_any_text_survives_the_kosmos_tokenizer(encoder: InstructionEncoder, text: str) -> None:
-    ids = encoder._kosmos(text, add_special_tokens=False).input_ids
-    assert encoder._kosmos.unk_token_id not in ids
-    assert encoder._kosmos.decode(ids, clean_up_tokenization_spaces=False) == text
+def test_any_text_survives_the_kosmos_tokenizer(kosmos_tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    ids = kosmos_tokenizer(text, add_special_tokens=False).input_ids
+    assert kosmos_tokenizer.unk_token_id not in ids
+    assert kosmos_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -147,7 +153,9 @@ def test_any_text_is_encoded_by_both_tokenizers(encoder: InstructionEncoder, tex
     prompt, clip_ids = encoder.prompt(text[:200]), encoder.clip_ids(text[:8].replace("<", ""))
     assert prompt.input_ids.max() < CONFIG.kosmos_text.vocab_size
     assert 2 <= clip_ids.shape[1] <= 77
-    assert encoder.clip_eos_token_id not in clip_ids[0, :-1], "an unknown token, which CLIP writes as end of text"
+    assert encoder.clip_eos_token_id not in clip_ids[0, :-1], (
+        "an unknown token, for which CLIP has the id of the end of text"
+    )
 
 
 def test_processors_are_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
@@ -244,7 +252,9 @@ def test_a_damaged_processor_file_is_named(folder: Path, tmp_path: Path, tower: 
         (lambda path: path.write_bytes(b'{"a":' * 100_000 + b"\xff"), "nested more than|is no UTF-8"),
     ],
 )
-def test_no_file_of_a_processor_is_waited_for(folder: Path, tmp_path: Path, tower, name, make, sentence) -> None:
+def test_a_special_or_hostile_processor_file_is_refused_without_waiting(
+    folder: Path, tmp_path: Path, tower, name, make, sentence
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / tower / name).unlink(missing_ok=True)
@@ -255,7 +265,7 @@ def test_no_file_of_a_processor_is_waited_for(folder: Path, tmp_path: Path, towe
 
 def test_a_tokenizer_that_fails_in_encoding_is_refused(folder: Path, monkeypatch) -> None:
     class Panic(BaseException):
-        """As the tokenizers library's own: no Exception."""
+        """Like a panic of the tokenizers library: not an Exception."""
 
     def panic(*_: object, **__: object) -> None:
         raise Panic("called `Option::unwrap()` on a `None` value")
@@ -273,7 +283,7 @@ def test_a_missing_tokenizer_folder_is_named(folder: Path, tmp_path: Path) -> No
         make_encoder(copy)
 
 
-def test_processors_are_found_beside_a_file_and_inside_a_folder(tmp_path: Path) -> None:
+def test_processors_are_found_next_to_a_file_and_inside_a_folder(tmp_path: Path) -> None:
     checkpoint = tmp_path / "model.pth"
     with pytest.raises(CheckpointError, match=r"model\.processors"):
         find_processors(checkpoint)
@@ -306,7 +316,7 @@ def test_pixel_values_equal_the_formula(normalization: str, order: str) -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> InstructionEncoder:
-    """The tokenizers that come along with the small policy."""
+    """The tokenizers that are bundled with the small policy."""
     config = open_checkpoint(SMALL_POLICY).config
     folders = processor_folders(find_processors(SMALL_POLICY), config)
     return InstructionEncoder(folders, config, load_settings(SMALL_POLICY).settings)
@@ -318,7 +328,7 @@ def tokens(encoder: InstructionEncoder, text: str) -> tuple[list[int], list[int]
 
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-#: Byte order mark, soft hyphen, zero-width space, joiners, marks of direction, isolates, variation selectors.
+#: Byte order mark, soft hyphen, zero-width space, joiners, direction marks, isolates, variation selectors.
 INVISIBLE = (
     "\ufeff\u00ad\u200b\u200c\u200d\u2060\u200e\u200f\u061c\u2066\u2069\u202a\u202c\ufe0e\ufe0f\U000e0100\u180e\u034f"
 )
@@ -327,16 +337,16 @@ SPACES = "\u00a0\u3000\u2009\u202f\t\r\n\u2028\x85"
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("instruction", [*KOREAN, *ENGLISH])
-def test_an_instruction_in_any_unicode_form_is_the_same_tokens(shipped, instruction, form) -> None:
-    told = unicodedata.normalize(form, instruction)
-    assert tokens(shipped, told) == tokens(shipped, instruction)
+def test_an_instruction_in_any_unicode_form_gives_the_same_tokens(shipped, instruction, form) -> None:
+    text = unicodedata.normalize(form, instruction)
+    assert tokens(shipped, text) == tokens(shipped, instruction)
     for extra in INVISIBLE:
-        assert tokens(shipped, f"{extra}{told[:3]}{extra}{told[3:]}{extra}") == tokens(shipped, instruction)
+        assert tokens(shipped, f"{extra}{text[:3]}{extra}{text[3:]}{extra}") == tokens(shipped, instruction)
     for space in SPACES:
-        assert tokens(shipped, f"{space}{told.replace(' ', space * 2)}{space}") == tokens(shipped, instruction)
+        assert tokens(shipped, f"{space}{text.replace(' ', space * 2)}{space}") == tokens(shipped, instruction)
 
 
-def test_half_and_full_width_input_is_the_plain_text(shipped) -> None:
+def test_half_and_full_width_input_gives_the_plain_text(shipped) -> None:
     full = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in "go to the cup, then stop!").replace(
         " ", "\u3000"
     )
@@ -385,22 +395,22 @@ def test_any_text_is_an_instruction_or_an_instruction_error(text: str) -> None:
         ("\ue000", r"U\+E000, which is for private use"),
         ("\U0010fffd", r"U\+10FFFD, which is for private use"),
         ("\ud800", r"U\+D800, which is half of a pair \(not UTF-8\)"),
-        ("\udcff", r"U\+DCFF, which is half of a pair \(not UTF-8\)"),  # a byte of the command line that is no UTF-8
+        ("\udcff", r"U\+DCFF, which is half of a pair \(not UTF-8\)"),  # a byte of the command line that is not UTF-8
         ("\uffff", r"U\+FFFF, which is not assigned"),
         ("\u0378", r"U\+0378, which is not assigned"),
         ("\ufffd", "bytes that are not UTF-8"),
     ],
 )
-def test_what_is_no_text_is_refused_by_its_number(character: str, sentence: str) -> None:
+def test_a_character_that_is_not_text_is_refused_with_its_code_point(character: str, sentence: str) -> None:
     with pytest.raises(InstructionError, match=sentence):
         check_instruction(f"go to {character} the cup")
 
 
-def test_a_text_that_grows_too_long_in_its_form_is_refused() -> None:
+def test_a_text_that_normalisation_makes_too_long_is_refused() -> None:
     with pytest.raises(InstructionError, match="bytes long, expected at most 4096"):
         check_instruction("\ufdfa" * 300)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\ufeff", "\u200b\u00ad", "\r\n", "\x00", "\u3164"])
-def test_a_text_without_anything_to_see_is_empty(text: str) -> None:
+def test_a_text_without_visible_characters_is_empty(text: str) -> None:
     assert check_instruction(text) == ""

@@ -1,4 +1,4 @@
-"""The policy as one nn.Module, at any size of the family, whose state-dict keys equal the published ones.
+"""The policy as one nn.Module, in any variant and size; its state-dict keys equal the published ones.
 
     frame --> Kosmos-2 vision --> 64 latents --+
                                                v
@@ -7,8 +7,8 @@
                                                                                         ^  |
                                                                            hidden state +--+
 
-The towers are transformers' own modules. Build it on the meta device, assign the tensors of a file, then call
-`materialize_buffers`: nothing is initialised or copied on the way.
+The towers are transformers' own modules. Build the model on the meta device, assign the tensors of a file, then call
+`materialize_buffers`: this way nothing is initialised or copied.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mobile_vla_inference.policy.storage.config import STOCK_HEAD_DIM, HeadLayer
 from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 
-#: What the cell carries from step to step: (h, c) of an LSTM, h of a GRU or RNN; each [layers, hidden].
+#: The state that is kept from step to step: (h, c) of an LSTM, h of a GRU or RNN; each [layers, hidden].
 HiddenState = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -42,7 +42,7 @@ _CLIP_IMAGE_FEATURES = ("clip_image", "clip_vision_hidden")
 
 
 class ActionHead(nn.Module):
-    """The layers from the cell's output to the actions, `actions.mlp.*`."""
+    """The layers from the LSTM's output to the actions, `actions.mlp.*`."""
 
     def __init__(self, layers: tuple[HeadLayer, ...], activation: str, tanh: bool | None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ActionHead(nn.Module):
             elif index - 1 in by_index:
                 modules.append(_ACTIVATIONS[activation]())
             else:
-                modules.append(nn.Identity())  # where training had a dropout
+                modules.append(nn.Identity())  # a dropout in training
         if tanh is None:
             tanh = all(layer.kind == "linear" for layer in layers)
         if tanh:
@@ -62,19 +62,19 @@ class ActionHead(nn.Module):
         self.mlp = nn.Sequential(*modules)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map cell outputs [..., hidden] to actions [..., actions]."""
+        """Map the LSTM's outputs [..., hidden] to actions [..., actions]."""
         return self.mlp(features)
 
 
 class HybridModel(nn.Module):
-    """One member of the family, hybrid or pure.
+    """The policy, of the hybrid or the pure variant.
 
     Attributes:
         kosmos_model: transformers' Kosmos2Model.
-        clip_model: transformers' CLIPModel (or its one tower that the member has); absent in the pure variant.
+        clip_model: transformers' CLIPModel (or only the tower that the checkpoint has); absent in the pure variant.
         feature_fusion: Linear over the joined features; absent in the pure variant.
-        rnn: the recurrent cell.
-        actions: the head.
+        rnn: the LSTM, GRU or RNN.
+        actions: the action head.
         fusion_features: names of the features that are joined, in order.
     """
 
@@ -82,7 +82,7 @@ class HybridModel(nn.Module):
         """Build the modules on the current default device.
 
         Raises:
-            CheckpointError: the settings don't fit the sizes (attention heads, fused features, image sizes).
+            CheckpointError: the settings do not fit the sizes (attention heads, fused features, image sizes).
         """
         super().__init__()
         self.config = config
@@ -92,7 +92,7 @@ class HybridModel(nn.Module):
         heads = attention_heads(config, settings)
         self.kosmos_model = Kosmos2Model(_kosmos_config(config, heads))
         # Every latent sees every patch, as in training. Some releases of transformers (5.17 to 5.20 at least) mark this
-        # attention as causal, and then the first latent sees one patch only.
+        # attention as causal, so that the first latent would see only one patch.
         self.kosmos_model.image_to_text_projection.x_attn.is_causal = False
         clip_model = _build_clip(config, settings, heads)
         if clip_model is not None:
@@ -120,12 +120,12 @@ class HybridModel(nn.Module):
         return "clip_text" in self.fusion_features
 
     def set_clip_eos_token_id(self, token_id: int) -> None:
-        """Set the end-of-text id that CLIP's text tower pools at (the tokenizer knows it)."""
+        """Set the tokenizer's end-of-text id, at which CLIP's text tower pools."""
         self.clip_model.text_model.eos_token_id = token_id
 
     @torch.no_grad()
     def materialize_buffers(self, device: torch.device | str) -> None:
-        """Make on `device` what a checkpoint file doesn't hold: position ids and Kosmos-2's sinusoids."""
+        """Make the buffers that a checkpoint file does not hold: position ids and Kosmos-2's sinusoids."""
         positions = self.kosmos_model.text_model.model.embed_positions
         sinusoids = positions.get_embedding(
             positions.num_positions + positions.offset, positions.embedding_dim, positions.padding_idx
@@ -138,7 +138,7 @@ class HybridModel(nn.Module):
         self.rnn.flatten_parameters()
 
     def clip_text_feature(self, clip_ids: torch.Tensor) -> torch.Tensor:
-        """Compute CLIP's text feature: token ids [B, tokens] (with end of text) to [B, width]. Depends on no frame."""
+        """Compute CLIP's text feature: token ids [B, tokens] (with end of text) to [B, width]. No frame is read."""
         pooled = self.clip_model.text_model(input_ids=clip_ids).pooler_output
         if self.settings.clip_text_feature == "pooled":
             return pooled
@@ -148,12 +148,12 @@ class HybridModel(nn.Module):
     def fused_features(
         self, pixel_values: torch.Tensor, prompt: Prompt, clip_text_feature: torch.Tensor | None
     ) -> torch.Tensor:
-        """Compute what the cell reads, [B, cell input].
+        """Compute the LSTM's input, [B, cell input].
 
         Args:
             pixel_values: normalised frames [B, 3, image_size, image_size].
             prompt: Kosmos-2's tokens, [1, tokens] (the same for every frame) or [B, tokens].
-            clip_text_feature: [1 or B, width] from `clip_text_feature`; None where the fusion doesn't use it.
+            clip_text_feature: [1 or B, width] from `clip_text_feature`; None if the fusion does not use it.
         """
         pixel_values = pixel_values.to(self.dtype)
         batch = pixel_values.shape[0]
@@ -174,18 +174,18 @@ class HybridModel(nn.Module):
     def initial_hidden_state(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> HiddenState:
-        """Return the state of an episode's start: zeros, on the model's device and in its type where not given."""
+        """Return the state at the start of an episode: zeros, by default on the model's device and in its type."""
         cell = self.config.cell
         shape = (cell.num_layers, cell.hidden_size)
         zeros = torch.zeros(shape, device=device or self.device, dtype=dtype or self.dtype)
         return (zeros, torch.zeros_like(zeros)) if cell.kind == "lstm" else zeros
 
     def act(self, features: torch.Tensor, hidden_state: HiddenState) -> tuple[torch.Tensor, HiddenState]:
-        """Run the cell and the head over the steps of one sequence.
+        """Run the LSTM and the head over the steps of one sequence.
 
         Args:
             features: fused features of successive frames [steps, cell input].
-            hidden_state: what the step before left, or `initial_hidden_state()`.
+            hidden_state: the state after the previous step, or `initial_hidden_state()`.
 
         Returns:
             Actions [steps, actions] and the hidden state after the last step.
@@ -207,7 +207,7 @@ class HybridModel(nn.Module):
         return features
 
     def _pooled_text(self, last_hidden_state: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        """Pool [B, tokens, width] to [B, width] as the settings say; sums are made in fp32."""
+        """Pool [B, tokens, width] to [B, width] by the settings; the sums are fp32."""
         if self.settings.kosmos_pooling == "last":
             last = prompt.attention_mask.sum(dim=-1) - 1
             return last_hidden_state[torch.arange(len(last), device=last.device), last]
@@ -222,11 +222,16 @@ class HybridModel(nn.Module):
         return normalized.mean(dim=1, dtype=torch.float32).to(normalized.dtype)
 
 
+def state_parts(state: HiddenState) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of a state: h and c of an LSTM, h of a GRU or RNN."""
+    return state if isinstance(state, tuple) else (state,)
+
+
 def attention_heads(config: HybridConfig, settings: PolicySettings) -> dict[str, int]:
-    """Return the attention heads of each tower that the member has: from the settings, else width / 64.
+    """Return the attention heads of each tower that the checkpoint has: from the settings, else width / 64.
 
     Raises:
-        CheckpointError: a width that its heads don't divide.
+        CheckpointError: a width is not divisible by its heads.
     """
     heads = {}
     for name in ("kosmos_text", "kosmos_vision", "clip_text", "clip_vision"):
@@ -249,14 +254,14 @@ def attention_heads(config: HybridConfig, settings: PolicySettings) -> dict[str,
 
 
 def _check_shared_frame(config: HybridConfig, fusion_features: tuple[str, ...]) -> None:
-    """Raise CheckpointError where CLIP's vision tower is read, but takes frames of another size than Kosmos-2's."""
+    """Raise CheckpointError if CLIP's vision tower is read, but takes frames of another size than Kosmos-2's."""
     if (
         any(name in _CLIP_IMAGE_FEATURES for name in fusion_features)
         and config.clip_vision.image_size != config.image_size
     ):
         raise CheckpointError(
             f"CLIP's vision tower reads {config.clip_vision.image_size} px and Kosmos-2's {config.image_size} px, "
-            f"expected one size, because both read the same frame; leave CLIP's image out of fusion_features"
+            f"expected one size, because both read the same frame; remove CLIP's image from fusion_features"
         )
 
 
@@ -298,7 +303,7 @@ def _vision_sizes(vision: VisionTower, heads: int) -> dict[str, int]:
 
 def _clip_text_sizes(config: HybridConfig, settings: PolicySettings, heads: int) -> dict[str, int]:
     text = config.clip_text
-    end_of_text = text.vocab_size - 1  # its place in the stock vocabulary, until the tokenizer says
+    end_of_text = text.vocab_size - 1  # its id in the stock vocabulary; see set_clip_eos_token_id
     return {
         "vocab_size": text.vocab_size,
         "hidden_size": text.hidden_size,
@@ -313,7 +318,7 @@ def _clip_text_sizes(config: HybridConfig, settings: PolicySettings, heads: int)
 
 
 def _build_clip(config: HybridConfig, settings: PolicySettings, heads: dict[str, int]) -> nn.Module | None:
-    """Build CLIPModel, or its one tower with its projection where the file has only that; None without CLIP."""
+    """Build CLIPModel, or one tower with its projection if the file has only that; None without CLIP."""
     text = vision = None
     if config.clip_text is not None:
         text = _clip_text_sizes(config, settings, heads["clip_text"])

@@ -1,7 +1,7 @@
-"""Find the settings that tensors can't tell: which of them reproduce the validation error that training stored?
+"""Find the settings that the tensors do not determine: which values reproduce the validation error stored by training?
 
-Every combination of the assumed settings is run over recorded episodes. The towers run once per way of preparing
-frames and text; pooling, features, cell, head, axes and scale are tried on what they have computed.
+Every combination of the assumed settings is run over recorded episodes. The towers run once for each way to prepare
+frames and text. Pooling, features, head, axes and scale are then tried on the towers' outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mobile_vla_inference.policy.storage.config import FUSION_FEATURES
 from mobile_vla_inference.policy.storage.fusion import solve_fusion_features
 from mobile_vla_inference.policy.storage.settings import PolicySettings
 
-#: What is tried for each setting, where policy.json does not confirm it.
+#: The values that are tried for each setting that policy.json does not confirm.
 CANDIDATES: dict[str, tuple[Any, ...]] = {
     "image_keep_aspect": (False, True),
     "channel_order": ("rgb", "bgr"),
@@ -40,17 +40,17 @@ CANDIDATES: dict[str, tuple[Any, ...]] = {
     "action_axes": (("linear.x", "angular.z"), ("linear.x", "linear.y")),
     "action_scale": ((2.0, 2.0), (1.15, 1.15), (1.0, 1.0)),
 }
-#: The settings that the towers' inputs depend on, and those that the cell's input depends on.
+#: The settings that determine the towers' inputs, and those that determine the LSTM's input.
 _INPUT = ("image_keep_aspect", "channel_order", "image_normalization", "prompt")
 _FEATURES = ("fusion_features", "kosmos_pooling", "clip_text_feature")
-#: Settings that one feature alone depends on.
+#: Settings that matter for one feature only.
 _READ_BY = {"kosmos_pooling": "kosmos_text", "clip_text_feature": "clip_text"}
 
-#: A setting is told where every combination with another value is so many times as far from the stored error.
+#: A setting is determined if every combination with another value is so many times as far from the stored error.
 _CLEAR_FACTOR = 10.0
 #: Differences of the MAE below this are rounding.
 _ROUNDING = 1e-7
-#: The best combination counts as found where at most so many would be expected to come as near by chance.
+#: The best combination counts as found if at most so many combinations would be expected as near by chance.
 CHANCE_LIMIT = 0.01
 
 
@@ -60,7 +60,7 @@ class Drive:
 
     Attributes:
         frames: called for its images, uint8 RGB; may be called several times.
-        instruction: what the robot was told.
+        instruction: the robot's instruction.
         commands: linear x, linear y (m/s), angular z (rad/s), float [steps, 3].
     """
 
@@ -71,7 +71,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination: the settings that were tried, its MAE (normalised units), and how far that is from the goal."""
+    """One combination of settings: their values, the MAE (normalised units), and its distance from the stored error."""
 
     values: dict[str, Any]
     mae: float
@@ -80,11 +80,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What came out.
+    """The result.
 
     Attributes:
         trials: every combination, the nearest first.
-        tried: settings that were tried, each with its values.
+        tried: the settings that were tried, each with its values.
     """
 
     trials: tuple[Trial, ...]
@@ -92,14 +92,14 @@ class Calibration:
 
     @property
     def chance(self) -> float:
-        """How many combinations one would expect as near as the best if the errors lay there by chance."""
+        """Expected number of combinations as near as the best one if the errors were random."""
         distances = np.array([trial.distance for trial in self.trials])
         middle = float(np.median(distances))
         return len(distances) / 2.0 * self.trials[0].distance / middle if middle > 0.0 else float(len(distances))
 
     @property
     def told(self) -> tuple[str, ...]:
-        """The settings whose other values all come clearly less near."""
+        """The settings that are determined: all their other values are clearly less near."""
         best = self.trials[0]
         limit = max(_CLEAR_FACTOR * best.distance, _ROUNDING)
         return tuple(
@@ -110,7 +110,7 @@ class Calibration:
 
 
 def candidates(checkpoint: Checkpoint) -> dict[str, tuple[Any, ...]]:
-    """Return what can be tried for each setting that is assumed and matters for this member, name -> values."""
+    """Return the values to try for each setting that is assumed and matters for this checkpoint, name -> values."""
     config, settings = checkpoint.config, checkpoint.settings
     found = {name: values for name, values in CANDIDATES.items() if name in settings.assumed}
     for name in ("action_axes", "action_scale"):
@@ -142,20 +142,20 @@ def calibrate(
         checkpoint: an opened one; its confirmed settings stay as they are.
         processors: its tokenizer folders.
         drives: recorded episodes; the state is empty at the start of each.
-        val_mae: what training stored, normalised units.
+        val_mae: the validation error that training stored, normalised units.
         device: where it runs.
         dtype: type of the weights.
-        progress: called with the drives done so far and in all, counting each preparation of the frames.
-        force: load even where the memory seems too small.
+        progress: called with the drives done so far and in all; each way to prepare the frames counts.
+        force: load even if the memory seems too small.
 
     Raises:
-        CheckpointError: nothing is left to try, or the checkpoint can't be loaded.
+        CheckpointError: no setting is left to try, or the checkpoint can't be loaded.
     """
     tried = candidates(checkpoint)
     if not tried:
         raise CheckpointError(
-            f"{checkpoint.path} has no assumed setting that a calibration could find, expected some; "
-            "remove those in doubt from its policy.json"
+            f"{checkpoint.path} has no assumed setting that a calibration can find, expected at least one; "
+            "remove the doubtful ones from its policy.json"
         )
     base = replace(checkpoint.settings, assumed=())
     model = load_model(checkpoint, device=device, dtype=dtype, force=force)
@@ -168,12 +168,12 @@ def calibrate(
         if number and values.get("image_keep_aspect") != inputs[number - 1].get("image_keep_aspect"):
             cache.clear()
         variants = list(_feature_variants(checkpoint, settings, tried))
-        tower = _Tower(model, processors, settings)
+        extractor = _FeatureExtractor(model, processors, settings)
         features: list[list[torch.Tensor]] = []
         for done, drive in enumerate(drives):
             if done not in cache:
                 cache[done] = [_reduced(frame, model, settings) for frame in drive.frames()]
-            features.append(tower.features(cache[done], drive.instruction, [variant for _, variant in variants]))
+            features.append(extractor.features(cache[done], drive.instruction, [variant for _, variant in variants]))
             if progress is not None:
                 progress(number * len(drives) + done + 1, len(inputs) * len(drives))
         for index, (feature_values, _) in enumerate(variants):
@@ -200,14 +200,14 @@ def _combinations(tried: dict[str, tuple[Any, ...]], names: Iterable[str]) -> It
 def _feature_variants(
     checkpoint: Checkpoint, settings: PolicySettings, tried: dict[str, tuple[Any, ...]]
 ) -> Iterator[tuple[dict[str, Any], PolicySettings]]:
-    """Yield the ways of joining features whose widths fit the member."""
+    """Yield the ways to join features whose widths fit the checkpoint."""
     for values in _combinations(tried, _FEATURES):
         variant = replace(settings, **values)
         try:
             features = solve_fusion_features(checkpoint.config, variant)
         except CheckpointError:
             continue
-        # What no feature depends on is tried once.
+        # A setting that no joined feature depends on is tried with one value only.
         if any(
             setting in values and feature not in features and values[setting] != tried[setting][0]
             for setting, feature in _READ_BY.items()
@@ -216,13 +216,13 @@ def _feature_variants(
         yield values, variant
 
 
-class _Remembered(nn.Module):
-    """A tower that answers again what it computed last, until it is told to forget."""
+class _CachedTower(nn.Module):
+    """A tower that returns its last output again until `output` is set to None."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self.tower = tower
-        self.answer: Any = None
+        self.output: Any = None
 
     @property
     def vision_model(self) -> nn.Module:
@@ -230,14 +230,14 @@ class _Remembered(nn.Module):
         return self.tower.vision_model
 
     def forward(self, **inputs: Any) -> Any:
-        """Compute once."""
-        if self.answer is None:
-            self.answer = self.tower(**inputs)
-        return self.answer
+        """Compute the output, or return the cached one."""
+        if self.output is None:
+            self.output = self.tower(**inputs)
+        return self.output
 
 
-class _Tower:
-    """The model up to what its cell reads, for one way of preparing frames and text."""
+class _FeatureExtractor:
+    """The model up to the LSTM's input, for one way to prepare frames and text."""
 
     def __init__(self, model: HybridModel, processors: ProcessorFolders, settings: PolicySettings) -> None:
         self._model = model
@@ -250,19 +250,19 @@ class _Tower:
     def features(
         self, frames: Iterable[np.ndarray], instruction: str, variants: Sequence[PolicySettings]
     ) -> list[torch.Tensor]:
-        """Return what the cell reads over the reduced frames of a drive, [steps, cell input], for each variant."""
+        """Return the LSTM's input for the reduced frames of a drive, [steps, cell input], for each variant."""
         model, encoder = self._model, self._encoder
         prompt = encoder.prompt(instruction).to(model.device)
         clip_ids = encoder.clip_ids(instruction)
         original = model.kosmos_model
-        remembered = _Remembered(original)
+        cached = _CachedTower(original)
         rows: list[list[torch.Tensor]] = [[] for _ in variants]
-        model.kosmos_model = remembered
+        model.kosmos_model = cached
         try:
             texts = [self._clip_text(variant, clip_ids) for variant in variants]
             for frame in frames:
                 pixels = self._normalize(frame)
-                remembered.answer = None
+                cached.output = None
                 for row, variant, text in zip(rows, variants, texts):
                     self._select(variant)
                     row.append(model.fused_features(pixels, prompt, text))
@@ -289,7 +289,7 @@ def _head_trials(
     features: Sequence[torch.Tensor],
     goals: np.ndarray,
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """Yield the MAE of each head, scale and choice of axes over what the cell reads."""
+    """Yield the MAE of each head, scale and choice of axes for the LSTM's inputs."""
     outputs = torch.cat([model.rnn(part, model.initial_hidden_state())[0] for part in features])
     for head_values in _combinations(tried, ("head_activation", "head_tanh")):
         settings = replace(base, **head_values)

@@ -1,8 +1,8 @@
 """From a reduced camera frame and an instruction to the tensors that the model reads.
 
-The layout of Kosmos-2's tokens is its own processor's: `<s> <image>`, one place per image latent, `</image>`, then
-the instruction. CLIP's text tower gets the instruction alone. Both tokenizers come from local folders in Hugging
-Face's layout, never from the network.
+The layout of Kosmos-2's tokens is that of its own processor: `<s> <image>`, one position per image latent, `</image>`,
+then the instruction. CLIP's text tower gets the instruction alone. Both tokenizers are loaded from local folders in
+Hugging Face's layout, never from the network.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mobile_vla_inference.policy.storage.settings import IMAGE_NORMALIZATIONS, P
 
 _LOG = logging.getLogger(__name__)
 
-#: Positions that Kosmos-2 was trained with (`max_position_embeddings`); longer prompts are refused.
+#: Positions of Kosmos-2's training (`max_position_embeddings`); longer prompts are refused.
 MAX_PROMPT_TOKENS = 2048
 
-#: Largest file of a processor; Kosmos-2's tokenizer.json has 8 MB.
+#: Largest accepted file of a processor; Kosmos-2's tokenizer.json has 8 MB.
 _MAX_FILE_BYTES = 64 << 20
 
-#: Files of a processor's folder that the libraries may read.
+#: Suffixes of the files in a processor's folder that the libraries can read.
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What Kosmos-2's text decoder reads, each [batch, tokens], int64.
+    """The input of Kosmos-2's text decoder, each part [batch, tokens], int64.
 
     Attributes:
-        input_ids: token ids; those at the image's places are placeholders.
+        input_ids: token ids; those at the image's positions are placeholders.
         attention_mask: 1 where a token is valid.
         image_embeds_position_mask: 1 where an image latent replaces the token's embedding.
     """
@@ -61,12 +61,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """What turns a pixel into what the towers read: value * factor + shift, per channel of the model.
+    """Maps a pixel to the input of the towers: value * factor + shift, per channel of the model.
 
     Attributes:
         factor: [3].
         shift: [3].
-        reverse: whether the model's channels are blue, green, red.
+        reverse: whether the model's channel order is blue, green, red.
     """
 
     factor: tuple[float, float, float]
@@ -75,7 +75,7 @@ class PixelScaling:
 
     @classmethod
     def of(cls, settings: PolicySettings) -> PixelScaling:
-        """Return the scaling that the settings ask for."""
+        """Return the scaling that the settings give."""
         mean, std = IMAGE_NORMALIZATIONS[settings.image_normalization]
         return cls(
             factor=tuple(1.0 / (255.0 * each) for each in std),
@@ -85,7 +85,7 @@ class PixelScaling:
 
 
 class FrameNormalizer:
-    """Turn reduced frames into pixel values: channel order, [0, 1], mean and standard deviation of the settings."""
+    """Turns reduced frames into pixel values: channel order, [0, 1], mean and standard deviation of the settings."""
 
     def __init__(self, settings: PolicySettings, device: torch.device | str, dtype: torch.dtype) -> None:
         mean, std = IMAGE_NORMALIZATIONS[settings.image_normalization]
@@ -97,7 +97,7 @@ class FrameNormalizer:
 
     def __call__(self, frame: np.ndarray) -> torch.Tensor:
         """Normalise one frame, uint8 RGB [side, side, 3], to pixel values [1, 3, side, side]."""
-        pixels = torch.tensor(frame, device=self.device)  # a copy: the frame may be read-only, or shared memory
+        pixels = torch.tensor(frame, device=self.device)  # a copy: the frame can be read-only or in shared memory
         if self._reverse:
             pixels = pixels.flip(-1)
         pixels = pixels.permute(2, 0, 1).to(torch.float32) / 255.0
@@ -105,14 +105,14 @@ class FrameNormalizer:
 
 
 class InstructionEncoder:
-    """Turn an instruction into Kosmos-2's prompt and CLIP's token ids.
+    """Turns an instruction into Kosmos-2's prompt and CLIP's token ids.
 
     Attributes:
-        clip_eos_token_id: end-of-text id of CLIP's tokenizer; None where the member has no CLIP text tower.
+        clip_eos_token_id: end-of-text id of CLIP's tokenizer; None if the checkpoint has no CLIP text tower.
     """
 
     def __init__(self, folders: ProcessorFolders, config: HybridConfig, settings: PolicySettings) -> None:
-        """Load the tokenizers that the member needs.
+        """Load the tokenizers that the checkpoint needs.
 
         Raises:
             CheckpointError: a folder or file is missing or broken, or its token ids exceed the model's vocabulary.
@@ -124,7 +124,7 @@ class InstructionEncoder:
         self._first_image_id = self._kosmos.unk_token_id + 1
         if self._first_image_id + self._latents > config.kosmos_text.vocab_size:
             raise CheckpointError(
-                f"{folders.kosmos} puts the image's places at ids {self._first_image_id} to "
+                f"{folders.kosmos} puts the image's positions at ids {self._first_image_id} to "
                 f"{self._first_image_id + self._latents - 1}, expected less than the vocabulary of "
                 f"{config.kosmos_text.vocab_size}; use the processor of this checkpoint"
             )
@@ -137,7 +137,11 @@ class InstructionEncoder:
             self.clip_eos_token_id = self._clip.eos_token_id
 
     def prompt(self, instruction: str) -> Prompt:
-        """Lay out one step as Kosmos-2's processor does; raise InstructionError where it gets too long."""
+        """Return the tokens of one step in the layout of Kosmos-2's processor.
+
+        Raises:
+            InstructionError: there are too many tokens.
+        """
         tokenizer, latents = self._kosmos, self._latents
         text = self._template.replace("{instruction}", instruction).strip()
         image = " ".join([IMAGE_START] * (1 + latents) + [IMAGE_END])
@@ -156,7 +160,7 @@ class InstructionEncoder:
     def clip_ids(self, instruction: str) -> torch.Tensor | None:
         """Return CLIP's token ids [1, tokens], start and end of text included; None without a CLIP text tower.
 
-        An instruction beyond the tower's positions (77) is cut, with a warning.
+        An instruction that is longer than the tower's positions (77) is cut, with a warning.
         """
         if self._clip is None:
             return None
@@ -173,15 +177,15 @@ class InstructionEncoder:
 
 
 def _load_kosmos_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load tokenizer.json as it is, which is what transformers maps the model type kosmos-2 to."""
+    """Load tokenizer.json with the class that transformers uses for the model type kosmos-2."""
     _check_files(folder, ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = _load(PreTrainedTokenizerFast, folder)
     for name in ("bos_token", "unk_token"):
         if getattr(tokenizer, name) is None:
             raise CheckpointError(
-                f"{folder} names no {name}, expected Kosmos-2's tokenizer; use the processor of this checkpoint"
+                f"{folder} has no {name}, expected Kosmos-2's tokenizer; use the processor of this checkpoint"
             )
-    # As Kosmos2Processor does: a tag swallows the white space before it.
+    # As in Kosmos2Processor: a tag removes the white space before it.
     tokenizer.add_tokens([AddedToken(tag, lstrip=True, rstrip=False, normalized=False) for tag in KOSMOS_TAGS])
     return tokenizer
 
@@ -193,7 +197,7 @@ def _load_clip_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         _check_files(folder, ("vocab.json", "merges.txt", "tokenizer_config.json"))
     tokenizer = _load(AutoTokenizer, folder)
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{folder} names no eos_token, expected CLIP's tokenizer; use CLIP's processor")
+        raise CheckpointError(f"{folder} has no eos_token, expected CLIP's tokenizer; use CLIP's processor")
     return tokenizer
 
 
@@ -203,7 +207,7 @@ def _load(loader: type, folder: Path) -> PreTrainedTokenizerBase:
         tokenizer("go to the cup", verbose=False)  # a tokenizer can load and still be unable to encode
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # bare Exception for a file that it can't read, and Rust's panics are none
+    except BaseException as error:  # the library raises Exception itself; Rust's panics derive from BaseException
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the tokenizer in {folder} can't be loaded ({reason}), expected Hugging Face's files; download it again"
@@ -212,9 +216,9 @@ def _load(loader: type, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_files(folder: Path, names: tuple[str, ...]) -> None:
-    """Raise CheckpointError unless the folder holds the named files, and each file that the libraries may read is good.
+    """Raise CheckpointError unless the named files and every other file that the libraries can read are usable.
 
-    They would wait for a named pipe, and read whatever size and depth there is.
+    The libraries would wait for a named pipe, and would read a file of any size and depth.
     """
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _TEXT_SUFFIXES)
     what = f"a processor's file ({', '.join(names)})"

@@ -1,1 +1,1 @@
-"""How one policy step runs: the reference modules, the flat arithmetic, a captured CUDA graph, and their operations."""
+"""How one policy step runs: transformers' modules, flat arithmetic with torch or Triton, or a captured CUDA graph."""

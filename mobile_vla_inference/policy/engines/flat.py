@@ -1,6 +1,6 @@
-"""FlatEngine: the flat arithmetic of forward.py, run operation by operation; the engine of the CPU.
+"""FlatEngine: the flat arithmetic of forward.py, operation by operation, on any device.
 
-It is what GraphEngine captures, so everything but the kernels is tested where there is no GPU.
+GraphEngine captures the same arithmetic, so all of it but the kernels is tested on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -11,42 +11,41 @@ import numpy as np
 import torch
 
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.engines.engine import require_finite_answer
-from mobile_vla_inference.policy.engines.forward import FlatModel, Instruction, Operations
+from mobile_vla_inference.policy.engines.engine import require_finite_answer, state_magnitude
+from mobile_vla_inference.policy.engines.forward import EncodedInstruction, FlatModel
+from mobile_vla_inference.policy.engines.operations import TorchOperations
 from mobile_vla_inference.policy.preprocess import Prompt
 
 
 class FlatEngine:
-    """Run the flat arithmetic at once, on any device."""
+    """An Engine that runs the flat arithmetic directly.
 
-    def __init__(
-        self, model: HybridModel, operations: Operations, device: torch.device, *, quantized: bool = False
-    ) -> None:
+    Attributes:
+        flat: the model that runs.
+    """
+
+    def __init__(self, model: HybridModel, operations: TorchOperations, device: torch.device) -> None:
         """See FlatModel for the arguments."""
-        self.flat = FlatModel(model, operations, device, quantized=quantized)
+        self.flat = FlatModel(model, operations, device)
         self._device = device
-        self._instruction: Instruction | None = None
+        self._instruction: EncodedInstruction | None = None
         self._state = self.flat.initial_state()
 
     def set_instruction(self, prompt: Prompt, clip_ids: torch.Tensor | None) -> None:
-        """Take the tokens of a new instruction; the hidden state stays."""
+        """See Engine."""
         self._instruction = self.flat.instruction(prompt, clip_ids)
 
     @torch.inference_mode()
     def step(self, frame: np.ndarray) -> np.ndarray:
-        """Map a frame, uint8 RGB [image_size, image_size, 3], to an action, float32 [actions]; advance the state.
-
-        Raises:
-            PolicyError: the action or the state is not finite; the state is reset.
-        """
-        pixels = torch.tensor(frame, device=self._device)  # a copy: the frame may be read-only, or shared memory
+        """See Engine."""
+        pixels = torch.tensor(frame, device=self._device)  # a copy: the frame can be read-only or in shared memory
         actions, self._state = self.flat.step(pixels, self._instruction, self._state)
         answer = torch.cat([actions, state_magnitude(self._state)]).cpu().numpy()
         return require_finite_answer(answer, self.reset)
 
     @torch.inference_mode()
     def features(self, frame: np.ndarray) -> np.ndarray:
-        """Return what the cell reads of a frame, float32 [cell input], for comparisons; the state stays."""
+        """See Engine."""
         return self.flat.fused_features(torch.tensor(frame, device=self._device), self._instruction).cpu().numpy()
 
     def parts(self, frame: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -54,11 +53,5 @@ class FlatEngine:
         return self.flat.parts(torch.tensor(frame, device=self._device), self._instruction, self._state)
 
     def reset(self) -> None:
-        """Clear the hidden state."""
+        """See Engine."""
         self._state = self.flat.initial_state()
-
-
-def state_magnitude(state: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the sum of the state's magnitudes, [1]: not finite where any of it isn't."""
-    parts = state if isinstance(state, tuple) else (state,)
-    return torch.stack([part.abs().sum() for part in parts]).sum().unsqueeze(0)

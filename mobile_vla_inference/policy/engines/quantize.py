@@ -1,14 +1,14 @@
-"""Weights of fewer bits than the arithmetic: int8 of a converted folder, and 16 bits under fp32 on the CPU.
+"""Weights of fewer bits than the arithmetic: int8 in a converted folder, and 16 bits under fp32 on the CPU.
 
 int8 is per-channel symmetric and weight-only. Each row w of a matrix [out, in] is stored as int8 q and one fp32
-scale s with w = s q, s = max|w| / 127. Which matrices is family.py's `is_block_matrix`: those of the transformer
-blocks and the resampler, 88 % of the published parameters and all the large products of a step. Embeddings (a few of
-their rows are read per step), LayerNorms and biases stay in 16 bits, and so do the fusion layer, the cell and the
-head: they are small, and the cell feeds its rounding errors back into itself from step to step.
+scale s with w = s q, s = max|w| / 127. `is_block_matrix` (policy/storage) selects the matrices: those of the
+transformer blocks and the resampler, 88 % of the published parameters and all the large products of a step. Embeddings
+(a step reads a few of their rows), LayerNorms and biases stay in 16 bits. So do the fusion layer, the LSTM and the
+head: they are small, and the LSTM feeds its rounding errors back into itself from step to step.
 
-On the CPU, 16-bit arithmetic is several times slower than fp32. So where a 16-bit file is loaded as fp32 there, its
-matrices and token tables stay 16-bit pages of the file and are widened when they are used. That is exact: the weights
-have the values that casting them while loading would give.
+On the CPU, 16-bit arithmetic is several times slower than fp32. So if a 16-bit file is loaded as fp32 there, its
+matrices and token tables stay 16-bit pages of the file and are widened when they are used. That is exact: the values
+are the same as if they were cast while loading.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.nn import functional
 
 INT8_MAX = 127
 
-#: Rows that the CPU widens at a time: they stay in its cache, and no large buffer is taken and given back per layer.
+#: Rows that the CPU widens at a time: they fit in its cache, and no layer needs a large buffer.
 _CPU_BLOCK_ROWS = 512
 
 
 class Int8Linear(nn.Module):
-    """A Linear with int8 weights, dequantised anew in every call: it saves memory, not time.
+    """A Linear with int8 weights, dequantised in every call: it saves memory, not time.
 
     Attributes:
         weight: int8 [out, in].
-        weight_scale: fp32 [out], whatever the type of the rest.
+        weight_scale: fp32 [out], independent of the other types.
         bias: [out] in the type of the activations.
     """
 
@@ -51,7 +51,7 @@ class Int8Linear(nn.Module):
 
 
 def row_scales(weight: torch.Tensor) -> torch.Tensor:
-    """Return the scale of each row of a matrix, fp32 [out]; not finite where the row isn't, 1 for a row of zeros."""
+    """Return the scale of each row of a matrix, fp32 [out]; not finite if the row is not, 1 for a row of zeros."""
     scales = weight.abs().amax(dim=1).float() / INT8_MAX
     return scales.masked_fill(scales == 0, 1.0)
 
@@ -62,7 +62,7 @@ def quantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return the fp32 matrix [out, in] that int8 values and their rows' scales stand for."""
+    """Return the fp32 matrix [out, in] of int8 values and their rows' scales."""
     return weight.to(scales.dtype).mul_(scales[:, None])
 
 
@@ -77,7 +77,7 @@ class WideningLinear(nn.Linear):
 
 
 class WideningEmbedding(nn.Embedding):
-    """A table of tokens whose rows are widened to fp32 as they are read."""
+    """A token table whose rows are widened to fp32 as they are read."""
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Map token ids [...] to fp32 [..., width]."""
@@ -85,14 +85,14 @@ class WideningEmbedding(nn.Embedding):
 
 
 def use_int8_linears(model: nn.Module, weight_names: Iterable[str]) -> None:
-    """Put an Int8Linear in the place of each Linear whose weight is named."""
+    """Replace each Linear whose weight is named by an Int8Linear."""
     for name in weight_names:
         linear = model.get_submodule(name.removesuffix(".weight"))
         _replace(model, name, Int8Linear(linear.in_features, linear.out_features))
 
 
 def use_widening_modules(model: nn.Module, weight_names: Iterable[str]) -> None:
-    """Put a WideningLinear or WideningEmbedding in the place of each module whose weight is named."""
+    """Replace each module whose weight is named by a WideningLinear or WideningEmbedding."""
     for name in weight_names:
         module = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(module, nn.Embedding):
