@@ -22,6 +22,8 @@ from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.control.gate import GateLimits
+from mobile_vla_inference.control.reset_cause import ResetCause
+from mobile_vla_inference.control.stamps import StampFault, StampJudge, broken_sequence, stamp_seconds
 from mobile_vla_inference.control.worker import WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
@@ -179,12 +181,12 @@ class _Runner:
         self._step_period_s = info["step_period_s"]
         self._gate = GateModel(options.limits, not info["assumed_settings"])
         self._instruction = ""
-        self._last_stamp_s: float | None = None
+        self._stamps = StampJudge()
         self._last_stepped_s: float | None = None
         # A steady clock made of the stamps: the node's period doesn't start anew where a bag's time runs backwards.
         self._now_s = 0.0
         self._next_step_s = 0.0
-        self._pending_reset = "start"
+        self._pending_reset: ResetCause | None = ResetCause.START
         self._step_number = 0
         policy.set_instruction("")
         policy.reset()
@@ -202,7 +204,7 @@ class _Runner:
         if checked == self._instruction or self._options.pace == STEPS_FILE:
             return
         self._follow(checked)
-        self._reset_before_next("instruction")
+        self._reset_before_next(ResetCause.INSTRUCTION)
 
     def _follow(self, text: str) -> None:
         self._policy.set_instruction(text)
@@ -211,40 +213,25 @@ class _Runner:
 
     def image(self, index: int, message: Any | None, type_name: str) -> ReplayFrame:
         """Take the next image, None for bytes that are none; return its entry, without its recorded command."""
-        stamp_s = self._last_stamp_s or 0.0
-        if message is not None:
-            stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        # Without a message there is no stamp: no time has passed.
+        captured_s = self._stamps.last_s or 0.0 if message is None else stamp_seconds(message.header.stamp)
         check, convert = CONVERSIONS[type_name]
-        drop = self._refusal(message, stamp_s, check)
-        elapsed_s = 0.0 if self._last_stamp_s is None else stamp_s - self._last_stamp_s
-        backwards = elapsed_s < 0.0
-        self._now_s += max(0.0, elapsed_s)
-        self._last_stamp_s = stamp_s
-        self._gate.advance(stamp_s)
-        if drop and drop != "repeated_stamp":
+        verdict = self._stamps.judge(captured_s)
+        drop = "unreadable" if not _is_readable(message, check) else verdict.fault or ""
+        self._now_s += max(0.0, verdict.elapsed_s)
+        self._gate.advance(captured_s)
+        if drop and drop != StampFault.REPEATED:
             self._gate.image_refused()
         elif not drop:
             self._gate.image_accepted()
-            if backwards:
-                self._reset_before_next("time_backwards")
-        action, reset = None, ""
+            if verdict.is_backwards:
+                self._reset_before_next(ResetCause.TIME_BACKWARDS)
+        action, reset = None, None
         if not drop:
-            drop = self._skip_cause(stamp_s)
+            drop = self._skip_cause(captured_s)
         if not drop:
-            action, reset, drop = self._step(stamp_s, partial(convert, message))
-        return self._entry(index, stamp_s, drop, reset, action)
-
-    def _refusal(self, message: Any | None, stamp_s: float, check: Callable[[Any], None]) -> str:
-        """Return why the image can't be used, by the node's names; empty where it can."""
-        if message is None:
-            return "unreadable"
-        try:
-            check(message)
-        except FrameError:
-            return "unreadable"
-        if stamp_s == 0.0:
-            return "no_stamp"
-        return "repeated_stamp" if stamp_s == self._last_stamp_s else ""
+            action, reset, drop = self._step(captured_s, partial(convert, message))
+        return self._entry(index, captured_s, str(drop), str(reset or ""), action)
 
     def _skip_cause(self, stamp_s: float) -> str:
         """Return why a good image is not stepped now; empty where it is."""
@@ -257,41 +244,38 @@ class _Runner:
         early = self._now_s < self._next_step_s - _DUE_TOLERANCE_S
         return "not_due" if early and self._options.pace == DUE else ""
 
-    def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, str, str]:
+    def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, ResetCause | None, str]:
         """Step the policy; return the action, why the state was cleared before, and why there is no action."""
         try:
             frame = load()
         except FrameError:
             self._gate.image_refused()
-            return None, "", "unreadable"
+            return None, None, "unreadable"
         reset = self._clear_state(stamp_s)
         self._last_stepped_s = stamp_s
         self._next_step_s = self._now_s + self._step_period_s
         try:
             return self._policy.step(frame), reset, ""
         except MobileVlaError:  # as the worker: what went into the hidden state is suspect
-            self._reset_before_next("step_failed")
+            self._reset_before_next(ResetCause.STEP_FAILED)
             return None, reset, "step_failed"
 
-    def _clear_state(self, stamp_s: float) -> str:
-        """Clear the state where the node would have, and return why."""
+    def _clear_state(self, stamp_s: float) -> ResetCause | None:
+        """Clear the state where the node would have, and return why; None: it was kept."""
         if self._options.pace == STEPS_FILE:
             step = self._options.steps[self._step_number]
             self._step_number += 1
             if step.instruction != self._instruction:
                 self._follow(step.instruction)
-            cause = "steps_file" if step.reset else ""
+            cause = ResetCause.STEPS_FILE if step.reset else None
         else:
-            cause = self._pending_reset
-            gap_s = 0.0 if self._last_stepped_s is None else stamp_s - self._last_stepped_s
-            if not cause and gap_s > self._options.state_gap_s:
-                cause = "image_gap"
-        self._pending_reset = ""
-        if cause:
+            cause = self._pending_reset or broken_sequence(self._last_stepped_s, stamp_s, self._options.state_gap_s)
+        self._pending_reset = None
+        if cause is not None:
             self._policy.reset()
         return cause
 
-    def _reset_before_next(self, cause: str) -> None:
+    def _reset_before_next(self, cause: ResetCause) -> None:
         self._pending_reset = self._pending_reset or cause
         self._gate.state_reset()
 
@@ -324,6 +308,16 @@ class _Runner:
                 f"step {self._step_number} of {len(steps)} has the stamp {steps[self._step_number].stamp_s!r}, "
                 "which no further image of the bag has; use the bag that the steps were recorded with"
             )
+
+
+def _is_readable(message: Any | None, check: Callable[[Any], None]) -> bool:
+    """Whether an image has a header that can be a frame's; None is a message that could not be decoded."""
+    try:
+        if message is not None:
+            check(message)
+    except FrameError:
+        return False
+    return message is not None
 
 
 class CommandRecord:
