@@ -287,7 +287,7 @@ def documented_keys() -> dict[str, list[str]]:
 
 def test_the_page_the_layout_and_the_aggregator_know_what_the_node_publishes(probe, start_node):
     pytest.importorskip("rclpy")
-    from mobile_vla_inference.ros.node import _POLICY_FACTS
+    from mobile_vla_inference.ros.diagnostics import POLICY_FACTS
 
     start_node()
     probe.drive()
@@ -297,9 +297,9 @@ def test_the_page_the_layout_and_the_aggregator_know_what_the_node_publishes(pro
     for subject, documented in documented_keys().items():
         unknown = {key for key in published[subject] if not any(fnmatch.fnmatch(key, each) for each in documented)}
         assert not unknown, f"docs/monitoring.md does not explain {unknown}"
-        gone = {each for each in documented if not fnmatch.filter(published[subject], each)} - set(_POLICY_FACTS)
+        gone = {each for each in documented if not fnmatch.filter(published[subject], each)} - set(POLICY_FACTS)
         assert not gone, f"docs/monitoring.md explains {gone}, which the node does not publish"
-    assert set(_POLICY_FACTS) <= set(documented_keys()["policy"])
+    assert set(POLICY_FACTS) <= set(documented_keys()["policy"])
     series = {f"/diagnostics/vla_node/vla_node: {subject}/{key}" for subject in published for key in published[subject]}
     assert {name for name in plotted_series() if name.startswith("/diagnostics/")} <= series
 

@@ -201,7 +201,7 @@ def test_an_array_can_be_set_back_to_not_set_live(probe, start_node, name):
         (["action_scale:=[2, 3]"], "action_scale is [2, 3], expected a double array, write [2.0, 3.0]"),
         (["max_linear_x_mps:=[]"], "max_linear_x_mps is [], expected a double from 0 to 5"),
         (["max_linear_x_mps:=-1.0"], "max_linear_x_mps is -1.0, expected a number from 0 to 5"),
-        (["device:=[]"], "device is [], expected one of auto, cuda, cpu"),
+        (["device:=[]"], "device is [], expected one of auto, cpu, cuda"),
         (["stamped:=1"], "stamped is 1, expected true or false"),
         (["max_linear_mps:=0.1"], "max_linear_x_mps, max_linear_acceleration_mps2"),
         (["max_linear_mps:=0.1"], "max_angular_z_radps"),

@@ -194,7 +194,7 @@ def test_a_base_that_can_not_hear_the_commands_is_named(probe, start_node):
     start_node("-p", "autostart:=false", "-p", "stamped:=true")  # the probe listens for Twist
     probe.wait_for(
         "the warning",
-        lambda: "/probe listens for geometry_msgs/msg/Twist on" in (probe.value("gate", "warnings") or ""),
+        lambda: "/probe expects geometry_msgs/msg/Twist on" in (probe.value("gate", "warnings") or ""),
     )
 
 

@@ -78,6 +78,9 @@ _GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED})
 #: A robot that rolls out halts after so long at the latest, whatever the acceleration limits are.
 ROLL_OUT_LIMIT_S = 2.0
 
+#: How often the node repeats a command between steps, by default.
+PUBLISH_RATE_HZ = 20.0
+
 #: Decisions further apart than this mean that the node itself stood still; nobody else is judged by that time.
 STALL_S = 0.5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mobile_vla_inference.action import AXES, VelocityCommand
-from mobile_vla_inference.control.gate import CommandGate, Decision, GateLimits, Reason
+from mobile_vla_inference.control.gate import PUBLISH_RATE_HZ, CommandGate, Decision, GateLimits, Reason
 from mobile_vla_inference.replay.result import ReplayFrame, Velocity
 
-#: How often the node asks its gate between steps (the default of its parameter publish_rate_hz).
-_ASK_PERIOD_S = 0.05
+#: How often the node asks its gate between steps.
+_ASK_PERIOD_S = 1.0 / PUBLISH_RATE_HZ
 
 #: Stamps are rounded: a decision this close before a frame is the frame's own, and no time to accelerate in between.
 _SAME_TIME_S = 1e-3
