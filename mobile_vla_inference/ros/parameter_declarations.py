@@ -102,7 +102,12 @@ class Declaration:
         if self.type is bool:
             return "true or false"
         name = f"{'an' if self.type is int else 'a'} {self.type_name}"
-        return name if self.low is None else f"{name} from {self.low:g} to {self.high:g}"
+        return name if self.low is None else f"{name} {self.range_text}"
+
+    @property
+    def range_text(self) -> str:
+        """The range, as part of a sentence; empty without one."""
+        return "" if self.low is None else f"from {_number(self.low)} to {_number(self.high)}"
 
     @property
     def descriptor(self) -> ParameterDescriptor:
@@ -122,9 +127,7 @@ class Declaration:
         if self.choices is not None and value not in self.choices:
             raise ParameterError(f"parameter {self.name} is {value!r}, expected {self.expected}; correct it")
         if self.low is not None and not (math.isfinite(value) and self.low <= value <= self.high):
-            raise ParameterError(
-                f"parameter {self.name} is {value!r}, expected a number from {self.low:g} to {self.high:g}; correct it"
-            )
+            raise ParameterError(f"parameter {self.name} is {value!r}, expected a number {self.range_text}; correct it")
 
     def check_given(self, given: Parameter) -> None:
         """Raise ParameterError if a value of the command line or of a file has a wrong type or is not allowed."""
@@ -213,6 +216,10 @@ def _with_type(given: Parameter, array_type: Parameter.Type | None) -> Parameter
     """Return a parameter to set; an empty array gets the declared type: `[]` on a command line has another."""
     is_empty = isinstance(given.value, _ARRAYS) and len(given.value) == 0
     return Parameter(given.name, array_type, []) if array_type is not None and is_empty else given
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _as_field(value: Any) -> Any:

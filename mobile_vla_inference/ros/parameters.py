@@ -195,16 +195,14 @@ def parameters_markdown() -> str:
         "    '{parameters: [{name: action_axes, value: {type: 9}}]}'",
         "```",
         "",
-        "If two parameter files have the same section, a `[]` in the later one does not replace the list of the earlier",
-        "one: this is how rcl merges them.",
+        "If two parameter files have the same section, a `[]` in the later one does not replace the list of the",
+        "earlier one: this is how rcl merges them.",
         "",
         "| parameter | type | default | allowed | live | meaning |",
         "|---|---|---|---|---|---|",
     ]
     for declared in declarations(NodeParameters):
-        allowed = ", ".join(declared.choices or ())
-        if declared.low is not None:
-            allowed = f"{declared.low:g} to {declared.high:g}"
+        allowed = declared.range_text.removeprefix("from ") or ", ".join(declared.choices or ())
         default = "not set" if declared.default == () else f"`{declared.default!r}`".replace("'", '"')
         live = "" if declared.read_only else "yes"
         cells = (f"`{declared.name}`", declared.type_name, default, allowed, live, declared.description)
