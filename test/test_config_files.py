@@ -18,7 +18,8 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from mobile_vla_inference.control.gate import ADVICE, Reason
+from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
+from mobile_vla_inference.control.worker import WorkerOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"
@@ -81,6 +82,26 @@ def test_every_parameter_is_declared_has_the_type_and_is_in_range(name):
         expected = {tuple[str, ...]: list, tuple[float, ...]: list}.get(kinds[key], kinds[key])
         assert type(value) is expected, f"{key}: ROS refuses another type, even a whole number for a double"
     NodeParameters().changed(values)
+
+
+def test_the_file_of_defaults_states_the_defaults_of_the_code():
+    pytest.importorskip("rclpy")
+    from mobile_vla_inference.ros.parameters import NodeParameters
+
+    defaults = NodeParameters()
+    values = parameters("mobile_vla.yaml")
+    assert values == {name: getattr(defaults, name) for name in values}
+
+
+def test_a_parameter_has_the_default_of_the_part_that_uses_it():
+    pytest.importorskip("rclpy")
+    from mobile_vla_inference.ros.parameters import NodeParameters
+
+    defaults, worker = NodeParameters(), WorkerOptions(policy={})
+    assert defaults.gate_limits() == GateLimits()
+    shared = {field.name for field in fields(WorkerOptions)} & {field.name for field in fields(NodeParameters)}
+    assert shared == {"load_timeout_s", "step_timeout_s", "state_gap_s", "max_restarts"}
+    assert {name: getattr(worker, name) for name in shared} == {name: getattr(defaults, name) for name in shared}
 
 
 @pytest.mark.parametrize("name", PLATFORMS)

@@ -305,9 +305,8 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 def test_whatever_the_policy_says_the_output_is_finite_and_within_the_limits(steps):
     limits = GateLimits()
     gate = driving_gate(limits, now_s=0.0)
-    now_s, last = 0.0, STANDSTILL
-    gate.decide(now_s)
-    last = gate._last_command
+    now_s = 0.0
+    last = gate.decide(now_s).command
     for elapsed_s, values in steps:
         now_s += elapsed_s
         gate.image_accepted(now_s)
@@ -334,7 +333,7 @@ def test_the_mapping_refuses_another_number_of_values():
 
 
 class GateModel:
-    """What must not happen, said again without the gate: which facts forbid motion, and how old they are."""
+    """What must not happen, stated without the gate: which facts forbid motion, and how old they are."""
 
     def __init__(self) -> None:
         self.flags = dict.fromkeys(("active", "settings_confirmed", "worker_ready", "has_instruction"), True)

@@ -400,7 +400,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(probe, start_launch, tiny_che
     file = tiny_checkpoint.parent / "slow.yaml"
     file.write_text("/**/vla_node: {ros__parameters: {max_linear_x_mps: 0.125}}\n")
     start_launch(MOBILE_VLA, "checkpoint:=~/tiny.pth", "params_file:=~/slow.yaml")
-    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
     assert parameters_of(probe, "/vla_node", "max_linear_x_mps") == {"max_linear_x_mps": 0.125}
 
 

@@ -13,22 +13,12 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_graph import Probe, is_zero
 from std_msgs.msg import Bool, String
-from std_srvs.srv import SetBool
 
 #: What is promised is 100 ms (the drill measures it); here the machine may be busy, and never is far more than that.
 NEVER_S = 2.0
-
-
-def boolean(name: str, value: bool) -> Parameter:
-    return Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value))
-
-
-def double(name: str, value: float) -> Parameter:
-    return Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value))
 
 
 def wait_for_zero(probe: Probe, since_s: float) -> None:
@@ -95,7 +85,7 @@ def test_a_stop_is_never_overwritten_by_what_follows_it(probe, start_node):
         stops.publish(Bool(data=False))
         wait_for_zero(probe, began_s)
         probe.wait_for_standstill("stop_requested")
-        probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+        probe.enable()
         probe.wait_for("motion", probe.is_moving)
     for _ in range(5):
         began_s = time.monotonic()
@@ -118,7 +108,7 @@ def test_a_stop_is_heard_whatever_its_publisher_offers(probe, start_node):
 
             def moves_again(stops=stops) -> bool:
                 stops.publish(Bool(data=False))  # again each time: best effort may lose one
-                return probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True)).success and probe.is_moving()
+                return probe.enable().success and probe.is_moving()
 
             probe.wait_for("motion after the release and ~/enable", moves_again)
             probe.node.destroy_publisher(stops)
@@ -129,7 +119,7 @@ def test_a_stop_that_was_said_before_the_node_came_counts_and_a_release_from_the
     stops = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=1, **latched))
     stops.publish(Bool(data=True))
     start_node()
-    probe.wait_for("the policy to be loaded", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
     probe.start_images()
     probe.instruct("go")
     probe.wait_for("the reason", lambda: probe.value("gate", "reason") == "stop_requested")
@@ -140,9 +130,7 @@ def test_a_stop_that_was_said_before_the_node_came_counts_and_a_release_from_the
     probe.node.destroy_publisher(stops)
     late = probe.node.create_publisher(Bool, "stop", QoSProfile(depth=1, **latched))
     late.publish(Bool(data=False))  # sent now: this one does release
-    probe.wait_for(
-        "motion", lambda: probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True)) and probe.is_moving()
-    )
+    probe.wait_for("motion", lambda: probe.enable() and probe.is_moving())
 
 
 def test_a_publisher_on_the_stop_topic_that_can_not_be_heard_means_no_motion(probe, start_node):
@@ -162,11 +150,11 @@ def test_no_parameter_puts_off_the_zero_of_a_silent_camera(probe, start_node, at
     start_node()
     probe.drive()
     if attack == "slow_rate":
-        assert probe.set_parameter(double("publish_rate_hz", 1.0)).successful
+        assert probe.set_parameter("publish_rate_hz", 1.0).successful
     probe.stop_images()
     stopped_s = time.monotonic()
     while attack == "parameter_flood" and time.monotonic() < stopped_s + 1.0:
-        assert probe.set_parameter(double("publish_rate_hz", 20.0)).successful
+        assert probe.set_parameter("publish_rate_hz", 20.0).successful
     wait_for_zero(probe, stopped_s)
     zeros = [arrived_s for arrived_s, command in list(probe.commands) if arrived_s > stopped_s and is_zero(command)]
     assert zeros[0] - stopped_s < 0.5 + 0.5, "image_timeout_s, and what a busy machine takes"
@@ -182,7 +170,7 @@ def test_another_publisher_on_cmd_vel_is_named_and_stops_an_exclusive_node(probe
     other = probe.node.create_publisher(Twist, "cmd_vel", 1)
     probe.wait_for("the warning", lambda: "/probe publishes on /cmd_vel" in (probe.value("gate", "warnings") or ""))
     assert probe.is_moving()
-    assert probe.set_parameter(boolean("exclusive_cmd_vel", True)).successful
+    assert probe.set_parameter("exclusive_cmd_vel", True).successful
     probe.wait_for_standstill("cmd_vel_shared")
     probe.node.destroy_publisher(other)
     probe.wait_for("motion", probe.is_moving)
