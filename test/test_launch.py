@@ -335,7 +335,7 @@ def test_a_program_that_is_not_installed_is_told_before_anything_starts(
         ("", "is empty"),
         (
             "/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n",
-            "says nothing for /lab/vla_node, only for /vla_node",
+            "contains nothing for /lab/vla_node, only for /vla_node",
         ),
     ],
 )

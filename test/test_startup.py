@@ -140,7 +140,7 @@ def test_the_full_name_is_the_one_that_rcl_gives(remaps):
         ("# nothing\n", "is empty"),
         ("/lab/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /lab/vla_node"),
         ("/**/vla: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /**/vla"),
-        ("/**/vla_node: {ros__parameters: {}}\n", "names no parameter of /vla_node"),
+        ("/**/vla_node: {ros__parameters: {}}\n", "contains no parameter of /vla_node"),
         ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "holds 0.1 under /**/vla_node/max_linear_x_mps"),
         ("max_linear_x_mps: 0.1\n", "expected NODE: ros__parameters"),
         ("- 1\n", "expected NODE: ros__parameters"),
@@ -183,7 +183,7 @@ def test_a_file_gives_a_node_what_rcl_makes_of_it(tmp_path, parts, leading_slash
         if expected:
             assert file_parameters(file, node.get_fully_qualified_name()) == expected
         else:
-            with pytest.raises(MobileVlaError, match="says nothing for"):
+            with pytest.raises(MobileVlaError, match="contains nothing for"):
                 file_parameters(file, node.get_fully_qualified_name())
 
 

@@ -1,9 +1,9 @@
-"""Run a policy over the images of a bag, frame by frame, with its state, and compare it with what was recorded.
+"""Run a policy over the images of a bag, frame by frame, with its LSTM state, and compare it with the recording.
 
-The path of a frame is the node's: the message is checked and converted by ros/conversions.py, reduced by
-frames.reduce_frame inside VlaPolicy.step, and the command goes through a CommandGate. The same rules clear the hidden
-state: a changed instruction, a gap in the images, time that runs backwards, a step that failed. Nothing but the
-timing depends on the machine's speed.
+An image is processed as in the node: the message is checked and converted by ros/conversions.py, its stamp is judged by
+control/stamps.py, it is reduced by frames.reduce_frame inside VlaPolicy.step, and the command goes through a
+CommandGate. The same rules clear the LSTM state: a changed instruction, a gap in the images, time that runs backwards,
+a step that failed. Only the timing depends on the machine's speed.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from mobile_vla_inference.replay.timing import Stopwatch
 
 EVERY_FRAME, DUE, STEPS_FILE, NODE = "every-frame", "due", "steps-file", "node"
 
-#: A recorded command older than this says nothing about a frame: the recording, or the driver, was silent.
+#: A recorded command older than this is not used for a frame: the recording, or the driver, was silent.
 COMMAND_MAX_AGE_S = 0.5
 
-#: Steps may start this much early: stamps are rounded.
+#: A step can start this much too early: stamps are rounded.
 _DUE_TOLERANCE_S = 1e-3
 
 
 class Policy(Protocol):
-    """What a replay needs of a VlaPolicy."""
+    """The part of VlaPolicy that a replay uses."""
 
     def describe(self) -> dict[str, Any]:
-        """Say what was loaded."""
+        """Return the facts of the loaded policy."""
 
     def set_instruction(self, text: str) -> None:
         """Follow another instruction."""
@@ -67,10 +67,10 @@ class ReplayOptions:
         instruction: None: those of the bag.
         pace: `every-frame`, `due` (as the node at the policy's step period) or `steps-file` (exactly `steps`).
         steps: for `steps-file`.
-        max_frames: stop after so many images; None: all.
-        state_gap_s: a longer gap between stepped frames clears the state, as in the node.
-        limits: what the gate enforces.
-        command_line: for the report.
+        max_frames: stop after this many images; None: all.
+        state_gap_s: a longer gap between two stepped frames clears the LSTM state, as in the node.
+        limits: limits of the gate.
+        command_line: shown in the report.
     """
 
     image_topic: str | None = None
@@ -84,7 +84,7 @@ class ReplayOptions:
     command_line: str = ""
 
     def topics(self, bag: BagReader) -> BagTopics:
-        """Find the topics to use in a bag; raise BagError where they are missing, ambiguous or of a wrong type."""
+        """Find the topics to use in a bag; raise BagError if one is missing, ambiguous or of a wrong type."""
         given = self.instruction is not None or self.pace == STEPS_FILE
         return choose_topics(bag, self.image_topic, self.command_topic, not given)
 
@@ -101,13 +101,13 @@ def replay(
 
     Args:
         path: the bag.
-        policy: a loaded VlaPolicy; its state is cleared first.
+        policy: a loaded VlaPolicy; its LSTM state is cleared first.
         options: what to replay, and how.
-        progress: called with the images done and how many there are.
-        sink: called with every message of the topics used, and with what was made of it where it was an image.
+        progress: called with the number of images done and the number of all images.
+        sink: called with every message of the topics, and with its result if it is an image.
 
     Raises:
-        BagError: the bag can't be used, or holds no image that could be stepped.
+        BagError: the bag can't be used, or contains no image that could be stepped.
         InstructionError: there is no instruction, or it can't be used.
     """
     with BagReader(path) as bag:
@@ -169,7 +169,7 @@ def _nothing_stepped(path: Path, frames: list[ReplayFrame]) -> MobileVlaError:
 
 
 class _Runner:
-    """Step the policy on the images that come, by the node's rules; one entry per image."""
+    """Step the policy on the images by the node's rules; one entry per image."""
 
     def __init__(self, policy: Policy, options: ReplayOptions) -> None:
         self._policy = policy
@@ -183,7 +183,7 @@ class _Runner:
         self._instruction = ""
         self._stamps = StampJudge()
         self._last_stepped_s: float | None = None
-        # A steady clock made of the stamps: the node's period doesn't start anew where a bag's time runs backwards.
+        # A steady clock made of the stamps: the step period does not restart when the time of a bag runs backwards.
         self._now_s = 0.0
         self._next_step_s = 0.0
         self._pending_reset: ResetCause | None = ResetCause.START
@@ -194,7 +194,7 @@ class _Runner:
             self.instruction(options.instruction)
 
     def instruction(self, text: str) -> None:
-        """Put an instruction of the bag in force; a text that can't be used counts as none, as in the node."""
+        """Follow an instruction of the bag; a text that can't be used counts as none, as in the node."""
         try:
             checked = check_instruction(text)
         except InstructionError:
@@ -212,7 +212,7 @@ class _Runner:
         self._gate.instruction_changed(bool(text))
 
     def image(self, index: int, message: Any | None, type_name: str) -> ReplayFrame:
-        """Take the next image, None for bytes that are none; return its entry, without its recorded command."""
+        """Process the next image, None if it could not be decoded; return its entry without the recorded command."""
         # Without a message there is no stamp: no time has passed.
         captured_s = self._stamps.last_s or 0.0 if message is None else stamp_seconds(message.header.stamp)
         check, convert = CONVERSIONS[type_name]
@@ -234,7 +234,7 @@ class _Runner:
         return self._entry(index, captured_s, str(drop), str(reset or ""), action)
 
     def _skip_cause(self, stamp_s: float) -> str:
-        """Return why a good image is not stepped now; empty where it is."""
+        """Return why a good image is not stepped now; empty: it is."""
         if self._options.pace == STEPS_FILE:
             steps = self._options.steps
             due = self._step_number < len(steps) and steps[self._step_number].stamp_s == stamp_s
@@ -256,12 +256,12 @@ class _Runner:
         self._next_step_s = self._now_s + self._step_period_s
         try:
             return self._policy.step(frame), reset, ""
-        except MobileVlaError:  # as the worker: what went into the hidden state is suspect
+        except MobileVlaError:  # as in the worker: the LSTM state may be damaged
             self._reset_before_next(ResetCause.STEP_FAILED)
             return None, reset, "step_failed"
 
     def _clear_state(self, stamp_s: float) -> ResetCause | None:
-        """Clear the state where the node would have, and return why; None: it was kept."""
+        """Clear the LSTM state if the node would have, and return why; None: it was kept."""
         if self._options.pace == STEPS_FILE:
             step = self._options.steps[self._step_number]
             self._step_number += 1
@@ -301,7 +301,7 @@ class _Runner:
         )
 
     def finish(self) -> None:
-        """Raise BagError where steps were asked for that the bag has no image for."""
+        """Raise BagError if the bag lacks the image of a step of the steps file."""
         steps = self._options.steps
         if self._options.pace == STEPS_FILE and self._step_number < len(steps):
             raise BagError(
@@ -321,7 +321,7 @@ def _is_readable(message: Any | None, check: Callable[[Any], None]) -> bool:
 
 
 class CommandRecord:
-    """The recorded velocities of a bag, as small as can be: 32 bytes each."""
+    """The recorded velocities of a bag, in 32 bytes each."""
 
     def __init__(self) -> None:
         self._times_ns: list[int] = []
@@ -334,7 +334,7 @@ class CommandRecord:
         self._values.append((float(twist.linear.x), float(twist.linear.y), float(twist.angular.z)))
 
     def assign(self, frames: Sequence[ReplayFrame], received_ns: Sequence[int]) -> list[ReplayFrame]:
-        """Return the frames with the command in force when each was recorded: the newest up to then, not too old."""
+        """Return the frames, each with the newest command that was recorded before it and is not too old."""
         order = np.argsort(np.array(self._times_ns, dtype=np.int64), kind="stable")
         times = np.array(self._times_ns, dtype=np.int64)[order]
         newest = np.searchsorted(times, np.array(received_ns, dtype=np.int64), side="right") - 1
