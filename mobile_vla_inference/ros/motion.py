@@ -34,7 +34,7 @@ _LOCK_LIMIT_S = 0.05
 
 @dataclass(frozen=True)
 class MotionState:
-    """What the gate decided last, and what it is told by people and faults.
+    """What the gate decided last, and the switches set by people and faults.
 
     Attributes:
         decision: the command in force, and why.
