@@ -78,6 +78,7 @@ from mobile_vla_inference.ros.inputs import EveryPublisher
 from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
 from mobile_vla_inference.ros.parameters import ParameterError, declare_parameters
 from mobile_vla_inference.ros.startup import start_ros
+from mobile_vla_inference.units import percentiles
 
 NODE_NAME = "vla_node"
 
@@ -859,8 +860,7 @@ def _percentiles_ms(samples_s: deque[float]) -> dict[str, float]:
     samples = np.array(list(samples_s)) * 1000.0  # a copy: steps are added meanwhile
     if not samples.size:
         return {"p50": 0.0, "p95": 0.0}
-    p50, p95 = np.percentile(samples, (50, 95))
-    return {"p50": float(p50), "p95": float(p95)}
+    return percentiles(samples, (50, 95))
 
 
 def _autostart(node: VlaNode, failed: threading.Event) -> None:

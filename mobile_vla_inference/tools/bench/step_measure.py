@@ -23,8 +23,8 @@ from mobile_vla_inference.tools.bench.step_timing import (
     part_times_ms,
     step_times_ms,
 )
+from mobile_vla_inference.units import MIB
 
-_MIB = 1 << 20
 _INSTRUCTION = "go around the box on the left to the cup"
 #: Names of changes of the instruction -> texts; the first has as many tokens as the one in force.
 _OTHER_INSTRUCTIONS = {
@@ -81,9 +81,9 @@ def _memory_mib(device: torch.device) -> dict[str, float]:
     memory = {f"host {name}": mib for name, mib in read_memory_mib().items()}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        memory["GPU allocated, peak"] = torch.cuda.max_memory_allocated(device) / _MIB
-        memory["GPU reserved, peak"] = torch.cuda.max_memory_reserved(device) / _MIB
-        memory["GPU in use by all, context included"] = (total - free) / _MIB
+        memory["GPU allocated, peak"] = torch.cuda.max_memory_allocated(device) / MIB
+        memory["GPU reserved, peak"] = torch.cuda.max_memory_reserved(device) / MIB
+        memory["GPU in use by all, context included"] = (total - free) / MIB
     return memory
 
 
@@ -92,7 +92,7 @@ def _used_mib(device: torch.device) -> float:
     used = read_memory_mib()["anonymous"]
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        used += (total - free) / _MIB
+        used += (total - free) / MIB
     return used
 
 
