@@ -12,17 +12,29 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from made_up_facts import FACTS, made_up_facts
 
 from mobile_vla_inference.action import Action
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import worker_process
+from mobile_vla_inference.policy_facts import PolicyFacts
+
+#: What another checkpoint changes, by the value of SCRIPTED_CHANGE.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "scale": {"action_scale": (-1.0, 1.0)},
+    "checkpoint": {"checkpoint_id": "another"},
+    "size": {"image_size": 16},
+    "assumed": {"assumed_settings": ("action_scale",)},
+}
 
 
 class _Config:
-    image_size = 8
+    image_size = FACTS.image_size
 
 
 class ScriptedPolicy:
@@ -36,28 +48,11 @@ class ScriptedPolicy:
     def warm_up(self) -> None:
         self._steps = 0
 
-    def describe(self) -> dict:
-        facts = {
-            "checkpoint_id": "scripted",
-            "image_size": 8,
-            "image_keep_aspect": False,
-            "step_period_s": 0.05,
-            "action_axes": ["linear.x", "angular.z"],
-            "action_scale": [1.0, 1.0],
-            "action_offset": [0.0, 0.0],
-            "assumed_settings": [],
-        }
-        if self._script == "long":
-            facts["variant"] = "x" * 300_000
-        changes = {
-            "scale": {"action_scale": [-1.0, 1.0]},
-            "checkpoint": {"checkpoint_id": "another"},
-            "size": {"image_size": 16},
-            "assumed": {"assumed_settings": ["action_scale"]},
-        }
+    def describe(self) -> PolicyFacts:
+        facts = made_up_facts(variant="x" * 300_000 if self._script == "long" else "scripted")
         if (once := os.environ.get("SCRIPTED_CHANGE_ONCE")) is not None:
             if Path(once).exists():
-                facts |= changes[os.environ["SCRIPTED_CHANGE"]]
+                facts = replace(facts, **_CHANGES[os.environ["SCRIPTED_CHANGE"]])
             Path(once).touch()
         return facts
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.errors import FrameError
-from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
+from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES, PolicyFacts
 
 #: The entry point that imports torch; a module name, so that this side never does.
 WORKER_MODULE = "mobile_vla_inference.policy.worker_process"
@@ -46,11 +46,6 @@ _RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _OWN_STALL_S = 0.25
 #: How long the end of a process is waited for once it is certain; memory of a driver may take longer to be freed.
 _EXIT_LIMIT_S = 5.0
-#: What has to be the same each time that a worker says it is ready: which policy it is, and what its actions mean.
-_IDENTITY = (
-    *("checkpoint_id", "variant", "parameters", "image_size", "image_keep_aspect", "step_period_s"),
-    *("action_axes", "action_scale", "action_offset", "assumed_settings", "settings"),
-)
 
 
 class WorkerState(Enum):
@@ -207,7 +202,7 @@ class PolicyWorker:
         self._state = WorkerState.STOPPED
         self._progress = ""
         self._last_error = ""
-        self._info: dict[str, Any] = {}
+        self._facts: PolicyFacts | None = None
         self._memory: dict[str, float] = {}
         self._stepping_allowed = False
         self._frame: Frame | None = None
@@ -322,9 +317,9 @@ class PolicyWorker:
         return child.pid if child is not None and child.poll() is None else None
 
     @property
-    def info(self) -> dict[str, Any]:
-        """What the loaded policy says of itself (VlaPolicy.describe); empty before it is loaded."""
-        return self._info
+    def facts(self) -> PolicyFacts | None:
+        """The loaded policy; None before one is loaded."""
+        return self._facts
 
     @property
     def memory(self) -> dict[str, float]:
@@ -450,10 +445,10 @@ class PolicyWorker:
             self._set_state(WorkerState.FAILED)
             return True
         # What never ran once will not run the next time either.
-        final = fault.final or not self._info or attempt >= self._options.max_restarts
+        final = fault.final or self._facts is None or attempt >= self._options.max_restarts
         message = fault.message
         self._last_error = message
-        if self._info and final and not fault.final:
+        if self._facts is not None and final and not fault.final:
             message = f"{message}; gave up after {attempt} restarts"
         with self._lock:
             self._events.append(WorkerFault(message, final))
@@ -631,7 +626,7 @@ class _WorkerSession:
     def _hand_over(self, frame: Frame, generation: int, now_s: float) -> None:
         """Convert the frame into shared memory and ask for its step."""
         try:
-            pixels = frame.load(self._worker._info["image_size"], self._worker._info["image_keep_aspect"])
+            pixels = frame.load(self._worker._facts.image_size, self._worker._facts.image_keep_aspect)
         except FrameError as error:
             with self._worker._lock:
                 self._worker._counters.dropped["unreadable"] += 1
@@ -643,7 +638,7 @@ class _WorkerSession:
         self._pending, self._pending_generation = frame, generation
         self._started_s = now_s
         # A late step starts the period anew: a backlog of steps would run the LSTM's time too fast.
-        self._next_step_s = now_s + self._worker._info["step_period_s"]
+        self._next_step_s = now_s + self._worker._facts.step_period_s
         self._deadline_s = self._loaded_s + self._worker.step_timeout_s
         self._last_stamp_s = frame.stamp_s
         self._send({"op": "step", "generation": generation})
@@ -673,14 +668,14 @@ class _WorkerSession:
         self._worker._notify()
 
     def _on_ready(self, message: dict[str, Any]) -> WorkerChanged | None:
-        worker, info = self._worker, message["info"]
-        if worker._info and (difference := _difference(worker._info, info)):
+        worker, facts = self._worker, PolicyFacts.from_json(message["info"])
+        if worker._facts is not None and (difference := worker._facts.difference(facts)):
             return WorkerChanged(
                 f"the worker loaded another policy than at configure: {difference}; restore it or configure again"
             )
-        worker._info = info
+        worker._facts = facts
         worker._memory = message["memory"]
-        size_px = worker._info["image_size"]
+        size_px = worker._facts.image_size
         os.ftruncate(self._memory_fd, size_px * size_px * 3)
         self._shared = mmap.mmap(self._memory_fd, size_px * size_px * 3)
         worker._progress = ""
@@ -697,10 +692,10 @@ class _WorkerSession:
 
     def _on_result(self, message: dict[str, Any]) -> WorkerFault | None:
         worker, frame = self._worker, self._pending
-        if len(message["values"]) != len(worker._info["action_axes"]):
+        if len(message["values"]) != len(worker._facts.action_axes):
             self._count_pending_as("worker_fault")
             return WorkerFault(
-                f"worker gave {len(message['values'])} action values, expected {len(worker._info['action_axes'])}",
+                f"worker gave {len(message['values'])} action values, expected {len(worker._facts.action_axes)}",
                 False,
             )
         self._pending = None
@@ -751,15 +746,6 @@ class _WorkerSession:
         with self._worker._lock:
             self._worker._counters.dropped[cause] += 1
         self._pending = None
-
-
-def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Name the first thing in which two policies differ; empty where they are the same one."""
-    for name in _IDENTITY:
-        old, new = before.get(name), after.get(name)
-        if old != new:
-            return f"{name} is {new!r}, expected {old!r}"
-    return ""
 
 
 def _describe_error(error: BaseException) -> str:

@@ -69,7 +69,7 @@ class PolicyServer:
         loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
-        self._send({"op": "ready", "info": loaded.describe(), "memory": self._memory()})
+        self._send({"op": "ready", "info": loaded.describe().to_json(), "memory": self._memory()})
         self._policy = loaded
 
     def on_context(self, generation: int, instruction: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mobile_vla_inference.action import Action, ActionMapping
+from mobile_vla_inference.action import Action
 from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
@@ -25,6 +25,7 @@ from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.control.worker import WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import GateModel
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
 from mobile_vla_inference.replay.summary import Step, make_result
@@ -42,7 +43,7 @@ _DUE_TOLERANCE_S = 1e-3
 class Policy(Protocol):
     """What a replay needs of a VlaPolicy."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> PolicyFacts:
         """Say what was loaded."""
 
     def set_instruction(self, text: str) -> None:
@@ -172,12 +173,10 @@ class _Runner:
     def __init__(self, policy: Policy, options: ReplayOptions) -> None:
         self._policy = policy
         self._options = options
-        info = policy.describe()
-        self._mapping = ActionMapping(
-            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
-        )
-        self._step_period_s = info["step_period_s"]
-        self._gate = GateModel(options.limits, not info["assumed_settings"])
+        facts = policy.describe()
+        self._mapping = facts.action_mapping
+        self._step_period_s = facts.step_period_s
+        self._gate = GateModel(options.limits, not facts.assumed_settings)
         self._instruction = ""
         self._last_stamp_s: float | None = None
         self._last_stepped_s: float | None = None

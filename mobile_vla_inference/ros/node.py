@@ -258,20 +258,20 @@ class VlaNode(LifecycleNodeMixin, Node):
         worker.wait_until_loaded()
         if worker.state is not WorkerState.READY:
             return self._fail_configure(worker.last_error or "the worker was stopped")
-        info = worker.info
+        facts = worker.facts
         try:
             with self._motion_lock:  # parameters may be set meanwhile
-                self._mapping = self._config.action_mapping(info)
+                self._mapping = self._config.action_mapping(facts)
         except ParameterError as error:
             return self._fail_configure(str(error))
         with self._motion_lock:
-            self._gate.settings_confirmed = not info["assumed_settings"]
+            self._gate.settings_confirmed = not facts.assumed_settings
             self._gate.worker_ready = worker.state is WorkerState.READY  # it may have died meanwhile
-        for warning in (*info.get("warnings", ()), *filter(None, [info.get("engine_fallback")])):
+        for warning in filter(None, (*facts.warnings, facts.engine_fallback)):
             self._say("warning", warning)
         self._say(
             "info",
-            f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}",
+            f"policy ready: {facts.variant}, {facts.parameters:,} parameters, {facts.dtype} on {facts.device}",
         )
         return TransitionCallbackReturn.SUCCESS
 
@@ -282,7 +282,7 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allow motion; FAILURE while a setting is only assumed, because a guess must not reach a wheel."""
-        assumed = self._worker.info["assumed_settings"]
+        assumed = self._worker.facts.assumed_settings
         if assumed:
             self._say(
                 "error",
@@ -594,8 +594,8 @@ class VlaNode(LifecycleNodeMixin, Node):
         try:
             config = self._config.changed(own)
             with self._motion_lock:
-                if self._worker is not None and self._worker.info:
-                    self._mapping = config.action_mapping(self._worker.info)
+                if self._worker is not None and self._worker.facts is not None:
+                    self._mapping = config.action_mapping(self._worker.facts)
                 self._config = config
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -792,7 +792,7 @@ class VlaNode(LifecycleNodeMixin, Node):
         state = worker.state if worker is not None else WorkerState.STOPPED
         level = {WorkerState.READY: OK, WorkerState.FAILED: ERROR}.get(state, WARN)
         message = (worker.progress or worker.last_error if worker is not None else "") or state.value
-        info = worker.info if worker is not None else {}
+        facts = worker.facts if worker is not None else None
         values = {
             "state": state.value,
             "last_error": worker.last_error if worker is not None else "",
@@ -802,8 +802,8 @@ class VlaNode(LifecycleNodeMixin, Node):
             **{f"step_ms_{name}": value for name, value in _percentiles_ms(self._step_s).items()},
             **{f"reaction_ms_{name}": value for name, value in _percentiles_ms(self._reaction_s).items()},
             **{f"state_resets_{cause}": count for cause, count in sorted(counters.state_resets.items())},
-            **{name: info[name] for name in _POLICY_FACTS if name in info},
-            "warnings": "; ".join(info.get("warnings", ())),
+            **({} if facts is None else {name: getattr(facts, name) for name in _POLICY_FACTS}),
+            "warnings": "; ".join(() if facts is None else facts.warnings),
         }
         return self._status("policy", level, message, values)
 

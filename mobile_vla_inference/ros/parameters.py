@@ -19,6 +19,7 @@ from rclpy.parameter import Parameter
 from mobile_vla_inference.action import AXES, ActionMapping
 from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.ros.overrides import given_parameters
 from mobile_vla_inference.ros.parameter_files import expand_home
 
@@ -171,16 +172,15 @@ class NodeParameters:
         """Return a copy with `changes`, checked; raise ParameterError for a bad value."""
         return replace(self, **{name: _own_value(value) for name, value in changes.items()})
 
-    def action_mapping(self, info: dict[str, Any]) -> ActionMapping:
-        """Return how actions become velocities: as the policy's `info` says, unless these parameters differ.
+    def action_mapping(self, facts: PolicyFacts) -> ActionMapping:
+        """Return how actions become velocities: by the policy's `facts`, unless these parameters differ.
 
         Raises:
             ParameterError: the axes and the scale don't fit the policy's actions.
         """
-        axes = self.action_axes or tuple(info["action_axes"])
         try:
             mapping = ActionMapping(
-                axes, self.action_scale or tuple(info["action_scale"]), tuple(info["action_offset"])
+                self.action_axes or facts.action_axes, self.action_scale or facts.action_scale, facts.action_offset
             )
         except ValueError as error:
             raise ParameterError(f"parameters action_axes and action_scale don't fit the policy: {error}") from error
