@@ -1,8 +1,8 @@
 """A worker process with a scripted policy, so that supervision is tested in milliseconds, without torch.
 
 The protocol, the process and the shared memory are the real ones; only the policy's arithmetic is scripted by the
-checkpoint's name (`ok`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`,
-`long`, `garbage`, `many_values`); SCRIPTED_CHANGE says what is different after the first start.
+checkpoint's name (`ok`, `follow`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`, `long`,
+`garbage`, `many_values`); SCRIPTED_CHANGE names what is different after the first start.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ class _Config:
 
 
 class ScriptedPolicy:
-    """Answer each step with the mean of the frame and the number of steps since the last reset."""
+    """Answer each step with the mean of the frame and the number of steps since the last reset.
+
+    `follow` answers with the number in the instruction instead of the mean.
+    """
 
     def __init__(self, script: str) -> None:
         self.config = _Config()
         self._script = script
         self._steps = 0
+        self._instruction = ""
 
     def warm_up(self) -> None:
         self._steps = 0
@@ -60,7 +64,7 @@ class ScriptedPolicy:
         self._steps = 0
 
     def set_instruction(self, text: str) -> None:
-        pass
+        self._instruction = text
 
     def step(self, frame: np.ndarray) -> Action:
         self._steps += 1
@@ -73,6 +77,8 @@ class ScriptedPolicy:
         if self._script == "raise":
             raise RuntimeError("scripted failure")
         value = float("nan") if self._script == "nan" else float(frame.mean())
+        if self._script == "follow":
+            value = float(self._instruction.split()[-1])
         if self._script == "many_values":
             return Action((value,) * 5, 0.001)
         return Action((value, float(self._steps)), 0.001)

@@ -22,7 +22,7 @@ from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.control.gate import GateLimits
-from mobile_vla_inference.control.worker import WorkerOptions
+from mobile_vla_inference.control.worker_options import WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy_facts import PolicyFacts

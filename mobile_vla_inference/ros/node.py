@@ -46,26 +46,24 @@ from mobile_vla_inference.action import STANDSTILL, ActionMapping, VelocityComma
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import ADVICE, STALL_S, CommandGate, Decision, Reason
 from mobile_vla_inference.control.leave import LeaveRequest
+from mobile_vla_inference.control.mailbox import Frame, WorkerCounters
 from mobile_vla_inference.control.memory import MemoryProbe
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.control.overlay import draw_command
 from mobile_vla_inference.control.pulse import Pulse
 from mobile_vla_inference.control.reporter import Reporter
-from mobile_vla_inference.control.worker import (
-    WORKER_MODULE,
-    Frame,
+from mobile_vla_inference.control.worker import PolicyWorker
+from mobile_vla_inference.control.worker_events import (
     FrameRefused,
     InstructionRefused,
-    PolicyWorker,
     StepFailed,
     StepResult,
     WorkerChanged,
-    WorkerCounters,
     WorkerEvent,
     WorkerFault,
-    WorkerOptions,
     WorkerState,
 )
+from mobile_vla_inference.control.worker_options import WORKER_MODULE, WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.instructions import check_instruction
