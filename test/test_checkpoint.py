@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import checkpoint as checkpoint_module
 from mobile_vla_inference.policy.architecture import HybridModel
-from mobile_vla_inference.policy.checkpoint import MIB, available_bytes, copied_bytes, load_model, open_checkpoint
+from mobile_vla_inference.policy.checkpoint import available_bytes, copied_bytes, load_model, open_checkpoint
 from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, family_member
 from mobile_vla_inference.policy.storage.layout import tensor_shapes
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.tools import inspect
+from mobile_vla_inference.units import MIB
 
 TINY = family_member("tiny", "hybrid")
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
-from mobile_vla_inference.control.worker import WorkerOptions
+from mobile_vla_inference.control.worker_options import WorkerOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"

@@ -49,7 +49,7 @@ def packs_everything(monkeypatch) -> None:
 def test_a_16_bit_folder_gives_the_actions_of_its_own_weights(tiny_checkpoint, tmp_path, packs_everything) -> None:
     convert(tiny_checkpoint, tmp_path / "fp16", dtype="float16")
     packed = VlaPolicy.load(tmp_path / "fp16", device="cpu", dtype="float16")
-    assert packed.describe()["engine"] == "packed" and packed.describe()["engine_fallback"] == ""
+    assert packed.describe().engine == "packed" and packed.describe().engine_fallback == ""
     exact = VlaPolicy.load(tmp_path / "fp16", device="cpu", dtype="float32", engine="eager")
     np.testing.assert_allclose(actions(packed), actions(exact), atol=1e-4)
     assert np.abs(actions(packed) - actions(exact)[::-1]).max() > 1e-2  # the frames do matter
@@ -59,7 +59,7 @@ def test_a_16_bit_folder_gives_the_actions_of_its_own_weights(tiny_checkpoint, t
 def test_int8_keeps_the_features(tiny_checkpoint, tmp_path, packs_everything) -> None:
     convert(tiny_checkpoint, tmp_path / "int8", dtype="int8")
     packed = VlaPolicy.load(tmp_path / "int8", device="cpu")
-    assert packed.describe()["engine"] == "packed"
+    assert packed.describe().engine == "packed"
     assert any(linear.is_int8 for linear in packed_linears(packed.engine))
     ours, exact = features(packed), features(VlaPolicy.load(tiny_checkpoint, device="cpu", engine="eager"))
     cosines = (ours * exact).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
@@ -103,8 +103,8 @@ def test_what_a_step_reads_shrinks_with_the_packing(tiny_checkpoint, packing, pa
 def test_without_packing_the_flat_engine_is_taken_and_told(tiny_checkpoint, monkeypatch, caplog) -> None:
     monkeypatch.setattr(engine_choice, "can_pack", lambda: False)
     policy = VlaPolicy.load(tiny_checkpoint, device="cpu", dtype="float16")
-    assert policy.describe()["engine"] == "flat"
-    assert "packed does not run here" in policy.describe()["engine_fallback"]
+    assert policy.describe().engine == "flat"
+    assert "packed does not run here" in policy.describe().engine_fallback
     assert "packed does not run here" in caplog.text
     with pytest.raises(DeviceError, match="use engine flat"):
         VlaPolicy.load(tiny_checkpoint, device="cpu", engine="packed")

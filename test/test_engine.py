@@ -189,7 +189,7 @@ def test_an_engine_that_needs_another_device_is_refused(tiny_checkpoint) -> None
 @pytest.mark.parametrize(("engine", "dtype"), [("auto", "float32"), ("flat", "float32"), ("eager", "bfloat16")])
 def test_the_engine_is_told(tiny_checkpoint, engine: str, dtype: str) -> None:
     facts = VlaPolicy.load(tiny_checkpoint, device="cpu", engine=engine, dtype=dtype).describe()
-    assert (facts["engine"], facts["engine_fallback"]) == ("flat" if engine == "auto" else engine, "")
+    assert (facts.engine, facts.engine_fallback) == ("flat" if engine == "auto" else engine, "")
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_compiled_step_is_the_step() -> None:
 @needs_gpu
 def test_auto_captures_on_a_gpu(tiny_checkpoint) -> None:
     policy = VlaPolicy.load(tiny_checkpoint, device="cuda")
-    assert policy.describe()["engine"].startswith("graph")
+    assert policy.describe().engine.startswith("graph")
 
 
 @needs_gpu
@@ -269,5 +269,5 @@ def test_an_engine_that_fails_on_the_gpu_is_passed_over_and_told(tiny_checkpoint
 
     monkeypatch.setattr(GraphEngine, "step", fail)
     policy = VlaPolicy.load(tiny_checkpoint, device="cuda")
-    assert policy.describe()["engine"] == "flat"
-    assert "no such kernel" in policy.describe()["engine_fallback"] and "no such kernel" in caplog.text
+    assert policy.describe().engine == "flat"
+    assert "no such kernel" in policy.describe().engine_fallback and "no such kernel" in caplog.text

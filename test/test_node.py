@@ -14,6 +14,8 @@ from ros_graph import NodeProcess, is_zero
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from mobile_vla_inference.units import MIB
+
 
 def worker_of(node: NodeProcess) -> psutil.Process:
     (worker,) = psutil.Process(node.process.pid).children()
@@ -39,7 +41,7 @@ def test_the_node_process_never_loads_torch(probe, start_node):
     probe.drive()
     mapped = {Path(region.path).name for region in psutil.Process(node.process.pid).memory_maps()}
     assert not [name for name in mapped if "torch" in name]
-    assert psutil.Process(node.process.pid).memory_info().rss < 150 * 1024 * 1024
+    assert psutil.Process(node.process.pid).memory_info().rss < 150 * MIB
     worker_score = int(Path(f"/proc/{worker_of(node).pid}/oom_score_adj").read_text())
     assert worker_score > int(Path(f"/proc/{node.process.pid}/oom_score_adj").read_text())
 

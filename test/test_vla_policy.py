@@ -20,6 +20,7 @@ from mobile_vla_inference.policy.storage.config import PolicySettings, family_me
 from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import PolicyFacts
 
 KOREAN = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 ENGLISH = "go to the cup"
@@ -181,13 +182,14 @@ def test_a_state_that_is_not_finite_is_refused(policy: VlaPolicy, frames: list[n
 
 
 def test_describe_is_json_ready_and_names_what_is_assumed(checkpoint: Path, tmp_path: Path) -> None:
-    assert VlaPolicy.load(checkpoint).describe()["assumed_settings"] == []
+    assert VlaPolicy.load(checkpoint).describe().assumed_settings == ()
     path = tmp_path / "unconfirmed.pth"
     path.write_bytes(checkpoint.read_bytes())
     policy = VlaPolicy.load(path, processors=find_processors(checkpoint))
-    description = json.loads(json.dumps(policy.describe()))
+    description = json.loads(json.dumps(policy.describe().to_json()))
+    assert policy.describe().difference(PolicyFacts.from_json(description)) == ""
     assert description["assumed_settings"] == sorted(PolicySettings.all_assumed().assumed)
-    assert description["checkpoint_id"] == VlaPolicy.load(checkpoint).describe()["checkpoint_id"]  # the same weights
+    assert description["checkpoint_id"] == VlaPolicy.load(checkpoint).describe().checkpoint_id  # the same weights
     assert description["parameters"] == 762_819
     assert (description["variant"], description["dtype"], description["device"]) == ("hybrid", "float32", "cpu")
 
@@ -197,7 +199,7 @@ def test_half_precision_stays_close(checkpoint: Path, policy: VlaPolicy, frames:
     for loaded in (half, policy):
         loaded.set_instruction(ENGLISH)
     np.testing.assert_allclose(actions(half, frames), actions(policy, frames), atol=0.15)
-    assert half.describe()["dtype"] == "bfloat16"
+    assert half.describe().dtype == "bfloat16"
 
 
 def test_progress_says_what_is_being_done(checkpoint: Path) -> None:

@@ -20,18 +20,17 @@ import psutil
 import pytest
 
 from mobile_vla_inference.control.clock import steady_s
-from mobile_vla_inference.control.worker import (
-    WORKER_MODULE,
-    Frame,
+from mobile_vla_inference.control.mailbox import Frame
+from mobile_vla_inference.control.worker import PolicyWorker
+from mobile_vla_inference.control.worker_events import (
     FrameRefused,
-    PolicyWorker,
     StepResult,
     WorkerChanged,
     WorkerEvent,
     WorkerFault,
-    WorkerOptions,
     WorkerState,
 )
+from mobile_vla_inference.control.worker_options import WORKER_MODULE, WorkerOptions
 from mobile_vla_inference.errors import FrameError
 
 TEST_FOLDER = Path(__file__).resolve().parent
@@ -43,11 +42,15 @@ class Watched:
     def __init__(self, script: str, **options) -> None:
         self._news = threading.Condition()
         self.events: list[WorkerEvent] = []
+        #: Raised in the supervising thread wherever it has news.
+        self.notify_error: BaseException | None = None
         options = {"policy": {"path": f"/scripts/{script}"}, "module": "scripted_worker", **options}
         self.deaths: list[BaseException] = []
         self.worker = PolicyWorker(WorkerOptions(**options), self._notify, self.deaths.append)
 
     def _notify(self) -> None:
+        if self.notify_error is not None:
+            raise self.notify_error
         with self._news:
             self._news.notify_all()
 
@@ -71,8 +74,10 @@ class Watched:
         self.worker.set_instruction("go")
         self.worker.allow_steps(True)
 
-    def submit(self, value: int, stamp_s: float) -> None:
+    def submit(self, value: int, stamp_s: float, loaded: threading.Event | None = None) -> None:
         def load(size_px: int, keep_aspect: bool) -> np.ndarray:
+            if loaded is not None:
+                loaded.set()
             return np.full((size_px, size_px, 3), value, np.uint8)
 
         self.worker.submit(Frame(stamp_s, steady_s(), steady_s(), load))
@@ -131,8 +136,9 @@ def test_steps_keep_the_period_of_the_policy(watch):
 def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_the_step_under_way(watch):
     watched = watch("slow")
     watched.ready()
-    watched.submit(1, stamp_s=1.0)
-    watched.wait_for(lambda: watched.worker.counters().received == 1 and watched.worker._frame is None)
+    loaded = threading.Event()
+    watched.submit(1, stamp_s=1.0, loaded=loaded)
+    assert loaded.wait(20.0), "the step is under way"
     assert watched.worker.set_instruction("go left")
     assert not watched.worker.set_instruction("go left"), "the same text again changes nothing"
     watched.submit(2, stamp_s=2.0)
@@ -146,14 +152,13 @@ def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_t
 
 
 def test_after_a_flood_of_instructions_the_last_one_is_in_force(watch):
-    watched = watch("ok")
+    watched = watch("follow")
     watched.ready()
     for count in range(300):
         watched.worker.set_instruction(f"go {count}")
     watched.submit(7, stamp_s=1.0)
     watched.wait_for(lambda: watched.of(StepResult))
-    assert watched.of(StepResult)[-1].values == (7.0, 1.0)
-    assert watched.worker.instruction == "go 299"
+    assert watched.of(StepResult)[-1].values == (299.0, 1.0)
 
 
 @pytest.mark.parametrize(("second_stamp_s", "cause"), [(0.5, "time_backwards"), (60.0, "image_gap")])
@@ -314,7 +319,10 @@ def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_stil
         import sys, threading, time
         import numpy as np
         from mobile_vla_inference.control.clock import steady_s
-        from mobile_vla_inference.control.worker import Frame, PolicyWorker, StepResult, WorkerFault, WorkerOptions
+        from mobile_vla_inference.control.mailbox import Frame
+        from mobile_vla_inference.control.worker import PolicyWorker
+        from mobile_vla_inference.control.worker_events import StepResult, WorkerFault
+        from mobile_vla_inference.control.worker_options import WorkerOptions
         options = WorkerOptions(policy={"path": "/scripts/slow"}, module="scripted_worker", step_timeout_s=0.5)
         worker = PolicyWorker(options, lambda: None)
         worker.start()
@@ -353,15 +361,24 @@ def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_stil
         parent.wait()
 
 
+def open_descriptors() -> set[int]:
+    """Return the descriptors of this process, without the one that lists them."""
+    entries = list(Path("/proc/self/fd").iterdir())
+    return {int(entry.name) for entry in entries if entry.is_symlink()}
+
+
 def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
+    before = open_descriptors()
     watched = watch("ok")
     watched.ready()
-    number = watched.worker._wake_fd
+    own = open_descriptors() - before
+    assert own
     watched.worker.close()
+    assert not open_descriptors() & own
     read_fd, write_fd = os.pipe()
+    for number in own - {read_fd, write_fd}:
+        os.dup2(write_fd, number)  # the numbers belong to somebody else now
     try:
-        if number not in (read_fd, write_fd):
-            os.dup2(write_fd, number)
         watched.submit(1, stamp_s=1.0)
         watched.worker.set_instruction("go on")
         watched.worker.reset()
@@ -371,20 +388,27 @@ def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
         with pytest.raises(BlockingIOError):
             os.read(read_fd, 8)
     finally:
-        for descriptor in {read_fd, write_fd, number}:
+        for descriptor in {read_fd, write_fd, *own}:
             os.close(descriptor)
 
 
-def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, monkeypatch):
+class SupervisionEnd(BaseException):
+    """An error that no handler of errors catches."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SupervisionEnd()])
+def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, error):
     watched = watch("ok")
     watched.ready()
-    monkeypatch.setattr(PolicyWorker, "_tell_fault", lambda *_: 1 // 0)
-    psutil.Process(watched.worker.pid).kill()
+    pid = watched.worker.pid
+    watched.notify_error = error
+    psutil.Process(pid).kill()
     watched.wait_for(lambda: watched.deaths)
-    assert isinstance(watched.deaths[0], ZeroDivisionError)
-    watched.wait_for(lambda: watched.of(WorkerFault))
-    assert watched.of(WorkerFault)[0].final
+    assert watched.deaths == [error], "reported once"
+    watched.wait_for(lambda: any(fault.final for fault in watched.of(WorkerFault)))
+    assert type(error).__name__ in watched.of(WorkerFault)[-1].message
     assert watched.worker.state is WorkerState.FAILED
+    watched.wait_for(lambda: not psutil.pid_exists(pid))
 
 
 def test_not_a_number_reaches_the_caller_as_such(watch):
@@ -399,7 +423,8 @@ def test_the_worker_dies_with_its_parent_however_that_ends(tmp_path):
     script = textwrap.dedent(
         """
         import sys, time
-        from mobile_vla_inference.control.worker import PolicyWorker, WorkerOptions
+        from mobile_vla_inference.control.worker import PolicyWorker
+        from mobile_vla_inference.control.worker_options import WorkerOptions
         worker = PolicyWorker(WorkerOptions(policy={"path": "/scripts/ok"}, module="scripted_worker"), lambda: None)
         worker.start()
         worker.wait_until_loaded()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-MIB = 1024 * 1024
+from mobile_vla_inference.units import MIB
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from mobile_vla_inference.policy.storage.layout import (
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.storage.settings_file import load_settings, settings_path
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex, read_index
+from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,6 @@ WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: what they stand for (a scale, the half of a pair) is not in the tensor.
 _FOREIGN_TYPES = ("float8", "float4", "uint", "complex", "q", "bits")
 
-MIB = 1 << 20
 
 #: What a converted folder is, in that folder.
 CONFIG_FILE = "config.json"

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from mobile_vla_inference.action import Action
 from mobile_vla_inference.errors import DeviceError, InstructionError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.facts import policy_facts
 from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES, PolicyFacts
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +52,13 @@ class VlaPolicy:
         encoder: InstructionEncoder,
         config: HybridConfig,
         settings: PolicySettings,
-        description: dict[str, Any],
+        facts: PolicyFacts,
     ) -> None:
         self.config = config
         self.settings = settings
         self._engine = engine
         self._encoder = encoder
-        self._description = description
+        self._facts = facts
         self._instruction = ""
 
     @classmethod
@@ -95,7 +96,6 @@ class VlaPolicy:
         from mobile_vla_inference.policy.engines.choice import load_engine
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
         from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
-        from mobile_vla_inference.policy.storage.layout import parameter_counts
 
         report = progress or (lambda stage: None)
         torch_device = _device(device)
@@ -129,29 +129,15 @@ class VlaPolicy:
             force=force,
         )
         checkpoint.check_unchanged()
-        description = {
-            "checkpoint": str(path),
-            "checkpoint_id": checkpoint.fingerprint,
-            "variant": config.variant,
-            "parameters": sum(parameter_counts(checkpoint.index.shapes).values()),
-            "dtype": str(torch_dtype).removeprefix("torch."),
-            "quantization": checkpoint.quantization,
-            "device": str(torch_device),
-            "image_size": config.image_size,
-            "engine": loaded.name,
-            "engine_fallback": loaded.fallback,
-            "fusion_features": list(loaded.model.fusion_features),
-            "cell": config.cell.kind,
-            "image_keep_aspect": settings.image_keep_aspect,
-            "step_period_s": settings.step_period_s,
-            "action_axes": list(settings.action_axes),
-            "action_scale": list(settings.action_scale),
-            "action_offset": list(settings.action_offset),
-            "assumed_settings": list(settings.assumed),
-            "settings": settings.to_json(),
-            "warnings": list(checkpoint.warnings),
-        }
-        return cls(loaded.engine, encoder, config, settings, description)
+        facts = policy_facts(
+            path,
+            checkpoint,
+            dtype=str(torch_dtype).removeprefix("torch."),
+            device=str(torch_device),
+            engine=loaded.name,
+            engine_fallback=loaded.fallback,
+        )
+        return cls(loaded.engine, encoder, config, settings, facts)
 
     @property
     def engine(self) -> Engine:
@@ -163,13 +149,9 @@ class VlaPolicy:
         """What makes tokens of an instruction, for measurements."""
         return self._encoder
 
-    def describe(self) -> dict[str, Any]:
-        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings.
-
-        `checkpoint_id` is the fingerprint of the content (storage/fingerprint.py): the same weights have the same
-        one wherever they lie, and other weights have another one.
-        """
-        return dict(self._description)
+    def describe(self) -> PolicyFacts:
+        """Return what was loaded, and how."""
+        return self._facts
 
     def warm_up(self) -> None:
         """Run a few steps on noise, so that the first real step is as fast as the others. No instruction is kept."""

@@ -7,10 +7,8 @@ in control/worker.py. It is the one that the kernel may kill when memory runs ou
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
-import os
 import signal
 import socket
 import sys
@@ -23,13 +21,14 @@ import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
+from mobile_vla_inference.process_lifetime import kill_on_parent_exit
+from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 #: Above the node's 0: when memory runs out, the kernel takes the worker, and the node stops the robot.
 _OOM_SCORE_ADJ = "800"
-_PR_SET_PDEATHSIG = 1
 #: Characters of an error that reach the node; a library may put a whole file into one.
 _MAX_SENTENCE = 4000
 
@@ -70,7 +69,7 @@ class PolicyServer:
         loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
-        self._send({"op": "ready", "info": loaded.describe(), "memory": self._memory()})
+        self._send({"op": "ready", "info": loaded.describe().to_json(), "memory": self._memory()})
         self._policy = loaded
 
     def on_context(self, generation: int, instruction: str) -> None:
@@ -127,18 +126,16 @@ class PolicyServer:
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized():
             return {"gpu_allocated_mib": 0.0, "gpu_reserved_mib": 0.0}
-        mib = 1024 * 1024
         return {
-            "gpu_allocated_mib": torch.cuda.memory_allocated() / mib,
-            "gpu_reserved_mib": torch.cuda.memory_reserved() / mib,
+            "gpu_allocated_mib": torch.cuda.memory_allocated() / MIB,
+            "gpu_reserved_mib": torch.cuda.memory_reserved() / MIB,
         }
 
 
 def _tie_to_parent(parent_pid: int) -> None:
     """End with the node, whatever ends it, and leave Ctrl-C to the node."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
+    if not kill_on_parent_exit(parent_pid):
         raise SystemExit(0)
     with contextlib.suppress(OSError):  # a container may forbid it; then the kernel chooses
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)

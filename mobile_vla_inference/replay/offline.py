@@ -17,16 +17,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mobile_vla_inference.action import Action, ActionMapping
+from mobile_vla_inference.action import Action
 from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.control.reset_cause import ResetCause
 from mobile_vla_inference.control.stamps import StampFault, StampJudge, broken_sequence, stamp_seconds
-from mobile_vla_inference.control.worker import WorkerOptions
+from mobile_vla_inference.control.worker_options import WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import GateModel
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
 from mobile_vla_inference.replay.summary import Step, make_result
@@ -44,7 +45,7 @@ _DUE_TOLERANCE_S = 1e-3
 class Policy(Protocol):
     """The part of VlaPolicy that a replay uses."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> PolicyFacts:
         """Return the facts of the loaded policy."""
 
     def set_instruction(self, text: str) -> None:
@@ -174,12 +175,10 @@ class _Runner:
     def __init__(self, policy: Policy, options: ReplayOptions) -> None:
         self._policy = policy
         self._options = options
-        info = policy.describe()
-        self._mapping = ActionMapping(
-            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
-        )
-        self._step_period_s = info["step_period_s"]
-        self._gate = GateModel(options.limits, not info["assumed_settings"])
+        facts = policy.describe()
+        self._mapping = facts.action_mapping
+        self._step_period_s = facts.step_period_s
+        self._gate = GateModel(options.limits, not facts.assumed_settings)
         self._instruction = ""
         self._stamps = StampJudge()
         self._last_stepped_s: float | None = None

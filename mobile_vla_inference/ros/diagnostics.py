@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from mobile_vla_inference.action import STANDSTILL
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import ADVICE, Reason
+from mobile_vla_inference.control.mailbox import WorkerCounters
 from mobile_vla_inference.control.memory import MemoryProbe
-from mobile_vla_inference.control.worker import WorkerCounters, WorkerState
+from mobile_vla_inference.control.worker_events import WorkerState
 from mobile_vla_inference.ros.graph import GraphFacts
 from mobile_vla_inference.ros.image_intake import ImageIntake
 from mobile_vla_inference.ros.live_parameters import LiveParameters
@@ -22,12 +22,13 @@ from mobile_vla_inference.ros.operator_inputs import OperatorInputs
 from mobile_vla_inference.ros.parameters import NodeParameters
 from mobile_vla_inference.ros.policy_link import PolicyLink
 from mobile_vla_inference.ros.step_message import NodeStep
+from mobile_vla_inference.units import percentiles
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 #: How often the diagnostics are published, seconds.
 DIAGNOSTICS_PERIOD_S = 1.0
-#: The facts of the loaded policy that the diagnostics show (VlaPolicy.describe).
+#: The facts of the loaded policy that the diagnostics show (PolicyFacts).
 POLICY_FACTS = ("checkpoint", "variant", "parameters", "dtype", "quantization", "device", "engine", "engine_fallback")
 #: Reasons to stand still that need nobody's attention.
 _EXPECTED_REASONS = (Reason.MOVING, Reason.INACTIVE, Reason.NO_INSTRUCTION)
@@ -50,18 +51,11 @@ class StepTimes:
     def percentiles_ms(self) -> dict[str, float]:
         """Return p50 and p95 of both, milliseconds, by the diagnostics' keys; 0 without a step."""
         return {
-            f"{name}_ms_p{percent}": value
+            f"{name}_ms_{percentile}": value
             for name, samples in (("step", self._step_s), ("reaction", self._reaction_s))
-            for percent, value in zip((50, 95), _percentiles_ms(samples))
+            # A copy: steps are added meanwhile.
+            for percentile, value in percentiles([each * 1000.0 for each in list(samples)] or [0.0], (50, 95)).items()
         }
-
-
-def _percentiles_ms(samples_s: deque[float]) -> tuple[float, float]:
-    samples = np.array(list(samples_s)) * 1000.0  # a copy: steps are added meanwhile
-    if not samples.size:
-        return 0.0, 0.0
-    p50, p95 = np.percentile(samples, (50, 95))
-    return float(p50), float(p95)
 
 
 class NodeDiagnostics:
@@ -138,7 +132,7 @@ class NodeDiagnostics:
         return self._status("gate", level, "; ".join((f"{reason.value}: {ADVICE[reason]}", *graph.warnings)), values)
 
     def _policy_status(self, counters: WorkerCounters) -> DiagnosticStatus:
-        worker, info = self._policy.worker, self._policy.info
+        worker, facts = self._policy.worker, self._policy.facts
         state = worker.state if worker is not None else WorkerState.STOPPED
         level = {WorkerState.READY: OK, WorkerState.FAILED: ERROR}.get(state, WARN)
         message = (worker.progress or worker.last_error if worker is not None else "") or state.value
@@ -150,8 +144,8 @@ class NodeDiagnostics:
             "discarded_results": counters.discarded_results,
             **self._times.percentiles_ms(),
             **{f"state_resets_{cause}": count for cause, count in sorted(counters.state_resets.items())},
-            **{name: info[name] for name in POLICY_FACTS if name in info},
-            "warnings": "; ".join(info.get("warnings", ())),
+            **({} if facts is None else {name: getattr(facts, name) for name in POLICY_FACTS}),
+            "warnings": "; ".join(() if facts is None else facts.warnings),
         }
         return self._status("policy", level, message, values)
 

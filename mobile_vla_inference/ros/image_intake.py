@@ -15,9 +15,9 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
 from mobile_vla_inference.control.clock import steady_s
+from mobile_vla_inference.control.mailbox import Frame
 from mobile_vla_inference.control.reset_cause import ResetCause
 from mobile_vla_inference.control.stamps import StampAge, StampFault, StampJudge, stamp_seconds
-from mobile_vla_inference.control.worker import Frame
 from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.ros import conversions

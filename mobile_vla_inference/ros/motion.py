@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
@@ -18,7 +17,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from mobile_vla_inference.action import STANDSTILL, ActionMapping, VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import CommandGate, Decision, Reason
-from mobile_vla_inference.control.worker import StepResult
+from mobile_vla_inference.control.worker_events import StepResult
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.ros.graph import GraphFacts
 from mobile_vla_inference.ros.parameters import NodeParameters
 
@@ -121,26 +121,26 @@ class MotionControl:
 
     # ---- changes ---------------------------------------------------------------------------------------------------
 
-    def change_parameters(self, parameters: NodeParameters, info: dict[str, Any]) -> None:
-        """Put other parameters in force; `info` are the facts of the loaded policy, empty without one.
+    def change_parameters(self, parameters: NodeParameters, facts: PolicyFacts | None) -> None:
+        """Put other parameters in force; `facts` are those of the loaded policy, None without one.
 
         Raises:
             ParameterError: the axes and the scale don't fit the policy; nothing is changed.
         """
         with self._lock:
-            if info:
-                self._mapping = parameters.action_mapping(info)
+            if facts is not None:
+                self._mapping = parameters.action_mapping(facts)
             self._parameters = parameters
             self._gate.limits = parameters.gate_limits()
 
-    def use_policy(self, info: dict[str, Any]) -> None:
+    def use_policy(self, facts: PolicyFacts) -> None:
         """Convert the actions of a loaded policy from now on.
 
         Raises:
             ParameterError: the parameters action_axes and action_scale don't fit it.
         """
         with self._lock:  # parameters may be set meanwhile
-            self._mapping = self._parameters.action_mapping(info)
+            self._mapping = self._parameters.action_mapping(facts)
 
     def forget_policy(self) -> None:
         """Take no action any more."""

@@ -15,7 +15,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 
 from mobile_vla_inference.control.leave import LeaveRequest
 from mobile_vla_inference.control.output_pump import OutputPump
-from mobile_vla_inference.control.worker import WORKER_MODULE
+from mobile_vla_inference.control.worker_options import WORKER_MODULE
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.executor import NodeExecutor, RequestError
 from mobile_vla_inference.ros.motion import MotionControl

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
-from typing import Any
 
 from mobile_vla_inference.action import AXES, ActionMapping
 from mobile_vla_inference.control.gate import PUBLISH_RATE_HZ, GateLimits
-from mobile_vla_inference.control.worker import WorkerOptions
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.control.worker_options import WorkerOptions
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES, PolicyFacts
 from mobile_vla_inference.ros.parameter_declarations import (
     DeclaredParameters,
     ParameterError,
@@ -161,16 +160,15 @@ class NodeParameters(DeclaredParameters):
         """Return the part that the gate enforces."""
         return GateLimits(**{limit.name: getattr(self, limit.name) for limit in fields(GateLimits)})
 
-    def action_mapping(self, info: dict[str, Any]) -> ActionMapping:
-        """Return how actions become velocities: by these parameters if they are set, else by the policy's `info`.
+    def action_mapping(self, facts: PolicyFacts) -> ActionMapping:
+        """Return how actions become velocities: by these parameters if they are set, else by the policy's `facts`.
 
         Raises:
             ParameterError: the axes and the scale don't fit the policy's actions.
         """
-        axes = self.action_axes or tuple(info["action_axes"])
         try:
             mapping = ActionMapping(
-                axes, self.action_scale or tuple(info["action_scale"]), tuple(info["action_offset"])
+                self.action_axes or facts.action_axes, self.action_scale or facts.action_scale, facts.action_offset
             )
         except ValueError as error:
             raise ParameterError(f"parameters action_axes and action_scale don't fit the policy: {error}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from mobile_vla_inference.control.mailbox import Frame, WorkerCounters
 from mobile_vla_inference.control.reset_cause import ResetCause
-from mobile_vla_inference.control.worker import Frame, PolicyWorker, WorkerCounters, WorkerOptions
+from mobile_vla_inference.control.worker import PolicyWorker
+from mobile_vla_inference.control.worker_options import WorkerOptions
+from mobile_vla_inference.policy_facts import PolicyFacts
 
 
 class PolicyLink:
@@ -34,10 +36,10 @@ class PolicyLink:
         return self._worker
 
     @property
-    def info(self) -> dict[str, Any]:
-        """The facts of the loaded policy (VlaPolicy.describe); empty before it is loaded."""
+    def facts(self) -> PolicyFacts | None:
+        """The facts of the loaded policy; None before it is loaded."""
         worker = self._worker
-        return worker.info if worker is not None else {}
+        return worker.facts if worker is not None else None
 
     def load(self, options: WorkerOptions) -> PolicyWorker:
         """Start a worker with the instruction in force, and wait until it is ready, failed or stopped."""

@@ -16,7 +16,7 @@ from mobile_vla_inference.action import STANDSTILL
 from mobile_vla_inference.control.gate import ADVICE, Decision, Reason
 from mobile_vla_inference.control.overlay import draw_command
 from mobile_vla_inference.control.reporter import Reporter
-from mobile_vla_inference.control.worker import StepResult
+from mobile_vla_inference.control.worker_events import StepResult
 from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.ros import conversions
 from mobile_vla_inference.ros.diagnostics import NodeDiagnostics

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import ctypes
 import os
 import re
 import select
@@ -29,12 +28,12 @@ from rclpy.validate_namespace import validate_namespace
 
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.process_lifetime import signal_on_parent_exit
 from mobile_vla_inference.ros.parameter_files import file_parameters, is_for
 
 #: The option with which a launch file makes a node end together with the launch process.
 END_WITH = "--end-with"
 
-_PR_SET_PDEATHSIG = 1
 #: ROS arguments that are followed by a value.
 _WITH_VALUE = {
     *("-r", "--remap", "-p", "--param", "--params-file", "-e", "--enclave"),
@@ -149,7 +148,7 @@ def _parse(node_name: str, description: str, own: list[str]) -> argparse.Namespa
 def _end_with(pid: int) -> None:
     """End as on SIGTERM when the launch has ended for any reason: it could not stop the robot any more."""
     # The kernel sends the signal at the end of the parent's thread: launch starts its processes in its main thread.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_on_parent_exit(signal.SIGTERM)
     # With a prefix such as a shell between launch and node, launch is not the parent, so it is watched as well.
     with contextlib.suppress(OSError):  # it has ended (reported below), or the kernel is older than 5.3
         launch = os.pidfd_open(pid)

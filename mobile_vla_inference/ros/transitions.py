@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mobile_vla_inference.control.gate import ADVICE, Reason
 from mobile_vla_inference.control.leave import LeaveRequest
-from mobile_vla_inference.control.worker import WorkerOptions, WorkerState
+from mobile_vla_inference.control.worker_events import WorkerState
+from mobile_vla_inference.control.worker_options import WorkerOptions
 from mobile_vla_inference.ros.live_parameters import LiveParameters
 from mobile_vla_inference.ros.motion import MotionControl
 from mobile_vla_inference.ros.node_log import NodeLog
@@ -42,19 +43,19 @@ class Transitions:
         worker = self._policy.load(self._worker_options())
         if worker.state is not WorkerState.READY:
             return self._fail_configure(worker.last_error or "the worker was stopped")
-        info = worker.info
+        facts = worker.facts
         try:
-            self._motion.use_policy(info)
+            self._motion.use_policy(facts)
         except ParameterError as error:
             return self._fail_configure(str(error))
         with self._motion.gate() as gate:
-            gate.settings_confirmed = not info["assumed_settings"]
+            gate.settings_confirmed = not facts.assumed_settings
             gate.worker_ready = worker.state is WorkerState.READY  # it may have died meanwhile
-        for warning in (*info.get("warnings", ()), *filter(None, [info.get("engine_fallback")])):
+        for warning in filter(None, (*facts.warnings, facts.engine_fallback)):
             self._log.say("warning", warning)
         self._log.say(
             "info",
-            f"policy ready: {info['variant']}, {info['parameters']:,} parameters, {info['dtype']} on {info['device']}",
+            f"policy ready: {facts.variant}, {facts.parameters:,} parameters, {facts.dtype} on {facts.device}",
         )
         return True
 
@@ -83,7 +84,7 @@ class Transitions:
 
     def activate(self) -> bool:
         """Allow motion; return False, and log why, while a setting is only assumed or the node exits."""
-        assumed = self._policy.info["assumed_settings"]
+        assumed = self._policy.facts.assumed_settings
         if assumed:
             self._log.say(
                 "error",

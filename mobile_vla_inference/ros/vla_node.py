@@ -21,7 +21,7 @@ from mobile_vla_inference.control.gate import Reason
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.control.reporter import Reporter
 from mobile_vla_inference.control.reset_cause import ResetCause
-from mobile_vla_inference.control.worker import WORKER_MODULE
+from mobile_vla_inference.control.worker_options import WORKER_MODULE
 from mobile_vla_inference.ros.clock import missing_clock
 from mobile_vla_inference.ros.diagnostics import DIAGNOSTICS_PERIOD_S, NodeDiagnostics, StepTimes
 from mobile_vla_inference.ros.graph import GraphFacts, GraphWatch
@@ -199,7 +199,7 @@ class VlaNode(LifecycleNodeMixin, Node):
 
     def _apply(self, values: NodeParameters) -> None:
         """Put changed parameters into the parts that keep a copy."""
-        self.motion.change_parameters(values, self._policy.info)
+        self.motion.change_parameters(values, self._policy.facts)
         self._policy.set_step_timeout(values.step_timeout_s)
         self._pulse.period_s = beat_period_s(values.publish_rate_hz)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.gate import Reason
-from mobile_vla_inference.control.worker import (
+from mobile_vla_inference.control.worker_events import (
     FrameRefused,
     InstructionRefused,
     StepFailed,

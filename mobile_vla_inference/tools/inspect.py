@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import CheckpointError
-from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, MIB, Checkpoint, available_bytes, open_checkpoint
+from mobile_vla_inference.policy.checkpoint import LOAD_MARGIN_BYTES, Checkpoint, available_bytes, open_checkpoint
 from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
 from mobile_vla_inference.policy.storage.checksums import CHECKSUMS_FILE
 from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings, TextTower, VisionTower
@@ -27,6 +27,7 @@ from mobile_vla_inference.policy.storage.layout import is_block_matrix, paramete
 from mobile_vla_inference.policy.storage.number_types import ITEM_BYTES
 from mobile_vla_inference.policy.storage.settings_file import confirm_command, edited_since_listed, save_settings
 from mobile_vla_inference.tools.arguments import check_output
+from mobile_vla_inference.units import MIB
 
 HELP = "say what a checkpoint is, what is assumed about it, and what it needs; --confirm its settings"
 

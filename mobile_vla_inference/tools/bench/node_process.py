@@ -13,7 +13,7 @@ from typing import Any
 
 from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
-from mobile_vla_inference.control.worker import StepResult
+from mobile_vla_inference.control.worker_events import StepResult
 from mobile_vla_inference.ros import node
 from mobile_vla_inference.ros.motion import MotionControl
 from mobile_vla_inference.tools.bench import node_worker as bench_node_worker
