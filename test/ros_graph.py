@@ -1,4 +1,4 @@
-"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this one, events to wait for."""
+"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this process, waits for events."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NodeProcess:
 
 
 class Probe:
-    """A test's own node: publishes images and instructions, records commands and diagnostics with arrival times."""
+    """A node of the test: publishes images and instructions, records commands and diagnostics with arrival times."""
 
     def __init__(self, namespace: str = "") -> None:
         self.commands: list[tuple[float, Twist]] = []
@@ -129,7 +129,7 @@ class Probe:
         self.instructions.publish(String(data=text))
 
     def drive(self, text: str = "go around the box on the left to the cup") -> None:
-        """Give the node all it needs and wait until it moves."""
+        """Send the node all that it needs, and wait until it moves."""
         self.wait_until_loaded()
         self.start_images()
         self.instruct(text)

@@ -319,7 +319,7 @@ def test_a_wrong_value_is_refused_by_name_before_anything_starts(start_launch, p
     ("path", "arguments", "missing"),
     [(MOBILE_VLA, ["rviz:=true", "sim:=true"], "rviz2"), (TWIST_MUX, ["sim:=true"], "twist_mux")],
 )
-def test_a_program_that_is_not_installed_is_told_before_anything_starts(
+def test_a_program_that_is_not_installed_is_reported_before_anything_starts(
     start_launch, stand_ins, tiny_checkpoint, path, arguments, missing
 ):
     (stand_ins / "lib" / missing / missing).unlink()
@@ -376,7 +376,7 @@ def test_the_robot_stops_and_the_nodes_end_however_the_launch_ends(probe, start_
 
 
 @needs_launch_ros
-def test_the_simulated_robot_is_told_what_the_parameter_file_says(probe, start_launch, tiny_checkpoint, tmp_path):
+def test_the_simulated_robot_gets_the_parameters_of_the_file(probe, start_launch, tiny_checkpoint, tmp_path):
     from geometry_msgs.msg import TwistStamped
     from ros_graph import is_zero
 

@@ -1,4 +1,4 @@
-"""vla_node as a user meets it: a real process on real topics, with a real (tiny) checkpoint."""
+"""vla_node as a user starts it: a real process on real topics, with a real (tiny) checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def worker_of(node: NodeProcess) -> psutil.Process:
     return worker
 
 
-def test_it_drives_on_images_and_an_instruction_and_stops_cleanly_on_sigint(probe, start_node):
+def test_it_drives_with_images_and_an_instruction_and_stops_cleanly_on_sigint(probe, start_node):
     node = start_node()
     probe.drive("박스를 왼쪽으로 돌아서 컵까지 가세요")
     probe.wait_for("steps in the diagnostics", lambda: int(probe.value("policy", "steps") or 0) >= 3)
@@ -194,7 +194,7 @@ def test_a_missing_checkpoint_ends_it_with_one_sentence_and_no_motion(probe, sta
     assert all(is_zero(command) for _, command in probe.commands)
 
 
-def test_killing_the_node_takes_the_worker_along(probe, start_node):
+def test_killing_the_node_also_ends_the_worker(probe, start_node):
     node = start_node()
     probe.drive()
     worker = worker_of(node)

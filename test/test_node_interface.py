@@ -77,7 +77,7 @@ def test_the_debug_image_shows_the_frame_and_the_command(probe, start_node):
     assert len(np.unique(shown)) > 2
 
 
-def test_two_robots_on_one_graph_do_not_meet(probe_in, start_node):
+def test_two_robots_on_one_graph_do_not_mix(probe_in, start_node):
     left, right = probe_in("/left"), probe_in("/right")
     start_node("-r", "__ns:=/left")
     start_node("-r", "__ns:=/right")
@@ -278,7 +278,7 @@ def test_a_bag_that_loops_resets_the_state_in_simulated_time(probe, start_node):
     probe.wait_for("motion after the loop", probe.is_moving)
 
 
-def test_the_status_is_there_for_who_comes_late(probe, start_node):
+def test_a_late_subscriber_receives_the_status(probe, start_node):
     from diagnostic_msgs.msg import DiagnosticStatus
 
     start_node()

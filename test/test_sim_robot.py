@@ -522,7 +522,7 @@ def test_sigterm_ends_it_without_a_traceback(listener):
         ({"rate_hz": ""}, "argument -p rate_hz:= can't be used, expected -p NAME:=VALUE"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_sentence(parameters, sentence):
+def test_what_cannot_be_used_is_reported_in_one_sentence(parameters, sentence):
     process = start_robot(**parameters)
     output, errors = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, output) == (2, "")

@@ -1,4 +1,4 @@
-"""What comes before a node: its arguments, parameter files, the log folder, and the process that it ends with."""
+"""The start of a node: arguments, parameter files, the log folder, and the process that it ends with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mobile_vla_inference.ros.startup import full_name, start_ros
 
 NODES = ("node", "sim_robot")
 
-#: A parent that starts a node which ends with it, and tells the node's process id.
+#: A parent that starts a node which ends with it, and prints the process id of the node.
 PARENT = """
 import os, subprocess, sys
 prefix = sys.argv[1].split(" ") if sys.argv[1] else []
@@ -253,7 +253,7 @@ def test_a_node_whose_launch_has_ended_already_does_not_start():
 # ---- the clock -------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_nobody_publishes_is_told_and_one_that_runs_is_not(probe):
+def test_a_clock_that_is_not_published_is_reported_and_one_that_runs_is_not(probe):
     assert missing_clock(probe.node.get_clock()) == ""
     probe.node.set_parameters([Parameter("use_sim_time", value=True)])
     probe.wait_for("the sentence", lambda: "nobody publishes /clock" in missing_clock(probe.node.get_clock()))
