@@ -18,8 +18,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
-from mobile_vla_inference.control.worker_options import WorkerOptions
+from mobile_vla_inference.control.gate import ADVICE, Reason
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"
@@ -82,25 +81,6 @@ def test_every_parameter_is_declared_has_the_type_and_is_in_range(name):
         expected = {tuple[str, ...]: list, tuple[float, ...]: list}.get(kinds[key], kinds[key])
         assert type(value) is expected, f"{key}: ROS refuses another type, even a whole number for a double"
     NodeParameters().changed(values)
-
-
-def test_the_common_file_shows_the_defaults():
-    pytest.importorskip("rclpy")
-    from mobile_vla_inference.ros.parameters import NodeParameters
-
-    for key, value in parameters("mobile_vla.yaml").items():
-        assert value == getattr(NodeParameters(), key), key
-
-
-@pytest.mark.parametrize("options", [GateLimits, WorkerOptions])
-def test_a_parameter_and_the_option_that_it_sets_have_one_default(options):
-    pytest.importorskip("rclpy")
-    from mobile_vla_inference.ros.parameters import NodeParameters
-
-    shared = {each.name for each in fields(options)} & {each.name for each in fields(NodeParameters)}
-    assert "step_timeout_s" in shared
-    for name in shared:
-        assert getattr(NodeParameters(), name) == getattr(options(), name), name
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
