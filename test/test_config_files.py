@@ -18,8 +18,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
-from mobile_vla_inference.control.worker_options import WorkerOptions
+from mobile_vla_inference.control.gate import ADVICE, Reason
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"

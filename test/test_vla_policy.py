@@ -40,7 +40,7 @@ def policy(checkpoint: Path) -> VlaPolicy:
 
 @pytest.fixture(scope="module")
 def frames() -> list[np.ndarray]:
-    """Return pictures of a few large patches, so that frames differ in more than their noise."""
+    """Return images of a few large patches, so that frames differ in more than their noise."""
     generator = np.random.default_rng(0)
     patches = generator.integers(0, 256, (5, 3, 4, 3), dtype=np.uint8)
     return [patch.repeat(40, axis=0).repeat(40, axis=1) for patch in patches]
@@ -129,7 +129,7 @@ def test_warm_up_leaves_no_instruction_and_no_state(policy: VlaPolicy, frames: l
     np.testing.assert_array_equal(actions(policy, frames[:1]), expected)
 
 
-def test_a_refused_instruction_leaves_the_one_before(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
+def test_a_refused_instruction_leaves_the_former_one(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
     policy.set_instruction(ENGLISH)
     first = actions(policy, frames[:1])
     for text in ("\ufffd", "x" * 5000, "🚗" * 1000):
@@ -158,7 +158,7 @@ def test_a_read_only_frame_is_taken_as_it_is(policy: VlaPolicy) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused_and_the_state_cleared(
+def test_an_action_that_is_not_finite_is_refused_and_the_state_cleared(
     policy: VlaPolicy, frames: list[np.ndarray], value: float
 ) -> None:
     policy.set_instruction(ENGLISH)
@@ -202,7 +202,7 @@ def test_half_precision_stays_close(checkpoint: Path, policy: VlaPolicy, frames:
     assert half.describe().dtype == "bfloat16"
 
 
-def test_progress_says_what_is_being_done(checkpoint: Path) -> None:
+def test_progress_names_the_stages(checkpoint: Path) -> None:
     stages: list[str] = []
     VlaPolicy.load(checkpoint, progress=stages.append)
     assert stages[0] == "reading the checkpoint"

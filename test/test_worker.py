@@ -1,4 +1,4 @@
-"""PolicyWorker: hand-over, generations, faults, restarts, and nothing left behind."""
+"""PolicyWorker: frames, generations, faults, restarts, and no leaked process or descriptor."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_steps_keep_the_period_of_the_policy(watch):
     assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(started))
 
 
-def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_the_step_under_way(watch):
+def test_a_changed_instruction_or_a_reset_resets_the_state_and_discards_the_step_under_way(watch):
     watched = watch("slow")
     watched.ready()
     loaded = threading.Event()
@@ -143,7 +143,7 @@ def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_t
     assert not watched.worker.set_instruction("go left"), "the same text again changes nothing"
     watched.submit(2, stamp_s=2.0)
     watched.wait_for(lambda: len(watched.of(StepResult)) == 1)
-    assert watched.of(StepResult)[0].values == (2.0, 1.0), "the result of the older generation never shows"
+    assert watched.of(StepResult)[0].values == (2.0, 1.0), "the result of the older generation is discarded"
     assert watched.worker.counters().discarded_results == 1
     watched.worker.reset()
     watched.submit(3, stamp_s=3.0)
@@ -202,7 +202,7 @@ def test_an_unreadable_frame_is_reported_and_the_next_one_steps(watch):
     ("script", "expected"),
     [("crash", "SIGSEGV"), ("hang", "hung: a policy step took longer than 0.3 s"), ("raise", "scripted failure")],
 )
-def test_a_fault_is_named_and_the_worker_is_started_again(watch, script, expected):
+def test_a_fault_is_reported_and_the_worker_is_started_again(watch, script, expected):
     watched = watch(script, step_timeout_s=0.3)
     watched.ready()
     first_pid = watched.worker.pid
@@ -280,7 +280,7 @@ def test_a_restarted_worker_that_loads_something_else_is_refused(watch, monkeypa
     assert not watched.of(StepResult)
 
 
-def test_without_a_free_descriptor_the_fault_is_told_and_the_worker_comes_back_later(watch):
+def test_without_a_free_descriptor_the_fault_is_reported_and_the_worker_comes_back_later(watch):
     watched = watch("ok")
     watched.ready()
     pid = watched.worker.pid
@@ -300,7 +300,7 @@ def test_without_a_free_descriptor_the_fault_is_told_and_the_worker_comes_back_l
     ("script", "expected"),
     [("long", "has 300"), ("garbage", "could not be run"), ("many_values", "gave 5 action values")],
 )
-def test_what_a_worker_should_not_say_is_a_fault_with_a_sentence(watch, script, expected):
+def test_a_message_that_makes_no_sense_is_a_fault_with_a_sentence(watch, script, expected):
     watched = watch(script)
     watched.worker.start()
     if script == "many_values":
@@ -313,7 +313,7 @@ def test_what_a_worker_should_not_say_is_a_fault_with_a_sentence(watch, script, 
     assert not watched.deaths
 
 
-def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_still(watch, tmp_path):
+def test_a_worker_is_not_reported_hung_for_a_time_in_which_this_process_was_stopped(watch, tmp_path):
     script = textwrap.dedent(
         """
         import sys, threading, time
@@ -348,11 +348,11 @@ def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_stil
         pid = int(parent.stdout.readline())
         assert parent.stdout.readline() == "StepResult\n"
         for _ in range(3):
-            # Both stand still, so that a step is surely under way and unanswered when its time is over; the worker
-            # comes back first.
+            # Both are stopped, so that a step is surely under way and unanswered when its time is over; the parent
+            # continues first.
             psutil.Process(pid).suspend()
             psutil.Process(parent.pid).suspend()
-            time.sleep(1.0)  # longer than step_timeout_s: that is the fault itself
+            time.sleep(1.0)  # longer than step_timeout_s
             psutil.Process(parent.pid).resume()
             psutil.Process(pid).resume()
             assert parent.stdout.readline() == "StepResult\n"
@@ -367,7 +367,7 @@ def open_descriptors() -> set[int]:
     return {int(entry.name) for entry in entries if entry.is_symlink()}
 
 
-def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
+def test_a_closed_worker_uses_no_descriptor_of_another_file(watch):
     before = open_descriptors()
     watched = watch("ok")
     watched.ready()
@@ -377,7 +377,7 @@ def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
     assert not open_descriptors() & own
     read_fd, write_fd = os.pipe()
     for number in own - {read_fd, write_fd}:
-        os.dup2(write_fd, number)  # the numbers belong to somebody else now
+        os.dup2(write_fd, number)  # the numbers belong to another file now
     try:
         watched.submit(1, stamp_s=1.0)
         watched.worker.set_instruction("go on")
@@ -397,7 +397,7 @@ class SupervisionEnd(BaseException):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SupervisionEnd()])
-def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, error):
+def test_a_supervision_that_dies_is_reported_as_a_final_fault(watch, error):
     watched = watch("ok")
     watched.ready()
     pid = watched.worker.pid
@@ -411,7 +411,7 @@ def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, error):
     watched.wait_for(lambda: not psutil.pid_exists(pid))
 
 
-def test_not_a_number_reaches_the_caller_as_such(watch):
+def test_nan_reaches_the_caller_unchanged(watch):
     watched = watch("nan")
     watched.ready()
     watched.submit(1, stamp_s=1.0)

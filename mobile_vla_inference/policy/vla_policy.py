@@ -5,7 +5,7 @@
     policy.set_instruction("박스를 왼쪽으로 돌아서 컵까지 가세요")
     action = policy.step(frame)  # uint8 RGB [height, width, 3] -> normalised values
 
-The cell's state is kept from step to step; `reset`, or another instruction, clears it.
+The LSTM state is kept from step to step; `reset`, or another instruction, clears it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class VlaPolicy:
     """A policy in memory. Not thread-safe: one caller at a time.
 
     Attributes:
-        settings: what tensors can't tell, from the checkpoint's settings file.
-        config: sizes of the member.
+        settings: facts that the tensors don't contain, from the checkpoint's settings file.
+        config: sizes of the architecture variant.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class VlaPolicy:
             path: the checkpoint.
             device: `cpu`, `cuda`, or `auto` (cuda where there is one).
             dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda. Weights that are int8 in a
-                converted folder stay so, and are computed with in this type.
+                converted folder stay int8; the arithmetic uses this type.
             engine: one of ENGINES.
-            processors: folder with the two tokenizer folders; None: beside the checkpoint.
-            progress: called with what is being done, in a few words.
-            force: load even where the memory seems too small.
+            processors: folder with the two tokenizer folders; None: next to the checkpoint.
+            progress: called with a few words on the present stage.
+            force: load even if the memory seems too small.
 
         Raises:
             CheckpointError: the checkpoint, its settings or its processors can't be used.
@@ -146,7 +146,7 @@ class VlaPolicy:
 
     @property
     def encoder(self) -> InstructionEncoder:
-        """What makes tokens of an instruction, for measurements."""
+        """What converts an instruction to tokens, for measurements."""
         return self._encoder
 
     def describe(self) -> PolicyFacts:
@@ -154,7 +154,7 @@ class VlaPolicy:
         return self._facts
 
     def warm_up(self) -> None:
-        """Run a few steps on noise, so that the first real step is as fast as the others. No instruction is kept."""
+        """Run a few steps on noise, so that the first real step is as fast as the others. No instruction stays set."""
         noise = _noise(self.config.image_size)
         self.set_instruction(_WARM_UP_INSTRUCTION)
         for _ in range(_WARM_UP_STEPS):
@@ -162,10 +162,10 @@ class VlaPolicy:
         self.set_instruction("")
 
     def set_instruction(self, text: str) -> None:
-        """Follow another instruction. A changed text resets the state, the same text doesn't; an empty one means none.
+        """Follow another instruction. A changed text resets the LSTM state; an empty one means none.
 
         Raises:
-            InstructionError: the text is too long or not UTF-8; the instruction before it stays.
+            InstructionError: the text is too long or not UTF-8; the former instruction stays.
         """
         instruction = check_instruction(text)
         if instruction == self._instruction:
@@ -191,7 +191,7 @@ class VlaPolicy:
         return Action(tuple(float(value) for value in values), time.perf_counter() - started)
 
     def reset(self) -> None:
-        """Clear the state that the cell carries from step to step."""
+        """Clear the LSTM state, which is carried from step to step."""
         self._engine.reset()
 
 
