@@ -18,7 +18,8 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from mobile_vla_inference.control.gate import ADVICE, Reason
+from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
+from mobile_vla_inference.control.worker_options import WorkerOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"
