@@ -1,4 +1,4 @@
-"""Start vla_node, and if asked a simulated robot (`sim:=true`) and RViz (`rviz:=true`) beside it.
+"""Start vla_node, and on request also a simulated robot (`sim:=true`) and RViz (`rviz:=true`).
 
 ros2 launch mobile_vla_inference mobile_vla.launch.py checkpoint:=/path/to/policy.pth image_topic:=/camera/image_raw
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -22,7 +21,7 @@ SHARE = Path(get_package_share_directory(PACKAGE))
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Describe the nodes and what can be set from outside."""
+    """Describe the arguments and the nodes."""
     arguments = [
         DeclareLaunchArgument(
             "namespace",
@@ -32,63 +31,64 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "params_file",
             default_value=str(SHARE / "config" / "mobile_vla.yaml"),
-            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides. Each has to "
-            "name a parameter of it, under `/**/vla_node` or with its namespace.",
+            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides. "
+            "Each must contain a parameter of it, under `/**/vla_node` or with its namespace.",
         ),
         DeclareLaunchArgument(
             "checkpoint",
             default_value="",
             description="The policy: a checkpoint file (.pth, .safetensors) or a converted folder; "
-            "empty: as params_file says.",
+            "empty: the one in params_file.",
         ),
         DeclareLaunchArgument(
             "processors",
             default_value="",
-            description="Folder with the Kosmos-2 and CLIP processors; empty: as params_file says, "
-            "else the one beside the checkpoint.",
+            description="Folder with the Kosmos-2 and CLIP processors; empty: the one in params_file, "
+            "else the one next to the checkpoint.",
         ),
         DeclareLaunchArgument(
             "dtype",
             default_value="",
-            description="Precision of the policy (float32, float16, bfloat16); empty: as params_file says, else auto.",
+            description="Number type of the policy (float32, float16, bfloat16); "
+            "empty: the one in params_file, else auto.",
         ),
         DeclareLaunchArgument(
             "image_topic",
             default_value="image_raw",
-            description="The camera's topic, without /compressed.",
+            description="Topic of the camera images, without /compressed.",
         ),
         DeclareLaunchArgument(
             "image_transport",
             default_value="",
             description="raw subscribes to the image topic itself, compressed to image_topic/compressed; "
-            "empty: as params_file says, else raw.",
+            "empty: the one in params_file, else raw.",
         ),
         DeclareLaunchArgument(
             "cmd_vel_topic",
             default_value="cmd_vel",
-            description="Where velocities are published.",
+            description="Topic on which the velocities are published.",
         ),
         DeclareLaunchArgument(
             "stamped",
             default_value="",
-            description="true publishes TwistStamped, false Twist; empty: as params_file says, else Twist.",
+            description="true publishes TwistStamped, false Twist; empty: the value in params_file, else Twist.",
         ),
         DeclareLaunchArgument(
             "use_sim_time",
             default_value="",
-            description="true takes the time from /clock (simulation, bags); empty: as params_file says, else false.",
+            description="true uses the time of /clock (simulation, bags); empty: the value in params_file, else false.",
         ),
         DeclareLaunchArgument(
             "autostart",
             default_value="",
-            description="true configures and activates at start, false leaves that to a lifecycle manager or "
-            "`ros2 lifecycle set`; empty: as params_file says, else true.",
+            description="true configures and activates at the start, false waits for a lifecycle manager or "
+            "`ros2 lifecycle set`; empty: the value in params_file, else true.",
         ),
         DeclareLaunchArgument(
             "log_level",
             default_value="info",
             choices=["debug", "info", "warn", "error", "fatal"],
-            description="The least severe messages that are logged.",
+            description="Lowest severity of the messages that are logged.",
         ),
         DeclareLaunchArgument(
             "rviz",
@@ -103,20 +103,16 @@ def generate_launch_description() -> LaunchDescription:
             description="Also start sim_robot, a simulated camera and base on the same topics.",
         ),
     ]
-    check = OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, arguments])
-    return LaunchDescription([*arguments, check, OpaqueFunction(function=describe_nodes)])
+    return launching.description(__file__, arguments, OpaqueFunction(function=describe_nodes))
 
 
 def describe_nodes(context: LaunchContext) -> list[Action]:
-    """Return the nodes, now that the arguments are known: an empty one must not override the parameter file.
+    """Return the nodes; an empty argument does not override the parameter file.
 
-    Whatever can be wrong is found here, before anything has started.
+    All errors are found here, before anything has started.
     """
-
-    def value(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
-    namespace = launching.full_namespace(value("namespace"), context.launch_configurations.get("ros_namespace", ""))
+    value = launching.argument_values(context)
+    namespace = launching.full_namespace(context)
     for name in ("image_topic", "cmd_vel_topic"):
         launching.check_topic(name, value(name), namespace)
     given = {name: value(name) for name in ("dtype", "image_transport") if value(name)}
@@ -155,8 +151,8 @@ def describe_nodes(context: LaunchContext) -> list[Action]:
         )
     ]
     if value("sim") == "true":
-        # Raw and compressed images both: what vla_node takes may be said in the parameter file. In simulated time, the
-        # simulation is what the time comes from.
+        # Raw and compressed images: the parameter file can choose either one for vla_node. In simulated time, the
+        # simulated robot publishes the clock.
         clock = {"publish_clock": True} if shared.get("use_sim_time") else {}
         nodes.append(
             Node(
@@ -185,9 +181,9 @@ def describe_nodes(context: LaunchContext) -> list[Action]:
 
 
 def _parameters(given: dict) -> list[dict]:
-    """Return parameters as Node takes them: where there are none, no empty file is made.
+    """Return parameters as Node expects them; without any, no empty file is written.
 
-    Texts are marked as such: `checkpoint:=5` is a path.
+    Strings are marked as strings: `checkpoint:=5` is a path.
     """
     typed = {
         name: ParameterValue(setting, value_type=str) if isinstance(setting, str) else setting

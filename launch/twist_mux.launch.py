@@ -1,9 +1,11 @@
-"""Start vla_node behind twist_mux, with a joystick above the policy; every argument of mobile_vla.launch.py counts too.
+"""Start vla_node behind twist_mux, where a joystick has priority over the policy.
+
+It also takes every argument of mobile_vla.launch.py.
 
 ros2 launch mobile_vla_inference twist_mux.launch.py checkpoint:=/path/to/policy.pth cmd_vel_topic:=/base/cmd_vel
 
-vla_node publishes on cmd_vel_policy, the joystick's node has to publish on cmd_vel_joy, and twist_mux passes the one of
-higher priority on to the base. This is no safety-rated stop.
+vla_node publishes on cmd_vel_policy, the joystick's node must publish on cmd_vel_joy, and twist_mux forwards the one
+with the higher priority to the base. This is not a safety-rated stop.
 """
 
 from __future__ import annotations
@@ -14,19 +16,16 @@ from ament_index_python.packages import get_package_share_directory
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from mobile_vla_inference.ros import launching
 
 SHARE = Path(get_package_share_directory("mobile_vla_inference"))
-
-
 MOBILE_VLA = SHARE / "launch" / "mobile_vla.launch.py"
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Describe twist_mux and, below it, what mobile_vla.launch.py starts."""
+    """Describe the arguments, twist_mux, and the nodes of mobile_vla.launch.py."""
     below = PythonLaunchDescriptionSource(str(MOBILE_VLA))
     policy = IncludeLaunchDescription(below, launch_arguments={"cmd_vel_topic": "cmd_vel_policy"}.items())
     arguments = [
@@ -43,47 +42,43 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "cmd_vel_topic",
             default_value="cmd_vel",
-            description="The base's topic: what twist_mux lets through is published there.",
+            description="Topic of the base, on which twist_mux publishes.",
         ),
         DeclareLaunchArgument(
             "stamped",
             default_value="false",
             choices=["true", "false"],
-            description="true: TwistStamped from policy and joystick, and to the base; needs twist_mux 4.4.",
+            description="true: TwistStamped on all inputs and the output; needs twist_mux 4.4.",
         ),
         DeclareLaunchArgument(
             "use_sim_time",
             default_value="false",
             choices=["true", "false"],
-            description="Take the time from /clock (simulation, bags).",
+            description="true: use the time of /clock (simulation, bags).",
         ),
     ]
     of_policy = below.get_launch_description(LaunchContext()).get_launch_arguments()
-    return LaunchDescription(
-        [
-            *arguments,
-            OpaqueFunction(function=launching.refuse_unknown_arguments, args=[__file__, [*arguments, *of_policy]]),
-            OpaqueFunction(function=check_mux),
-            # A group, so that the policy's own cmd_vel_topic stays inside. It comes first: whatever is wrong with it is
-            # found before anything has started.
-            GroupAction([policy]),
-            OpaqueFunction(function=describe_mux),
-        ]
+    return launching.description(
+        __file__,
+        arguments,
+        OpaqueFunction(function=check_mux),
+        # A group, so that the policy's cmd_vel_topic does not change ours. It comes first, so that its errors are found
+        # before anything has started.
+        GroupAction([policy]),
+        OpaqueFunction(function=describe_mux),
+        included=of_policy,
     )
 
 
 def check_mux(context: LaunchContext) -> None:
-    """Refuse what twist_mux can't be started with, before anything has started."""
+    """Find the errors in the arguments of twist_mux before anything has started."""
     describe_mux(context)
 
 
 def describe_mux(context: LaunchContext) -> list[Action]:
-    """Return twist_mux, now that the arguments are known."""
-
-    def value(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
-    namespace = launching.full_namespace(value("namespace"), context.launch_configurations.get("ros_namespace", ""))
+    """Return twist_mux."""
+    value = launching.argument_values(context)
+    namespace = launching.full_namespace(context)
     launching.check_topic("cmd_vel_topic", value("cmd_vel_topic"), namespace)
     node = f"{namespace.rstrip('/')}/twist_mux"
     files, _ = launching.parameter_files("mux_params_file", value("mux_params_file"), node)

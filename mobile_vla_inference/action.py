@@ -1,4 +1,4 @@
-"""Actions: what the policy computes (normalised values), what the base receives (m/s, rad/s), and the way back."""
+"""Actions: normalised values of the policy, velocities of the base (m/s, rad/s), and the mapping in both directions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _FIELD_OF_AXIS = {"linear.x": "linear_x_mps", "linear.y": "linear_y_mps", "angul
 AXES = tuple(_FIELD_OF_AXIS)
 AXIS_UNITS = ("m/s", "m/s", "rad/s")
 
-#: Commands are float32 in the files: this much over the scale is rounding.
+#: Commands are float32 in the files: an excess over the scale up to this is rounding.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class Action:
-    """What the policy wants for one step, normalised to about [-1, 1] per axis.
+    """The policy's output of one step, normalised to about [-1, 1] per axis.
 
     Attributes:
         values: one float per action axis, in the order of the settings' `action_axes`.
@@ -53,7 +53,7 @@ class VelocityCommand:
 
     @property
     def is_zero(self) -> bool:
-        """Whether the base stands still under this command."""
+        """Whether this command is standstill."""
         return self.values == (0.0, 0.0, 0.0)
 
 
@@ -83,7 +83,7 @@ class ActionMapping:
     offset: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Raise ValueError where an axis is unknown or named twice, or a number is missing or not finite."""
+        """Raise ValueError if an axis is unknown or named twice, or a number is missing or not finite."""
         if not self.axes or len(set(self.axes)) != len(self.axes) or set(self.axes) - set(AXES):
             raise ValueError(f"action axes are {list(self.axes)}, expected some of {', '.join(AXES)}, each once")
         for name, values in (("scale", self.scale), ("offset", self.offset)):
@@ -96,7 +96,7 @@ class ActionMapping:
         return cls(tuple(settings.action_axes), tuple(settings.action_scale), tuple(settings.action_offset))
 
     def velocity(self, values: Sequence[float]) -> VelocityCommand:
-        """Convert one action (as many values as axes); raise ValueError where the count differs."""
+        """Convert one action (as many values as axes); raise ValueError if the count differs."""
         if len(values) != len(self.axes):
             raise ValueError(f"action has {len(values)} values, expected {len(self.axes)} ({', '.join(self.axes)})")
         fields = {
@@ -107,16 +107,16 @@ class ActionMapping:
 
 
 def training_values(commands: np.ndarray, scale: Sequence[float], offset: Sequence[float]) -> np.ndarray:
-    """Return commands [..., axes] as training saw them: over the scale, clipped to [-1, 1]."""
-    return np.clip(unclipped_values(commands, scale, offset), -1.0, 1.0)
+    """Return commands [..., axes] as in training: minus the offset, divided by the scale, clipped to [-1, 1]."""
+    return np.clip(_unclipped_values(commands, scale, offset), -1.0, 1.0)
 
 
-def unclipped_values(commands: np.ndarray, scale: Sequence[float], offset: Sequence[float]) -> np.ndarray:
-    """Return commands [..., axes] over the scale."""
+def _unclipped_values(commands: np.ndarray, scale: Sequence[float], offset: Sequence[float]) -> np.ndarray:
+    """Return commands [..., axes] minus the offset, divided by the scale."""
     scales = np.asarray(scale, dtype=np.float64)
     return (commands - np.asarray(offset)) / np.where(scales == 0.0, 1.0, scales)
 
 
 def clipped_shares(commands: np.ndarray, scale: Sequence[float], offset: Sequence[float]) -> np.ndarray:
     """Return the share of commands [steps, axes] that `training_values` clips, per axis, 0 to 1."""
-    return (np.abs(unclipped_values(commands, scale, offset)) > 1.0 + _ROUNDING).mean(axis=0)
+    return (np.abs(_unclipped_values(commands, scale, offset)) > 1.0 + _ROUNDING).mean(axis=0)

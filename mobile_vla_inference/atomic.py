@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and remove folders in spite of Ctrl-C. Standard library only."""
+"""Write a file completely or not at all, and remove a folder even during Ctrl-C. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:
-    """Write a text file so that it holds either its old content or all of `text`, whatever interrupts."""
+    """Write a text file so that it contains either its old content or all of `text`, even after an interruption."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -25,7 +25,7 @@ def write_text_atomically(path: Path | str, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, in spite of a first Ctrl-C."""
+    """Remove a folder; a first Ctrl-C during the removal is raised only after it."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""Decode pictures as cameras and files hold them, and tell damage that a decoder would paint over.
+"""Decode images of cameras and files, and detect damage that a decoder would hide.
 
 A JPEG that lost bytes still decodes: libjpeg fills the rest with grey and only warns. simplejpeg (libjpeg-turbo, the
-same pixels as OpenCV's) raises that warning as an error. A PNG carries checksums, which are compared here.
-JPEG itself has no checksum: bytes that differ and still are valid codes of the same number of blocks can't be told.
+same pixels as OpenCV's) raises that warning as an error. A PNG contains checksums, which are compared here.
+JPEG has no checksum: changed bytes that still are valid codes of the same number of blocks can't be detected.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ except ImportError as missing:
 
 
 class PictureError(ValueError):
-    """Bytes that are no whole picture; the text tells in a few words what is wrong with them."""
+    """Bytes that are not a complete image; the text is the reason in a few words."""
 
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What the first bytes of a JPEG or PNG tell.
+    """The header of a JPEG or PNG.
 
     Attributes:
         kind: "JPEG" or "PNG".
         width: pixels.
         height: pixels.
-        is_deep_grey: grey with 16 bits a pixel: how depth cameras write distances.
-        needs_opencv: a JPEG that is turned (EXIF) or of four channels (CMYK), which OpenCV alone converts.
+        is_deep_grey: grey with 16 bits a pixel, as depth cameras write distances.
+        needs_opencv: a JPEG that is rotated (EXIF) or has four channels (CMYK): only OpenCV converts these.
     """
 
     kind: str
@@ -55,16 +55,16 @@ _PNG_GREY = (0, 4)  # colour types: grey, grey with alpha
 
 
 def is_jpeg(encoded: bytes) -> bool:
-    """Tell whether bytes begin as a JPEG does."""
+    """Return whether bytes begin like a JPEG."""
     return encoded.startswith(_JPEG_START)
 
 
 def picture_header(encoded: bytes) -> PictureHeader | None:
-    """Read the header of a JPEG or PNG, microseconds; None where the bytes are neither.
+    """Read the header of a JPEG or PNG, microseconds; None if the bytes are neither.
 
     Raises:
-        PictureError: the header, or the mark that ends the picture, is missing.
-        ImportError: a JPEG, and what decodes it is not installed.
+        PictureError: the header, or the marker at the image's end, is missing.
+        ImportError: a JPEG, and its decoder simplejpeg is not installed.
     """
     if is_jpeg(encoded):
         if simplejpeg is None:
@@ -80,14 +80,14 @@ def picture_header(encoded: bytes) -> PictureHeader | None:
 
 
 def decode_picture(encoded: bytes) -> np.ndarray | None:
-    """Decode JPEG, PNG and what else OpenCV reads to uint8 RGB [height, width, 3]; None where no decoder takes it.
+    """Decode JPEG, PNG and other formats of OpenCV to uint8 RGB [height, width, 3]; None if no decoder accepts it.
 
-    Transparency is left out, 16-bit values are reduced to 8, the first of several pictures counts, and a picture is
-    turned as its EXIF data says.
+    Transparency is dropped, 16-bit values are reduced to 8, the first of several images is used, and EXIF rotation is
+    applied.
 
     Raises:
-        PictureError: the picture is damaged.
-        ImportError: a JPEG, and what decodes it is not installed.
+        PictureError: the image is damaged.
+        ImportError: a JPEG, and its decoder simplejpeg is not installed.
     """
     header = picture_header(encoded)
     if header is not None and header.kind == "JPEG":
@@ -117,7 +117,7 @@ def _decode_with_opencv(encoded: bytes) -> np.ndarray | None:
 
 
 def _jpeg_header(encoded: bytes) -> PictureHeader | None:
-    """Return what the frame header tells; None where it or the end of the scan is missing."""
+    """Return the frame header; None if it or the end of the scan is missing."""
     size, needs_opencv, position = None, False, len(_JPEG_START)
     while position + 4 <= len(encoded) and encoded[position] == 0xFF:
         marker = encoded[position + 1]
@@ -140,7 +140,7 @@ def _jpeg_header(encoded: bytes) -> PictureHeader | None:
 
 
 def _png_header(encoded: bytes) -> PictureHeader | None:
-    """Return what IHDR tells, which is always first; None where it or the last chunk is missing."""
+    """Return the chunk IHDR, which is always first; None if it or the last chunk is missing."""
     if encoded[12:16] != b"IHDR" or len(encoded) < 26 or encoded.rfind(_PNG_END) < 0:
         return None
     width, height = int.from_bytes(encoded[16:20], "big"), int.from_bytes(encoded[20:24], "big")
@@ -148,7 +148,7 @@ def _png_header(encoded: bytes) -> PictureHeader | None:
 
 
 def _check_png(encoded: bytes) -> None:
-    """Raise PictureError where a chunk is cut off or its checksum differs; decoders differ in what they let pass."""
+    """Raise PictureError if a chunk is cut off or its checksum differs: not every decoder checks this."""
     position, name = len(_PNG_START), b""
     while name != b"IEND":
         length = int.from_bytes(encoded[position : position + 4], "big")

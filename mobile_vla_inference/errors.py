@@ -1,10 +1,10 @@
-"""The errors that a user can act on. Every one is one sentence: what was found, what was expected, what to do."""
+"""Errors that a user can act on. Each is one sentence: what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
 
 class MobileVlaError(Exception):
-    """A fault that a user can act on: one sentence with what was found, expected and what to do next."""
+    """A fault that a user can act on: one sentence with what was found, what was expected and what to do."""
 
 
 class CheckpointError(MobileVlaError):
@@ -20,8 +20,8 @@ class InstructionError(MobileVlaError):
 
 
 class DeviceError(MobileVlaError):
-    """The device or number type asked for can't be used here."""
+    """The requested device or number type can't be used on this machine."""
 
 
 class PolicyError(MobileVlaError):
-    """The policy computed something that is no action."""
+    """The policy computed a value that is not a usable action."""

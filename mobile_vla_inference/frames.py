@@ -1,6 +1,6 @@
 """Camera frames: read, decode, check, and reduce them to the policy's input size.
 
-The node, the policy worker and every offline tool reduce frames here, by one method, so that all of them see the same.
+The node, the policy worker and every offline tool reduce frames here, so that the policy always sees the same image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mobile_vla_inference.errors import FrameError
 
 _LOG = logging.getLogger(__name__)
 
-#: Names that a folder of frames is searched for.
+#: Suffixes of image files in a folder of frames.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 
 #: A frame larger than this per side is refused: it is a corrupt header or a misconfigured camera.
@@ -72,7 +72,7 @@ def reduce_frame(frame: np.ndarray, size_px: int, keep_aspect: bool = False) -> 
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read an image file as uint8 RGB [height, width, 3]; raise FrameError where it is none."""
+    """Read an image file as uint8 RGB [height, width, 3]; raise FrameError if it is not an image."""
     path = Path(path)
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -82,10 +82,10 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def check_picture(encoded: bytes, name: str, deep_grey: bool = False) -> PictureHeader | None:
-    """Read the header of a JPEG or PNG, microseconds; None where the bytes are neither.
+    """Read the header of a JPEG or PNG, microseconds; None if the bytes are neither.
 
     Raises:
-        FrameError: as decode_image, by what the header tells; a few bytes can ask for gigabytes.
+        FrameError: as decode_image, as far as the header shows it; a few bytes can declare gigabytes of pixels.
     """
     try:
         header = picture_header(encoded)
@@ -93,8 +93,8 @@ def check_picture(encoded: bytes, name: str, deep_grey: bool = False) -> Picture
         raise _damaged(encoded, name, error) from error
     except ImportError as error:
         raise FrameError(
-            f"{name} is a JPEG, which can't be told from a damaged one without simplejpeg ({error}), expected what "
-            "requirements/runtime.txt names; run `pip install simplejpeg`"
+            f"{name} is a JPEG, and without simplejpeg ({error}) a damaged one can't be recognised, expected the "
+            "packages of requirements/runtime.txt; run `pip install simplejpeg`"
         ) from error
     if header is not None:
         check_frame_size(header.width, header.height, name)
@@ -112,10 +112,10 @@ def decode_image(data: np.ndarray, name: str, deep_grey: bool = False) -> np.nda
     Args:
         data: the bytes, uint8 [bytes].
         name: what they are, for the message.
-        deep_grey: whether a grey PNG of 16 bits is a picture; otherwise it is taken for distances.
+        deep_grey: whether a grey PNG of 16 bits is accepted as an image; otherwise it counts as distances.
 
     Raises:
-        FrameError: no picture, a damaged one (a JPEG that lost bytes, too), one that is too large, or distances.
+        FrameError: not an image, a damaged one (also a JPEG that lost bytes), one that is too large, or distances.
     """
     encoded = data.tobytes()
     check_picture(encoded, name, deep_grey)
@@ -141,10 +141,10 @@ def _damaged(encoded: bytes, name: str, reason: PictureError) -> FrameError:
 def list_frames(folder: Path | str) -> list[Path]:
     """List the image files of a folder in the order of the numbers in their names; see frame_order.
 
-    Hidden files are left out; what else is no image by its suffix is counted in a warning.
+    Hidden files are left out; other files without an image's suffix are counted in a warning.
 
     Raises:
-        FrameError: the folder is none, or holds no image.
+        FrameError: there is no such folder, or it contains no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -171,14 +171,14 @@ def list_frames(folder: Path | str) -> list[Path]:
     return paths
 
 
-#: A number in a file's name; with a point it is a decimal one, such as a time stamp.
+#: A number in a file's name, with or without decimals, such as a time stamp.
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)")
 
 
 def frame_order(path: Path) -> tuple[Any, ...]:
     """Return the key that sorts frames as they were counted: frame_2 before frame_10, 7.25.png before 7.5.png.
 
-    The numbers of a name count one after the other; names of equal numbers (1.png, 01.png) follow as texts.
+    The numbers of a name are compared one after the other; names of equal numbers (1.png, 01.png) as texts.
     """
     words = _NUMBER.split(path.stem)  # text, number, text, ...
     key = [Fraction(word) if index % 2 else word for index, word in enumerate(words)]

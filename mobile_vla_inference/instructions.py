@@ -1,4 +1,4 @@
-"""Instructions: one form for texts that look the same, and which texts are refused. Pure Python."""
+"""Instructions: one form for texts that look the same, and the texts that are refused. Pure Python."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mobile_vla_inference.errors import InstructionError
 #: Longer instructions are refused before they reach the tokenizer (bytes of UTF-8).
 MAX_INSTRUCTION_BYTES = 4096
 
-#: Characters without a picture of their own that Unicode does not call format characters (Cf): the rest of its
-#: property Default_Ignorable_Code_Point, of which Python has no table. Joiners, Hangul fillers, variation selectors.
+#: Invisible characters that Unicode does not classify as format characters (Cf): the rest of its property
+#: Default_Ignorable_Code_Point, of which Python has no table. Joiners, Hangul fillers, variation selectors.
 _IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 #: Show text in another order than it is stored and read.
 _OVERRIDES = "\u202d\u202e"
-#: What stands for no character: unassigned (and changing with Python's version), private use, half of a pair.
+#: Categories that are not characters: unassigned (this depends on Python's version), private use, half of a pair.
 _NO_CHARACTERS = {"Cn": "is not assigned", "Co": "is for private use", "Cs": "is half of a pair (not UTF-8)"}
 
 
@@ -23,12 +23,13 @@ def check_instruction(text: str) -> str:
     """Return the instruction in the one form that texts which look the same share; empty is valid: stand still.
 
     The form is Unicode's NFKC without invisible characters (byte order mark, joiners, soft hyphen, directional marks,
-    variation selectors), white space and control characters folded into single spaces. Decomposed Korean, which macOS
-    sends, would be other tokens. NFKC and not NFC, because Kosmos-2's own tokenizer folds by it and CLIP's by NFC:
-    so both read the same, and full-width or half-width input is the plain text.
+    variation selectors); white space and control characters become single spaces. Decomposed Korean, which macOS
+    sends, would give other tokens. NFKC and not NFC, because Kosmos-2's tokenizer normalises by NFKC and CLIP's by
+    NFC: so both read the same text, and full-width or half-width input becomes plain text.
 
     Raises:
-        InstructionError: the text is too long, no UTF-8, or holds what is no character or reverses the order shown.
+        InstructionError: the text is too long, is not UTF-8, contains a code point that is not a character, or one that
+            changes the order in which the text is shown.
     """
     _check_length(text)
     if "\ufffd" in text:
@@ -46,7 +47,7 @@ def check_instruction(text: str) -> str:
         text = "".join(c for c in _IGNORABLE.sub("", text) if unicodedata.category(c) != "Cf")
         _check_length(text)
     printable = "".join(c if c.isprintable() else " " for c in text)
-    # What stood apart by an invisible character may compose now.
+    # Characters that an invisible one separated can compose now.
     return unicodedata.normalize("NFKC", " ".join(printable.split()))
 
 

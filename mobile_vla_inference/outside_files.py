@@ -1,8 +1,8 @@
 """Read small files that come from outside: regular files only, of a bounded size, as text or JSON.
 
-A path that a user gives, or a file in a folder that somebody copied, can be anything: a named pipe that blocks for
-ever, a device, a file of gigabytes, JSON nested until the interpreter's stack ends. Every reader here refuses these
-with one sentence before it allocates. Standard library only, so that each room of the package can use it.
+A path that a user gives, or a file in a copied folder, can be anything: a named pipe that blocks for ever, a device, a
+file of gigabytes, JSON that is nested deeper than the interpreter's stack. Every reader here refuses these with one
+sentence before it allocates memory. Standard library only, so that every package can use it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-#: Deepest nesting of objects and arrays that JSON from outside may have.
+#: Deepest nesting of objects and arrays that is accepted in JSON from outside.
 MAX_JSON_DEPTH = 64
 
-#: Longest whole number in JSON from outside, in digits: it fits into a float, and is read at once.
+#: Longest whole number that is accepted in JSON from outside, in digits: it fits a float and is parsed at once.
 _MAX_INT_DIGITS = 40
 
-#: Makes the exception of a sentence, such as CheckpointError.
+_CHUNK_BYTES = 1 << 20
+
+#: Makes an exception from a sentence, such as CheckpointError.
 ErrorFactory = Callable[[str], Exception]
 
 _KINDS = {
@@ -33,7 +35,7 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }
 
-#: A string (an unterminated one reaches to the end, so that no text is looked at twice), or a bracket.
+#: A string (an unterminated one reaches to the end, so that no text is scanned twice), or a bracket.
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -43,7 +45,7 @@ def check_regular(path: Path | str, what: str, *, error: ErrorFactory) -> int:
 
     Args:
         path: the file.
-        what: what it should hold, for the message, such as `the settings of a checkpoint`.
+        what: what it should contain, for the message, such as `the settings of a checkpoint`.
         error: makes the exception.
 
     Raises:
@@ -57,10 +59,10 @@ def check_regular(path: Path | str, what: str, *, error: ErrorFactory) -> int:
 
 
 def open_regular(path: Path | str, what: str, *, error: ErrorFactory) -> BinaryIO:
-    """Open a regular file to read bytes, unbuffered; arguments and errors as check_regular has them."""
-    check_regular(path, what, error=error)  # opening a device can already do something
+    """Open a regular file to read bytes, unbuffered; arguments and errors as in check_regular."""
+    check_regular(path, what, error=error)  # even opening a device can have an effect
     try:
-        # Not blocking, should the path have become a named pipe since.
+        # Non-blocking, in case the path has become a named pipe since.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as reason:
         raise _unreadable(path, what, error, reason) from reason
@@ -73,17 +75,17 @@ def open_regular(path: Path | str, what: str, *, error: ErrorFactory) -> BinaryI
 
 
 def read_bytes(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> bytes:
-    """Return the content of a regular file of at most `max_bytes`; errors as read_text has them."""
+    """Return the content of a regular file of at most `max_bytes`; errors as in read_text."""
     with open_regular(path, what, error=error) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            parts, room = [], max_bytes + 1  # one byte more than allowed, for a file that grows meanwhile
-            while size <= max_bytes and room and (part := file.read(min(room, 1 << 20))):
+            parts, left = [], max_bytes + 1  # one byte more than allowed, for a file that grows meanwhile
+            while size <= max_bytes and left and (part := file.read(min(left, _CHUNK_BYTES))):
                 parts.append(part)
-                room -= len(part)
+                left -= len(part)
         except OSError as reason:
             raise _unreadable(path, what, error, reason) from reason
-    if size > max_bytes or not room:
+    if size > max_bytes or not left:
         raise error(
             f"{path} is larger than {max_bytes} bytes ({max(size, max_bytes + 1)} or more), expected {what}; "
             f"check that it is the right file"
@@ -92,47 +94,44 @@ def read_bytes(path: Path | str, what: str, max_bytes: int, *, error: ErrorFacto
 
 
 def read_text(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> str:
-    """Return the text of a regular file of at most `max_bytes`: UTF-8, or UTF-16 where a byte order mark says so.
+    """Return the text of a regular file of at most `max_bytes`: UTF-8, or UTF-16 with a byte order mark.
 
     Args:
         path: the file.
-        what: what it should hold, for the message.
+        what: what it should contain, for the message.
         max_bytes: its largest size.
         error: makes the exception.
 
     Raises:
-        error: there is no such file, it is no regular one, can't be read, is too large, or is not UTF-8.
+        error: there is no such file, it is not a regular file, can't be read, is too large, or is not UTF-8.
     """
     return _decoded(read_bytes(path, what, max_bytes, error=error), str(path), what, error)
 
 
-def read_json(
-    path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory, max_depth: int = MAX_JSON_DEPTH
-) -> Any:
-    """Return the value in a JSON file; arguments and errors as read_text and parse_json have them."""
-    return parse_json(read_bytes(path, what, max_bytes, error=error), str(path), what, error=error, max_depth=max_depth)
+def read_json(path: Path | str, what: str, max_bytes: int, *, error: ErrorFactory) -> Any:
+    """Return the value in a JSON file; arguments and errors as in read_text and parse_json."""
+    return parse_json(read_bytes(path, what, max_bytes, error=error), str(path), what, error=error)
 
 
-def parse_json(
-    data: bytes | str, where: str, what: str, *, error: ErrorFactory, max_depth: int = MAX_JSON_DEPTH
-) -> Any:
-    """Return the value of JSON text (RFC 8259, strictly), UTF-8 where it is bytes. The caller has bounded its size.
+def parse_json(data: bytes | str, where: str, what: str, *, error: ErrorFactory) -> Any:
+    """Return the value of JSON text (strict RFC 8259; bytes are UTF-8). The caller has limited its size.
 
     Args:
         data: the text.
         where: what it came from, such as a path, for the message.
         what: what it should be, for the message.
         error: makes the exception.
-        max_depth: the deepest nesting of objects and arrays.
 
     Raises:
-        error: it is no JSON, is nested more deeply, names a key twice, or holds NaN, Infinity, a number too large for
-            a float, a whole one of very many digits, or text that is no Unicode (half of a surrogate pair).
+        error: it is not JSON, is nested deeper than MAX_JSON_DEPTH, has a key twice, or contains NaN, Infinity, a
+            number too large for a float, a whole number of very many digits, or half of a surrogate pair, which is not
+            Unicode.
     """
     text = _decoded(data, where, what, error) if isinstance(data, bytes) else data
-    if text.count("[") + text.count("{") > max_depth and _depth(text, max_depth) > max_depth:
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text, MAX_JSON_DEPTH) > MAX_JSON_DEPTH:
         raise error(
-            f"{where} is nested more than {max_depth} levels deep, expected {what}; check that it is the right file"
+            f"{where} is nested more than {MAX_JSON_DEPTH} levels deep, expected {what}; "
+            "check that it is the right file"
         )
     try:
         value = json.loads(

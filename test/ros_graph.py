@@ -1,4 +1,4 @@
-"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this one, events to wait for."""
+"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this process, waits for events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist
-from rcl_interfaces.msg import Parameter, SetParametersResult
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter, ParameterValue, SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
 from mobile_vla_inference.ros.conversions import rgb_to_image
 
@@ -56,7 +60,7 @@ class NodeProcess:
 
 
 class Probe:
-    """A test's own node: publishes images and instructions, records commands and diagnostics with arrival times."""
+    """A node of the test: publishes images and instructions, records commands and diagnostics with arrival times."""
 
     def __init__(self, namespace: str = "") -> None:
         self.commands: list[tuple[float, Twist]] = []
@@ -125,8 +129,8 @@ class Probe:
         self.instructions.publish(String(data=text))
 
     def drive(self, text: str = "go around the box on the left to the cup") -> None:
-        """Give the node all it needs and wait until it moves."""
-        self.wait_for("the policy to be loaded", lambda: self.value("policy", "state") == "ready", timeout_s=60.0)
+        """Send the node all that it needs, and wait until it moves."""
+        self.wait_until_loaded()
         self.start_images()
         self.instruct(text)
         self.wait_for("motion", self.is_moving)
@@ -139,10 +143,28 @@ class Probe:
         self.wait_for(f"the answer of {name}", future.done)
         return future.result()
 
-    def set_parameter(self, parameter: Parameter) -> SetParametersResult:
-        """Set a parameter of vla_node and return what it says."""
-        request = SetParameters.Request(parameters=[parameter])
+    def set_parameter(self, name: str, value: Any) -> SetParametersResult:
+        """Set a parameter of vla_node and return the answer; a ParameterValue is sent as it is."""
+        typed = value if isinstance(value, ParameterValue) else RosParameter(name, value=value).to_parameter_msg().value
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=typed)])
         return self.call(SetParameters, "vla_node/set_parameters", request).results[0]
+
+    def enable(self, enabled: bool = True) -> SetBool.Response:
+        """Call vla_node's ~/enable and return the answer."""
+        return self.call(SetBool, "vla_node/enable", SetBool.Request(data=enabled))
+
+    def change_state(self, transition: int) -> bool:
+        """Request a lifecycle transition (lifecycle_msgs/Transition) of vla_node; return whether it succeeded."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, "vla_node/change_state", request).success
+
+    def lifecycle_state(self) -> str:
+        """Return the label of vla_node's lifecycle state."""
+        return self.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label
+
+    def wait_until_loaded(self) -> None:
+        """Wait until vla_node has loaded its policy."""
+        self.wait_for("the policy to be loaded", lambda: self.value("policy", "state") == "ready", timeout_s=60.0)
 
     def wait_for_standstill(self, reason: str) -> None:
         self.wait_for("standstill", lambda: bool(self.commands) and is_zero(self.commands[-1][1]))

@@ -1,8 +1,8 @@
 """A worker process with a scripted policy, so that supervision is tested in milliseconds, without torch.
 
 The protocol, the process and the shared memory are the real ones; only the policy's arithmetic is scripted by the
-checkpoint's name (`ok`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`,
-`long`, `garbage`, `many_values`); SCRIPTED_CHANGE says what is different after the first start.
+checkpoint's name (`ok`, `follow`, `slow`, `hang`, `crash`, `nan`, `raise`, `refuse`, `long`,
+`garbage`, `many_values`); SCRIPTED_CHANGE names what is different after the first start.
 """
 
 from __future__ import annotations
@@ -12,52 +12,51 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from made_up_facts import FACTS, made_up_facts
 
 from mobile_vla_inference.action import Action
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy import worker_process
+from mobile_vla_inference.policy_facts import PolicyFacts
+
+#: What another checkpoint changes, by the value of SCRIPTED_CHANGE.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "scale": {"action_scale": (-1.0, 1.0)},
+    "checkpoint": {"checkpoint_id": "another"},
+    "size": {"image_size": 16},
+    "assumed": {"assumed_settings": ("action_scale",)},
+}
 
 
 class _Config:
-    image_size = 8
+    image_size = FACTS.image_size
 
 
 class ScriptedPolicy:
-    """Answer each step with the mean of the frame and the number of steps since the last reset."""
+    """Answer each step with the mean of the frame and the number of steps since the last reset.
+
+    `follow` answers with the number in the instruction instead of the mean.
+    """
 
     def __init__(self, script: str) -> None:
         self.config = _Config()
         self._script = script
         self._steps = 0
+        self._instruction = ""
 
     def warm_up(self) -> None:
         self._steps = 0
 
-    def describe(self) -> dict:
-        facts = {
-            "checkpoint_id": "scripted",
-            "image_size": 8,
-            "image_keep_aspect": False,
-            "step_period_s": 0.05,
-            "action_axes": ["linear.x", "angular.z"],
-            "action_scale": [1.0, 1.0],
-            "action_offset": [0.0, 0.0],
-            "assumed_settings": [],
-        }
-        if self._script == "long":
-            facts["variant"] = "x" * 300_000
-        changes = {
-            "scale": {"action_scale": [-1.0, 1.0]},
-            "checkpoint": {"checkpoint_id": "another"},
-            "size": {"image_size": 16},
-            "assumed": {"assumed_settings": ["action_scale"]},
-        }
+    def describe(self) -> PolicyFacts:
+        facts = made_up_facts(variant="x" * 300_000 if self._script == "long" else "scripted")
         if (once := os.environ.get("SCRIPTED_CHANGE_ONCE")) is not None:
             if Path(once).exists():
-                facts |= changes[os.environ["SCRIPTED_CHANGE"]]
+                facts = replace(facts, **_CHANGES[os.environ["SCRIPTED_CHANGE"]])
             Path(once).touch()
         return facts
 
@@ -65,7 +64,7 @@ class ScriptedPolicy:
         self._steps = 0
 
     def set_instruction(self, text: str) -> None:
-        pass
+        self._instruction = text
 
     def step(self, frame: np.ndarray) -> Action:
         self._steps += 1
@@ -78,6 +77,8 @@ class ScriptedPolicy:
         if self._script == "raise":
             raise RuntimeError("scripted failure")
         value = float("nan") if self._script == "nan" else float(frame.mean())
+        if self._script == "follow":
+            value = float(self._instruction.split()[-1])
         if self._script == "many_values":
             return Action((value,) * 5, 0.001)
         return Action((value, float(self._steps)), 0.001)

@@ -22,8 +22,7 @@ from mobile_vla_inference.tools.bench.load import LoadFigures, Sample
 from mobile_vla_inference.tools.bench.load_child import load_as_usual
 from mobile_vla_inference.tools.bench.machine import read_memory_mib
 from mobile_vla_inference.tools.bench.memory_cgroup import memory_cgroup
-
-MIB = 1 << 20
+from mobile_vla_inference.units import MIB
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_the_published_size_costs_what_the_design_counts() -> None:
 @pytest.mark.parametrize("engine", ["flat", "eager"])
 def test_the_weights_counted_are_those_of_the_engine(tiny_checkpoint: Path, engine: str) -> None:
     policy = VlaPolicy.load(tiny_checkpoint, device="cpu", engine=engine)
-    cost = step_cost(policy.config, policy.describe()["fusion_features"], tokens=20)
+    cost = step_cost(policy.config, policy.describe().fusion_features, tokens=20)
     model = policy.engine._model if engine == "eager" else policy.engine.flat._model
     read = {
         name: parameter.numel()

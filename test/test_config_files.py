@@ -18,7 +18,8 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from mobile_vla_inference.control.gate import ADVICE, Reason
+from mobile_vla_inference.control.gate import ADVICE, GateLimits, Reason
+from mobile_vla_inference.control.worker_options import WorkerOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "config"
@@ -81,6 +82,26 @@ def test_every_parameter_is_declared_has_the_type_and_is_in_range(name):
         expected = {tuple[str, ...]: list, tuple[float, ...]: list}.get(kinds[key], kinds[key])
         assert type(value) is expected, f"{key}: ROS refuses another type, even a whole number for a double"
     NodeParameters().changed(values)
+
+
+def test_the_file_of_defaults_states_the_defaults_of_the_code():
+    pytest.importorskip("rclpy")
+    from mobile_vla_inference.ros.parameters import NodeParameters
+
+    defaults = NodeParameters()
+    values = parameters("mobile_vla.yaml")
+    assert values == {name: getattr(defaults, name) for name in values}
+
+
+def test_a_parameter_has_the_default_of_the_part_that_uses_it():
+    pytest.importorskip("rclpy")
+    from mobile_vla_inference.ros.parameters import NodeParameters
+
+    defaults, worker = NodeParameters(), WorkerOptions(policy={})
+    assert defaults.gate_limits() == GateLimits()
+    shared = {field.name for field in fields(WorkerOptions)} & {field.name for field in fields(NodeParameters)}
+    assert shared == {"load_timeout_s", "step_timeout_s", "state_gap_s", "max_restarts"}
+    assert {name: getattr(worker, name) for name in shared} == {name: getattr(defaults, name) for name in shared}
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
@@ -287,7 +308,7 @@ def documented_keys() -> dict[str, list[str]]:
 
 def test_the_page_the_layout_and_the_aggregator_know_what_the_node_publishes(probe, start_node):
     pytest.importorskip("rclpy")
-    from mobile_vla_inference.ros.node import _POLICY_FACTS
+    from mobile_vla_inference.ros.diagnostics import POLICY_FACTS
 
     start_node()
     probe.drive()
@@ -297,9 +318,9 @@ def test_the_page_the_layout_and_the_aggregator_know_what_the_node_publishes(pro
     for subject, documented in documented_keys().items():
         unknown = {key for key in published[subject] if not any(fnmatch.fnmatch(key, each) for each in documented)}
         assert not unknown, f"docs/monitoring.md does not explain {unknown}"
-        gone = {each for each in documented if not fnmatch.filter(published[subject], each)} - set(_POLICY_FACTS)
+        gone = {each for each in documented if not fnmatch.filter(published[subject], each)} - set(POLICY_FACTS)
         assert not gone, f"docs/monitoring.md explains {gone}, which the node does not publish"
-    assert set(_POLICY_FACTS) <= set(documented_keys()["policy"])
+    assert set(POLICY_FACTS) <= set(documented_keys()["policy"])
     series = {f"/diagnostics/vla_node/vla_node: {subject}/{key}" for subject in published for key in published[subject]}
     assert {name for name in plotted_series() if name.startswith("/diagnostics/")} <= series
 

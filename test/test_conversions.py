@@ -164,8 +164,8 @@ def test_planes_of_another_size_are_refused(encoding, change):
     """A plane of an aligned height puts the colour elsewhere, and no field of the message tells where."""
     message = planar(encoding, 81, (90, 240))
     message.data = message.data[:change] if change < 0 else message.data + array.array("B", bytes(change))
-    told = "expected .*: the chroma plane may be padded" if change > 0 else "expected"
-    with pytest.raises(FrameError, match=f"holds {len(message.data)} bytes, {told}"):
+    reported = "expected .*: the chroma plane may be padded" if change > 0 else "expected"
+    with pytest.raises(FrameError, match=f"holds {len(message.data)} bytes, {reported}"):
         check_image(message)
     with pytest.raises(FrameError, match=f"holds {len(message.data)} bytes, expected"):
         image_to_rgb(message)
@@ -243,14 +243,14 @@ def test_other_encodings_go_to_cv_bridge(monkeypatch):
     assert image_to_rgb(image("yuv420", RGB)) is RGB
 
 
-def test_a_missing_cv_bridge_is_told_with_the_encodings_that_work(monkeypatch):
+def test_a_missing_cv_bridge_is_reported_with_the_encodings_that_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv_bridge", None)
     with pytest.raises(FrameError, match=r"encoding is 'yuv420' and cv_bridge can't convert it.*expected one of rgb8"):
         image_to_rgb(image("yuv420", RGB))
 
 
 @pytest.mark.parametrize("fault", [ImportError, AttributeError, TypeError, RuntimeError])
-def test_a_cv_bridge_that_fails_is_told_with_its_reason(monkeypatch, fault):
+def test_a_cv_bridge_that_fails_is_reported_with_its_reason(monkeypatch, fault):
     class CvBridge:
         def imgmsg_to_cv2(self, message, desired_encoding):
             raise fault("numpy.core.multiarray\n failed")

@@ -260,8 +260,8 @@ def test_int8_modules_hold_the_files_values(folders: dict[str, Path]) -> None:
             assert linear.weight.dtype == torch.int8 and linear.weight_scale.dtype == torch.float32
             assert linear.bias.dtype == dtype
     described = VlaPolicy.load(folders["int8"]).describe()
-    assert described["quantization"] == "int8"
-    assert described["parameters"] == json.loads((folders["int8"] / "config.json").read_text())["parameters"]
+    assert described.quantization == "int8"
+    assert described.parameters == json.loads((folders["int8"] / "config.json").read_text())["parameters"]
 
 
 def test_quantisation_rounds_to_the_nearest_step() -> None:
@@ -314,7 +314,7 @@ def test_kept_layers_are_recorded_and_warned_about(
     config = json.loads((out / "config.json").read_text())
     assert config["keep_layers"] == {"kosmos_text": {"kept": 1, "of": 2}}
     assert open_checkpoint(out).config.kosmos_text.num_layers == 1
-    assert any(sentence in warning for warning in VlaPolicy.load(out).describe()["warnings"])
+    assert any(sentence in warning for warning in VlaPolicy.load(out).describe().warnings)
     assert cli.main(["inspect", str(out), "--json", str(tmp_path / "i.json")]) == 0
     assert sentence in capsys.readouterr().out.replace("\n", " ")
     assert sentence in json.loads((tmp_path / "i.json").read_text())["warnings"][0]
@@ -324,7 +324,7 @@ def test_kept_layers_are_recorded_and_warned_about(
     assert cli.main([*command, "--device", "cpu", "--json", str(tmp_path / "a.json")]) == 0
     assert sentence in capsys.readouterr().err
     assert sentence in json.loads((tmp_path / "a.json").read_text())["warnings"][0]
-    assert VlaPolicy.load(tiny_checkpoint).describe()["warnings"] == []
+    assert VlaPolicy.load(tiny_checkpoint).describe().warnings == ()
 
 
 def test_layers_that_are_kept_are_the_first_ones(tiny_checkpoint: Path, tmp_path: Path) -> None:

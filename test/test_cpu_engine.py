@@ -62,7 +62,7 @@ def packed_linears(monkeypatch) -> list[PackedLinear]:
 def test_a_16_bit_folder_gives_the_actions_of_its_own_weights(tiny_checkpoint, tmp_path, packed_linears) -> None:
     convert(tiny_checkpoint, tmp_path / "fp16", dtype="float16")
     packed = VlaPolicy.load(tmp_path / "fp16", device="cpu", dtype="float16")
-    assert packed.describe()["engine"] == "packed" and packed.describe()["engine_fallback"] == ""
+    assert packed.describe().engine == "packed" and packed.describe().engine_fallback == ""
     exact = VlaPolicy.load(tmp_path / "fp16", device="cpu", dtype="float32", engine="eager")
     np.testing.assert_allclose(actions(packed), actions(exact), atol=1e-4)
     assert np.abs(actions(packed) - actions(exact)[::-1]).max() > 1e-2  # the frames make a difference
@@ -72,7 +72,7 @@ def test_a_16_bit_folder_gives_the_actions_of_its_own_weights(tiny_checkpoint, t
 def test_int8_keeps_the_features(tiny_checkpoint, tmp_path, packed_linears) -> None:
     convert(tiny_checkpoint, tmp_path / "int8", dtype="int8")
     packed = VlaPolicy.load(tmp_path / "int8", device="cpu")
-    assert packed.describe()["engine"] == "packed"
+    assert packed.describe().engine == "packed"
     assert any(linear.is_int8 for linear in packed_linears)
     ours, exact = features(packed), features(VlaPolicy.load(tiny_checkpoint, device="cpu", engine="eager"))
     cosines = (ours * exact).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
@@ -116,8 +116,8 @@ def test_a_step_reads_fewer_bytes_of_packed_weights(tiny_checkpoint, tmp_path, d
 def test_without_packing_the_flat_engine_is_taken_and_reported(tiny_checkpoint, monkeypatch, caplog) -> None:
     monkeypatch.setattr(engine_choice, "can_pack", lambda: False)
     policy = VlaPolicy.load(tiny_checkpoint, device="cpu", dtype="float16")
-    assert policy.describe()["engine"] == "flat"
-    assert "packed does not run here" in policy.describe()["engine_fallback"]
+    assert policy.describe().engine == "flat"
+    assert "packed does not run here" in policy.describe().engine_fallback
     assert "packed does not run here" in caplog.text
     with pytest.raises(DeviceError, match="use engine flat"):
         VlaPolicy.load(tiny_checkpoint, device="cpu", engine="packed")

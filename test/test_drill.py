@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_facts import made_up_facts
 
 from mobile_vla_inference.control.gate import Reason
 from mobile_vla_inference.harness.processes import OutputPipe
@@ -250,7 +251,7 @@ class _Still:
         pass
 
     def describe(self):
-        return {"step_period_s": 0.3}
+        return made_up_facts(step_period_s=0.3)
 
 
 @pytest.fixture

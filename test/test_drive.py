@@ -76,7 +76,7 @@ def test_phrasing_language_and_scenario_can_be_chosen():
 def test_the_shipped_policy_is_small_confirmed_and_whole():
     policy = VlaPolicy.load(SMALL_POLICY)
     assert not policy.settings.assumed
-    assert policy.describe()["variant"] == "hybrid"
+    assert policy.describe().variant == "hybrid"
     assert sum(path.stat().st_size for path in SMALL_POLICY.rglob("*")) < 8_000_000
     assert (SMALL_POLICY / CHECKSUMS_FILE).exists()
     assert cli.main(["verify", str(SMALL_POLICY)]) == 0

@@ -210,7 +210,7 @@ def test_an_engine_that_needs_another_device_is_refused(tiny_checkpoint) -> None
 @pytest.mark.parametrize(("engine", "dtype"), [("auto", "float32"), ("flat", "float32"), ("eager", "bfloat16")])
 def test_the_loaded_engine_is_reported(tiny_checkpoint, engine: str, dtype: str) -> None:
     facts = VlaPolicy.load(tiny_checkpoint, device="cpu", engine=engine, dtype=dtype).describe()
-    assert (facts["engine"], facts["engine_fallback"]) == ("flat" if engine == "auto" else engine, "")
+    assert (facts.engine, facts.engine_fallback) == ("flat" if engine == "auto" else engine, "")
 
 
 def test_a_second_engine_is_made_from_the_model_of_the_first() -> None:
@@ -311,7 +311,7 @@ def test_a_compiled_step_equals_the_flat_step() -> None:
 @needs_gpu
 def test_auto_captures_on_a_gpu(tiny_checkpoint) -> None:
     policy = VlaPolicy.load(tiny_checkpoint, device="cuda")
-    assert policy.describe()["engine"].startswith("graph")
+    assert policy.describe().engine.startswith("graph")
 
 
 @needs_gpu
@@ -323,5 +323,5 @@ def test_an_engine_that_fails_on_the_gpu_is_skipped_and_reported(tiny_checkpoint
 
     monkeypatch.setattr(GraphEngine, "step", fail)
     policy = VlaPolicy.load(tiny_checkpoint, device="cuda")
-    assert policy.describe()["engine"] == "flat"
-    assert "no such kernel" in policy.describe()["engine_fallback"] and "no such kernel" in caplog.text
+    assert policy.describe().engine == "flat"
+    assert "no such kernel" in policy.describe().engine_fallback and "no such kernel" in caplog.text

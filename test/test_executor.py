@@ -1,4 +1,4 @@
-"""NodeExecutor: one callback after the other, a blocking group apart, and failures that come out of spin."""
+"""NodeExecutor: one callback after the other, a blocking group in threads of its own, failures raised by spin."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_waiting_ends_when_the_executor_is_shut_down(bench):
 
 @pytest.mark.parametrize("group", ["blocking", "plain"])
 @pytest.mark.parametrize(("error", "expected"), [(RuntimeError, RequestError), (ValueError, ValueError)])
-def test_a_request_that_can_not_be_answered_is_told_from_a_fault_of_the_node(bench, group, error, expected):
+def test_a_request_that_can_not_be_answered_is_not_a_fault_of_the_node(bench, group, error, expected):
     def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         raise error("no such transition")
 

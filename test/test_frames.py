@@ -203,14 +203,15 @@ def test_a_home_folder_in_the_nodes_parameters_is_found(monkeypatch):
     import rclpy
     from rclpy.context import Context
 
-    from mobile_vla_inference.ros.parameters import declare_parameters
+    from mobile_vla_inference.ros.parameter_declarations import declare_parameters
+    from mobile_vla_inference.ros.parameters import NodeParameters
 
     given = {"checkpoint": "~/policy.pth", "processors": "~/processors", "base_frame_id": "~/base"}
     monkeypatch.setenv("HOME", "/home/robot")
     context = Context()
     context.init(["test", "--ros-args", *(word for pair in given.items() for word in ("-p", ":=".join(pair)))])
     try:
-        parameters = declare_parameters(rclpy.create_node("vla_node", context=context))
+        parameters = declare_parameters(rclpy.create_node("vla_node", context=context), NodeParameters)
     finally:
         context.try_shutdown()
     assert parameters.checkpoint == "/home/robot/policy.pth"

@@ -1,4 +1,4 @@
-"""CommandGate: no guess, no stale or broken input reaches a wheel; what passes is limited."""
+"""CommandGate: no assumed setting, no stale or broken input moves the robot; every velocity is limited."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSTANT = GateLimits(max_linear_acceleration_mps2=1e9, max_angular_acceleration_
 
 
 def driving_gate(limits: GateLimits = INSTANT, now_s: float = 100.0) -> CommandGate:
-    """Return a gate that moves: everything that it asks for is there."""
+    """Return a gate that lets the robot move."""
     gate = CommandGate(limits)
     gate.active = gate.settings_confirmed = gate.worker_ready = gate.has_instruction = True
     gate.decide(now_s - 0.1)
@@ -43,7 +43,7 @@ def decide_until(gate: CommandGate, from_s: float, to_s: float) -> Decision:
     return gate.decide(to_s)
 
 
-def test_it_moves_when_everything_is_there():
+def test_it_moves_when_nothing_is_missing():
     decision = driving_gate().decide(100.0)
     assert decision.reason is Reason.MOVING
     assert decision.command == FORWARD
@@ -88,7 +88,7 @@ def test_each_refusal_is_standstill_at_once_with_its_reason(change, reason):
 
 
 def test_the_reasons_are_listed_in_the_order_in_which_they_are_checked():
-    """With everything wrong at once, mended one by one, the reasons come in the order of Reason and of ADVICE."""
+    """With all faults at once, corrected one by one, the reasons come in the order of Reason and of ADVICE."""
     gate = CommandGate(INSTANT)
     gate.stop_unheard = gate.executor_stalled = gate.cmd_vel_shared = gate.clock_missing = gate.worker_changed = True
     gate.request_stop(True)
@@ -112,12 +112,12 @@ def test_the_reasons_are_listed_in_the_order_in_which_they_are_checked():
         lambda: gate.action_ready(FORWARD, 0.0),
         lambda: gate.image_accepted(0.0),
     )
-    told = []
+    reported = []
     for mend in (lambda: None, *mends):
         mend()
-        told.append(gate.decide(0.0).reason)
-    expected = [reason for reason in Reason if reason in told and reason is not Reason.MOVING]
-    assert told == [*expected, Reason.MOVING]
+        reported.append(gate.decide(0.0).reason)
+    expected = [reason for reason in Reason if reason in reported and reason is not Reason.MOVING]
+    assert reported == [*expected, Reason.MOVING]
     assert len(expected) == len(mends)
     assert list(ADVICE) == list(Reason)
 
@@ -248,7 +248,7 @@ def test_a_lowered_speed_limit_holds_at_once():
     assert gate.decide(100.05).command.linear_x_mps == 0.05
 
 
-def test_a_robot_that_rolls_out_halts_in_the_end():
+def test_a_robot_that_slows_down_stops_in_the_end():
     gate = driving_gate(GateLimits(max_linear_acceleration_mps2=50.0, image_timeout_s=10.0))
     assert not gate.decide(100.0).command.is_zero
     gate.limits = GateLimits(soft_stop=True, max_linear_acceleration_mps2=0.01, image_timeout_s=10.0)
@@ -257,7 +257,7 @@ def test_a_robot_that_rolls_out_halts_in_the_end():
     assert gate.decide(100.1 + ROLL_OUT_LIMIT_S).command == STANDSTILL
 
 
-def test_after_a_halt_nothing_rolls_out():
+def test_after_a_halt_nothing_slows_down_softly():
     gate = driving_gate(GateLimits(soft_stop=True, max_linear_acceleration_mps2=10.0))
     assert not gate.decide(100.0).command.is_zero
     gate.halt()
@@ -305,9 +305,8 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 def test_whatever_the_policy_says_the_output_is_finite_and_within_the_limits(steps):
     limits = GateLimits()
     gate = driving_gate(limits, now_s=0.0)
-    now_s, last = 0.0, STANDSTILL
-    gate.decide(now_s)
-    last = gate._last_command
+    now_s = 0.0
+    last = gate.decide(now_s).command
     for elapsed_s, values in steps:
         now_s += elapsed_s
         gate.image_accepted(now_s)
@@ -334,7 +333,7 @@ def test_the_mapping_refuses_another_number_of_values():
 
 
 class GateModel:
-    """What must not happen, said again without the gate: which facts forbid motion, and how old they are."""
+    """What must not happen, stated without the gate: which facts forbid motion, and how old they are."""
 
     def __init__(self) -> None:
         self.flags = dict.fromkeys(("active", "settings_confirmed", "worker_ready", "has_instruction"), True)
@@ -362,7 +361,7 @@ class GateModel:
 
 
 class AnySequence(RuleBasedStateMachine):
-    """No sequence of events and times lets a command out while a fault holds, or on a frame that is too old."""
+    """No sequence of events and times lets a command through during a fault, or for an image that is too old."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -394,7 +393,7 @@ class AnySequence(RuleBasedStateMachine):
             assert not model.is_at_fault(self.now_s, limits), decision
             if model.enabled and model.flags["has_instruction"]:
                 assert self.now_s - model.action_s <= limits.step_timeout_s, decision
-            else:  # a person's gentle stop: it only ever gets slower
+            else:  # a soft stop by a person: the robot only gets slower
                 assert all(abs(now) <= abs(was) + 1e-12 for now, was in zip(command.values, self.last.values))
         assert all(abs(value) <= limit for value, limit in zip(command.values, limits.max_velocity))
         assert (decision.reason is Reason.MOVING) <= (not model.is_at_fault(self.now_s, limits))

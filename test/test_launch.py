@@ -319,7 +319,7 @@ def test_a_wrong_value_is_refused_by_name_before_anything_starts(start_launch, p
     ("path", "arguments", "missing"),
     [(MOBILE_VLA, ["rviz:=true", "sim:=true"], "rviz2"), (TWIST_MUX, ["sim:=true"], "twist_mux")],
 )
-def test_a_program_that_is_not_installed_is_told_before_anything_starts(
+def test_a_program_that_is_not_installed_is_reported_before_anything_starts(
     start_launch, stand_ins, tiny_checkpoint, path, arguments, missing
 ):
     (stand_ins / "lib" / missing / missing).unlink()
@@ -335,7 +335,7 @@ def test_a_program_that_is_not_installed_is_told_before_anything_starts(
         ("", "is empty"),
         (
             "/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n",
-            "says nothing for /lab/vla_node, only for /vla_node",
+            "contains nothing for /lab/vla_node, only for /vla_node",
         ),
     ],
 )
@@ -376,7 +376,7 @@ def test_the_robot_stops_and_the_nodes_end_however_the_launch_ends(probe, start_
 
 
 @needs_launch_ros
-def test_the_simulated_robot_is_told_what_the_parameter_file_says(probe, start_launch, tiny_checkpoint, tmp_path):
+def test_the_simulated_robot_gets_the_parameters_of_the_file(probe, start_launch, tiny_checkpoint, tmp_path):
     from geometry_msgs.msg import TwistStamped
     from ros_graph import is_zero
 
@@ -400,7 +400,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(probe, start_launch, tiny_che
     file = tiny_checkpoint.parent / "slow.yaml"
     file.write_text("/**/vla_node: {ros__parameters: {max_linear_x_mps: 0.125}}\n")
     start_launch(MOBILE_VLA, "checkpoint:=~/tiny.pth", "params_file:=~/slow.yaml")
-    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
     assert parameters_of(probe, "/vla_node", "max_linear_x_mps") == {"max_linear_x_mps": 0.125}
 
 

@@ -1,4 +1,4 @@
-"""LeaveRequest: set by signal handlers at any moment, waited for by the thread that they interrupt."""
+"""LeaveRequest: signal handlers set it at any moment, also while they interrupt the thread that waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobile_vla_inference.control.leave import LeaveRequest
 PATIENCE_S = 30.0
 
 
-def test_it_wakes_who_waits_and_stays():
+def test_a_request_wakes_the_waiting_thread_and_stays():
     request = LeaveRequest()
     assert not request.wait(0.01)
     threading.Timer(0.05, request.set).start()

@@ -168,7 +168,7 @@ def test_the_tool_writes_what_it_is_asked_for(tmp_path: Path, capsys: pytest.Cap
     assert load(path)["model_state_dict"]["feature_fusion.weight"].shape == (64, 128)
     assert load(path)["args"].seed == 7
     assert "tiny hybrid" in capsys.readouterr().out
-    assert VlaPolicy.load(path).describe()["fusion_features"] == ["kosmos_text", "clip_text", "clip_image"]
+    assert VlaPolicy.load(path).describe().fusion_features == ("kosmos_text", "clip_text", "clip_image")
 
 
 def test_the_tool_refuses_a_fusion_layer_in_the_pure_variant(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""vla_node as a user meets it: a real process on real topics, with a real (tiny) checkpoint."""
+"""vla_node as a user starts it: a real process on real topics, with a real (tiny) checkpoint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lifecycle_msgs.srv import GetState
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from lifecycle_msgs.msg import Transition
 from ros_graph import NodeProcess, is_zero
 from std_msgs.msg import Bool
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import Trigger
+
+from mobile_vla_inference.units import MIB
 
 
 def worker_of(node: NodeProcess) -> psutil.Process:
@@ -21,7 +22,7 @@ def worker_of(node: NodeProcess) -> psutil.Process:
     return worker
 
 
-def test_it_drives_on_images_and_an_instruction_and_stops_cleanly_on_sigint(probe, start_node):
+def test_it_drives_with_images_and_an_instruction_and_stops_cleanly_on_sigint(probe, start_node):
     node = start_node()
     probe.drive("박스를 왼쪽으로 돌아서 컵까지 가세요")
     probe.wait_for("steps in the diagnostics", lambda: int(probe.value("policy", "steps") or 0) >= 3)
@@ -40,7 +41,7 @@ def test_the_node_process_never_loads_torch(probe, start_node):
     probe.drive()
     mapped = {Path(region.path).name for region in psutil.Process(node.process.pid).memory_maps()}
     assert not [name for name in mapped if "torch" in name]
-    assert psutil.Process(node.process.pid).memory_info().rss < 150 * 1024 * 1024
+    assert psutil.Process(node.process.pid).memory_info().rss < 150 * MIB
     worker_score = int(Path(f"/proc/{worker_of(node).pid}/oom_score_adj").read_text())
     assert worker_score > int(Path(f"/proc/{node.process.pid}/oom_score_adj").read_text())
 
@@ -63,7 +64,7 @@ def test_images_that_stop_stop_the_robot_and_later_ones_need_enable(probe, start
     stepped = int(probe.value("policy", "steps"))
     probe.wait_for("steps again", lambda: int(probe.value("policy", "steps")) > stepped + 2)
     assert probe.value("gate", "reason") == "image_stale"
-    answer = probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+    answer = probe.enable()
     assert answer.success
     probe.wait_for("motion after enable", probe.is_moving)
 
@@ -71,16 +72,16 @@ def test_images_that_stop_stop_the_robot_and_later_ones_need_enable(probe, start
 def test_disable_stop_topic_and_empty_instruction_each_stop_it(probe, start_node):
     start_node()
     probe.drive()
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=False))
+    probe.enable(False)
     probe.wait_for_standstill("disabled")
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.enable()
     probe.wait_for("motion", probe.is_moving)
     stop = probe.node.create_publisher(Bool, "stop", 1)
     probe.wait_for("the stop subscription", lambda: stop.get_subscription_count() > 0)
     stop.publish(Bool(data=True))
     probe.wait_for_standstill("stop_requested")
     stop.publish(Bool(data=False))
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.enable()
     probe.wait_for("motion", probe.is_moving)
     probe.instruct("  ")
     probe.wait_for_standstill("no_instruction")
@@ -95,7 +96,7 @@ def test_a_killed_worker_stops_the_robot_until_enabled_and_is_replaced(probe, st
     probe.wait_for("another worker", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
     assert worker_of(node).pid != first.pid
     assert "SIGKILL" in probe.value("policy", "last_error")
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.enable()
     probe.wait_for("motion after enable", probe.is_moving)
 
 
@@ -110,7 +111,7 @@ def test_reset_clears_the_state_and_goes_on(probe, start_node):
 @pytest.mark.parametrize(("offset_s", "cause"), [(-10.0, "stale_stamp"), (10.0, "future_stamp")])
 def test_images_with_wrong_stamps_never_move_it(probe, start_node, offset_s, cause):
     start_node()
-    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
     probe.start_images(stamp_offset_s=offset_s)
     probe.instruct("go")
     probe.wait_for("the cause", lambda: int(probe.value("image", f"dropped_{cause}") or 0) > 5)
@@ -122,34 +123,51 @@ def test_limits_change_live_and_bad_values_are_refused_by_name(probe, start_node
     start_node()
     probe.drive()
 
-    def set_double(name: str, value: float):
-        wanted = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
-        return probe.set_parameter(Parameter(name=name, value=wanted))
-
     for name, value in (("max_linear_x_mps", float("nan")), ("image_timeout_s", 0.0), ("max_angular_z_radps", -1.0)):
-        result = set_double(name, value)
+        result = probe.set_parameter(name, value)
         assert not result.successful
         assert name in result.reason
-    assert set_double("max_linear_x_mps", 0.0).successful
-    assert set_double("max_angular_z_radps", 0.0).successful
+    assert probe.set_parameter("max_linear_x_mps", 0.0).successful
+    assert probe.set_parameter("max_angular_z_radps", 0.0).successful
     probe.wait_for("zero speed by the limits", lambda: is_zero(probe.commands[-1][1]))
 
 
-def test_lifecycle_is_visible_and_assumed_settings_never_activate(probe, start_node, tiny_checkpoint, tmp_path):
-    copy = tmp_path / "unconfirmed"
-    copy.mkdir()
+@pytest.fixture
+def unconfirmed_checkpoint(tiny_checkpoint, tmp_path) -> Path:
+    """Return a copy of the tiny checkpoint without its policy.json: every setting is only assumed."""
+    folder = tmp_path / "unconfirmed"
+    folder.mkdir()
     for path in tiny_checkpoint.parent.iterdir():
         if path.suffix != ".json":
-            (copy / path.name).symlink_to(path)
-    node = start_node(checkpoint=copy / tiny_checkpoint.name)
+            (folder / path.name).symlink_to(path)
+    return folder / tiny_checkpoint.name
+
+
+def test_assumed_settings_can_be_configured_but_never_activated(probe, start_node, unconfirmed_checkpoint):
+    node = start_node("-p", "autostart:=false", checkpoint=unconfirmed_checkpoint)
+    assert probe.lifecycle_state() == "unconfigured"
+    assert probe.change_state(Transition.TRANSITION_CONFIGURE)
+    assert probe.lifecycle_state() == "inactive"
+    probe.start_images()
+    probe.instruct("go")
+    assert not probe.change_state(Transition.TRANSITION_ACTIVATE)
+    assert probe.lifecycle_state() == "inactive"
+    probe.wait_for("the reason", lambda: probe.value("gate", "reason") == "inactive")
+    assert not probe.is_moving()
+    assert "mobile_vla inspect CHECKPOINT --confirm" in node.output()
+
+
+def test_with_autostart_assumed_settings_end_the_node_with_a_sentence(start_node, unconfirmed_checkpoint):
+    node = start_node(checkpoint=unconfirmed_checkpoint)
     assert node.process.wait(timeout=60) == 2
-    assert "assumed" in node.output()
+    assert "activation refused: settings" in node.output()
     assert "policy.json" in node.output()
+    assert "Traceback" not in node.output()
 
 
 def test_without_autostart_it_waits_unconfigured(probe, start_node):
     start_node("-p", "autostart:=false")
-    assert probe.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label == "unconfigured"
+    assert probe.lifecycle_state() == "unconfigured"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +194,7 @@ def test_a_missing_checkpoint_ends_it_with_one_sentence_and_no_motion(probe, sta
     assert all(is_zero(command) for _, command in probe.commands)
 
 
-def test_killing_the_node_takes_the_worker_along(probe, start_node):
+def test_killing_the_node_also_ends_the_worker(probe, start_node):
     node = start_node()
     probe.drive()
     worker = worker_of(node)

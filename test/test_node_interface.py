@@ -12,7 +12,7 @@ import pytest
 import yaml
 from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, GetParameterTypes, ListParameters
 from rclpy.parameter import get_parameter_value, parameter_value_to_python
@@ -21,7 +21,6 @@ from ros_graph import BEST_EFFORT, Probe, is_zero
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
-from std_srvs.srv import SetBool
 
 from mobile_vla_inference.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
 from mobile_vla_inference.ros.parameters import NodeParameters, parameters_markdown
@@ -78,7 +77,7 @@ def test_the_debug_image_shows_the_frame_and_the_command(probe, start_node):
     assert len(np.unique(shown)) > 2
 
 
-def test_two_robots_on_one_graph_do_not_meet(probe_in, start_node):
+def test_two_robots_on_one_graph_do_not_mix(probe_in, start_node):
     left, right = probe_in("/left"), probe_in("/right")
     start_node("-r", "__ns:=/left")
     start_node("-r", "__ns:=/right")
@@ -129,7 +128,7 @@ def test_an_image_that_lies_about_itself_stops_it_and_a_good_one_resumes(probe, 
     probe.wait_for("the sentence", lambda: expected in (probe.value("image", "message") or ""))
     assert int(probe.value("image", "dropped_unreadable")) >= 1
     probe.start_images()
-    probe.call(SetBool, "vla_node/enable", SetBool.Request(data=True))
+    probe.enable()
     probe.wait_for("motion", probe.is_moving)
 
 
@@ -188,7 +187,7 @@ def test_an_array_can_be_set_back_to_not_set_live(probe, start_node, name):
     start_node("-p", "action_axes:=[linear.x, linear.y]", "-p", "action_scale:=[0.5, 0.5]")
     probe.drive()
     # `ros2 param set /vla_node action_axes "[]"` sends what this makes of it: an array of bools.
-    assert probe.set_parameter(Parameter(name=name, value=get_parameter_value("[]"))).successful
+    assert probe.set_parameter(name, get_parameter_value("[]")).successful
     assert dump(probe)[name] == []
     if name == "action_axes":
         probe.wait_for("a turn, as the policy says", lambda: probe.commands[-1][1].angular.z != 0.0)
@@ -201,7 +200,7 @@ def test_an_array_can_be_set_back_to_not_set_live(probe, start_node, name):
         (["action_scale:=[2, 3]"], "action_scale is [2, 3], expected a double array, write [2.0, 3.0]"),
         (["max_linear_x_mps:=[]"], "max_linear_x_mps is [], expected a double from 0 to 5"),
         (["max_linear_x_mps:=-1.0"], "max_linear_x_mps is -1.0, expected a number from 0 to 5"),
-        (["device:=[]"], "device is [], expected one of auto, cuda, cpu"),
+        (["device:=[]"], "device is [], expected one of auto, cpu, cuda"),
         (["stamped:=1"], "stamped is 1, expected true or false"),
         (["max_linear_mps:=0.1"], "max_linear_x_mps, max_linear_acceleration_mps2"),
         (["max_linear_mps:=0.1"], "max_angular_z_radps"),
@@ -219,34 +218,29 @@ def test_a_bad_parameter_is_one_sentence_that_says_what_to_write(start_node, arg
 def test_the_home_folder_may_be_written_as_a_tilde(probe, start_node, tiny_checkpoint, monkeypatch):
     monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
     start_node("-p", "processors:=~/tiny.processors", checkpoint="~/tiny.pth")
-    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
 
 
 def test_deactivate_stops_it_cleanup_ends_the_worker_and_it_can_be_brought_up_again(probe, start_node):
     start_node()
     probe.drive()
 
-    def change(transition: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return probe.call(ChangeState, "vla_node/change_state", request).success
-
-    assert change(Transition.TRANSITION_DEACTIVATE)
+    assert probe.change_state(Transition.TRANSITION_DEACTIVATE)
     probe.wait_for_standstill("inactive")
-    assert change(Transition.TRANSITION_ACTIVATE)
+    assert probe.change_state(Transition.TRANSITION_ACTIVATE)
     probe.wait_for("motion", probe.is_moving)
-    assert change(Transition.TRANSITION_DEACTIVATE)
-    assert change(Transition.TRANSITION_CLEANUP)
+    assert probe.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert probe.change_state(Transition.TRANSITION_CLEANUP)
     probe.wait_for("no worker", lambda: probe.value("policy", "state") == "stopped")
-    assert change(Transition.TRANSITION_CONFIGURE)
-    assert change(Transition.TRANSITION_ACTIVATE)
+    assert probe.change_state(Transition.TRANSITION_CONFIGURE)
+    assert probe.change_state(Transition.TRANSITION_ACTIVATE)
     probe.wait_for("motion", probe.is_moving)
 
 
 def test_a_failed_configure_leaves_it_unconfigured(probe, start_node, tmp_path):
     start_node("-p", "autostart:=false", checkpoint=tmp_path / "missing.pth")
-    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
-    assert not probe.call(ChangeState, "vla_node/change_state", request).success
-    assert probe.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label == "unconfigured"
+    assert not probe.change_state(Transition.TRANSITION_CONFIGURE)
+    assert probe.lifecycle_state() == "unconfigured"
 
 
 def test_a_transition_that_is_not_allowed_is_refused_and_the_node_lives_on(probe, start_node):
@@ -256,7 +250,7 @@ def test_a_transition_that_is_not_allowed_is_refused_and_the_node_lives_on(probe
     client = probe.node.create_client(ChangeState, "vla_node/change_state")
     assert client.wait_for_service(timeout_sec=20.0)
     client.call_async(request)  # up to Jazzy it is never answered
-    assert probe.call(GetState, "vla_node/get_state", GetState.Request()).current_state.label == "active"
+    assert probe.lifecycle_state() == "active"
     steps = int(probe.value("policy", "steps"))
     probe.wait_for("more steps", lambda: int(probe.value("policy", "steps")) > steps + 2)
 
@@ -284,11 +278,11 @@ def test_a_bag_that_loops_resets_the_state_in_simulated_time(probe, start_node):
     probe.wait_for("motion after the loop", probe.is_moving)
 
 
-def test_the_status_is_there_for_who_comes_late(probe, start_node):
+def test_a_late_subscriber_receives_the_status(probe, start_node):
     from diagnostic_msgs.msg import DiagnosticStatus
 
     start_node()
-    probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
+    probe.wait_until_loaded()
     statuses: list[DiagnosticStatus] = []
     latched = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     probe.node.create_subscription(DiagnosticStatus, "vla_node/status", statuses.append, latched)

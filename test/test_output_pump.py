@@ -1,4 +1,4 @@
-"""OutputPump: nobody who does not read can block the process; what is read is what was written."""
+"""OutputPump: a reader that does not read can't block the process; a reader that does gets every byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Path("done").write_text(str(pump.dropped_lines))
 
 @pytest.fixture
 def run(tmp_path) -> Iterator:
-    """Return what runs the program with an output of one's own."""
+    """Return a function that runs the program with a given output."""
     started: list[subprocess.Popen] = []
 
     def start(lines: int, output: int, *more: str, program: str = PROGRAM) -> subprocess.Popen:
@@ -54,7 +54,7 @@ def run(tmp_path) -> Iterator:
 
 
 def filled_pipe() -> tuple[int, int]:
-    """Return a pipe that takes nothing any more."""
+    """Return a full pipe."""
     read_fd, write_fd = os.pipe()
     fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096)
     os.write(write_fd, bytes(4096))
@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_written(run, tmp_path):
     assert (tmp_path / "done").read_text() == "0"
 
 
-def test_a_pipe_that_nobody_reads_blocks_nothing_and_what_is_lost_is_counted(run, tmp_path):
+def test_a_pipe_that_is_not_read_blocks_nothing_and_lost_lines_are_counted(run, tmp_path):
     _read_fd, write_fd = filled_pipe()
     process = run(30_000, write_fd, str(tmp_path / "log"))
     assert process.wait(PATIENCE_S) == 0
@@ -91,7 +91,7 @@ def test_a_terminal_that_was_stopped_blocks_nothing(run, tmp_path):
     os.close(master_fd)
 
 
-def test_what_was_dropped_is_told_once_somebody_reads_again(run, tmp_path):
+def test_output_resumes_when_the_pipe_is_read_again(run, tmp_path):
     read_fd, write_fd = filled_pipe()
     program = PROGRAM.replace("pump.close(0.5)", "Path('written').touch()\nsys.stdin.read()\npump.close(5.0)")
     process = run(30_000, write_fd, program=program)
@@ -109,7 +109,7 @@ def test_what_was_dropped_is_told_once_somebody_reads_again(run, tmp_path):
     process.wait(PATIENCE_S)
 
 
-def test_a_reader_that_left_ends_nothing(run, tmp_path):
+def test_a_reader_that_exited_ends_nothing(run, tmp_path):
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
     process = run(3000, write_fd, str(tmp_path / "log"))
@@ -136,7 +136,7 @@ def test_a_descriptor_that_is_closed_from_the_start_ends_nothing(tmp_path, close
         assert len((tmp_path / "log").read_text().splitlines()) == 100
 
 
-def test_a_crash_tells_where_although_no_thread_is_left_to_carry_it(run, tmp_path):
+def test_the_traceback_of_a_crash_reaches_the_output_without_a_thread(run, tmp_path):
     with (tmp_path / "output").open("wb") as output:
         process = run(1, output.fileno(), program=PROGRAM.replace("pump.close(0.5)", "os.abort()"))
         assert process.wait(PATIENCE_S) < 0

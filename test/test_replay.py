@@ -18,6 +18,7 @@ import pytest
 from bag_files import PERIOD_NS, START_NS, picture, stamps, storage_file, write_drive
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_facts import made_up_facts
 
 from mobile_vla_inference.action import Action, VelocityCommand
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, BagError, BagReader, typestore
@@ -25,6 +26,7 @@ from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.errors import InstructionError, MobileVlaError
 from mobile_vla_inference.harness.processes import run_tool
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import GateModel, limited_by
 from mobile_vla_inference.replay.offline import DUE, STEPS_FILE, ReplayOptions, replay
 from mobile_vla_inference.replay.summary import Step, read_steps, result_json
@@ -42,17 +44,10 @@ class CountingPolicy:
         self._assumed = assumed
         self._fail_at = fail_at
 
-    def describe(self) -> dict:
-        return {
-            "checkpoint": "counting",
-            "dtype": "float32",
-            "step_period_s": 0.3,
-            "action_axes": ["linear.x", "angular.z"],
-            "action_scale": [2.0, 2.0],
-            "action_offset": [0.0, 0.0],
-            "assumed_settings": list(self._assumed),
-            "warnings": [],
-        }
+    def describe(self) -> PolicyFacts:
+        return made_up_facts(
+            checkpoint="counting", step_period_s=0.3, action_scale=(2.0, 2.0), assumed_settings=self._assumed
+        )
 
     def set_instruction(self, text: str) -> None:
         self.instruction = text

@@ -111,7 +111,7 @@ def test_nothing_is_fetched(result):
 
 
 def test_words_from_outside_stay_words(result):
-    policy = {**result.policy, "checkpoint": NASTY}
+    policy = changed(result.policy, checkpoint=NASTY)
     frames = tuple(changed(frame, instruction=NASTY) for frame in result.frames)
     nasty = changed(
         result, policy=policy, frames=frames, notes=(NASTY,), command_line=NASTY, instructions=(NASTY,), bag=Path(NASTY)
@@ -126,7 +126,7 @@ def test_words_from_outside_stay_words(result):
 
 def test_two_replays_stand_side_by_side(result, tmp_path):
     short = run(tmp_path / "drive", CountingPolicy(), max_frames=15)
-    other = changed(short, policy={**short.policy, "checkpoint": "the other"})
+    other = changed(short, policy=changed(short.policy, checkpoint="the other"))
     data = page_data(result, other)
     assert [series["key"] for series in data["series"]] == ["recorded", "predicted", "gated", "against"]
     assert data["series"][3]["values"][0][14:] == [round(other.frames[14].command[0], 4)] + 5 * [None]
@@ -201,7 +201,7 @@ def chromium():
 def opened(chromium, result, tmp_path) -> Iterator[SimpleNamespace]:
     """The report, open in a page that must complain of nothing and ask for nothing."""
     report = tmp_path / "drive.html"
-    other = changed(result, policy={**result.policy, "checkpoint": NASTY}, notes=(NASTY,))
+    other = changed(result, policy=changed(result.policy, checkpoint=NASTY), notes=(NASTY,))
     write_report(result, report, other)
     page = chromium.new_page()
     complaints: list[str] = []

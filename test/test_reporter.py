@@ -1,12 +1,11 @@
-"""Reporter: in order, never in the way, bounded, and not ended by what fails."""
+"""Reporter: reports in order, never blocks, is bounded, and continues after a report that fails."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-from mobile_vla_inference.control import reporter
-from mobile_vla_inference.control.reporter import Reporter
+from mobile_vla_inference.control.reporter import CAPACITY, Reporter
 
 PATIENCE_S = 10.0
 
@@ -23,7 +22,7 @@ def test_reports_are_made_in_order_and_a_failing_one_ends_nothing(capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_a_report_that_hangs_delays_nobody_and_what_is_too_much_is_counted():
+def test_a_report_that_hangs_blocks_no_post_and_dropped_reports_are_counted():
     entered, release = threading.Event(), threading.Event()
     reports = Reporter()
 
@@ -33,10 +32,10 @@ def test_a_report_that_hangs_delays_nobody_and_what_is_too_much_is_counted():
 
     reports.post(hang)
     assert entered.wait(PATIENCE_S)
-    for _ in range(reporter._CAPACITY + 7):
+    for _ in range(CAPACITY + 7):
         reports.post(lambda: None)
     assert reports.dropped == 7
     began_s = time.monotonic()
     reports.close(0.05)
-    assert time.monotonic() - began_s < PATIENCE_S / 2, "closing does not wait for what hangs"
+    assert time.monotonic() - began_s < PATIENCE_S / 2, "closing does not wait for a report that hangs"
     release.set()

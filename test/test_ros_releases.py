@@ -33,7 +33,7 @@ LAUNCH_PACKAGES = {"ament_index_python", "launch", "launch_ros"}
 #: The classes that derive from rclpy's, by file and name; and what they mean to define anew.
 SUBCLASSES = {
     ("mobile_vla_inference/ros/executor.py", "NodeExecutor"): [("rclpy.executors", "SingleThreadedExecutor")],
-    ("mobile_vla_inference/ros/node.py", "VlaNode"): [
+    ("mobile_vla_inference/ros/vla_node.py", "VlaNode"): [
         ("rclpy.lifecycle", "LifecycleNodeMixin"),
         ("rclpy.node", "Node"),
     ],

@@ -132,10 +132,10 @@ def test_the_policy_of_an_assumed_checkpoint_says_so(pair) -> None:
     first, second = pair
     shutil.copy(settings_path(first), settings_path(second))
     described = VlaPolicy.load(second).describe()
-    assert described["assumed_settings"] == ALL
-    assert "first.pth" in described["warnings"][0] and "--confirm" in described["warnings"][0]
-    assert described["action_scale"] == [0.5, 1.2]
-    assert described["checkpoint_id"] != VlaPolicy.load(first).describe()["checkpoint_id"]
+    assert list(described.assumed_settings) == ALL
+    assert "first.pth" in described.warnings[0] and "--confirm" in described.warnings[0]
+    assert described.action_scale == (0.5, 1.2)
+    assert described.checkpoint_id != VlaPolicy.load(first).describe().checkpoint_id
 
 
 def test_a_checkpoint_replaced_under_its_settings_is_assumed(pair) -> None:

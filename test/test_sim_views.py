@@ -10,10 +10,11 @@ import pytest
 from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore
 
-from mobile_vla_inference.ros.sim_views import layout_markers, robot_transforms
+from mobile_vla_inference.ros.sim_views import fill_odometry, layout_markers, robot_transforms
 from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
 from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, SCENARIOS, draw_layout
+from mobile_vla_inference.sim.world import Motion
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 BLANK = {"string": "", "bool": False, "float32": 0.0, "float64": 0.0}
@@ -89,3 +90,14 @@ def test_the_camera_looks_ahead_from_its_place():
 def rotated(turn: Any, vector: tuple[float, float, float]) -> np.ndarray:
     axis, vector = np.array([turn.x, turn.y, turn.z]), np.array(vector)
     return vector + 2.0 * np.cross(axis, np.cross(axis, vector) + turn.w * vector)
+
+
+def test_odometry_contains_pose_and_velocity():
+    odometry = blank("nav_msgs/msg/Odometry")
+    fill_odometry(odometry, Pose(1.0, 2.0, math.pi / 2.0), Motion(0.5, 0.125, 0.25))
+    position, orientation = odometry.pose.pose.position, odometry.pose.pose.orientation
+    assert (odometry.header.frame_id, odometry.child_frame_id) == ("odom", "base_link")
+    assert (position.x, position.y) == (1.0, 2.0)
+    assert (orientation.z, orientation.w) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
+    twist = odometry.twist.twist
+    assert (twist.linear.x, twist.linear.y, twist.angular.z) == (0.5, 0.125, 0.25)

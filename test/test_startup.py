@@ -1,4 +1,4 @@
-"""What comes before a node: its arguments, parameter files, the log folder, and the process that it ends with."""
+"""The start of a node: arguments, parameter files, the log folder, and the process that it ends with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mobile_vla_inference.ros.startup import full_name, start_ros
 
 NODES = ("node", "sim_robot")
 
-#: A parent that starts a node which ends with it, and tells the node's process id.
+#: A parent that starts a node which ends with it, and prints the process id of the node.
 PARENT = """
 import os, subprocess, sys
 prefix = sys.argv[1].split(" ") if sys.argv[1] else []
@@ -140,7 +140,7 @@ def test_the_full_name_is_the_one_that_rcl_gives(remaps):
         ("# nothing\n", "is empty"),
         ("/lab/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /lab/vla_node"),
         ("/**/vla: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /**/vla"),
-        ("/**/vla_node: {ros__parameters: {}}\n", "names no parameter of /vla_node"),
+        ("/**/vla_node: {ros__parameters: {}}\n", "contains no parameter of /vla_node"),
         ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "holds 0.1 under /**/vla_node/max_linear_x_mps"),
         ("max_linear_x_mps: 0.1\n", "expected NODE: ros__parameters"),
         ("- 1\n", "expected NODE: ros__parameters"),
@@ -183,7 +183,7 @@ def test_a_file_gives_a_node_what_rcl_makes_of_it(tmp_path, parts, leading_slash
         if expected:
             assert file_parameters(file, node.get_fully_qualified_name()) == expected
         else:
-            with pytest.raises(MobileVlaError, match="says nothing for"):
+            with pytest.raises(MobileVlaError, match="contains nothing for"):
                 file_parameters(file, node.get_fully_qualified_name())
 
 
@@ -253,7 +253,7 @@ def test_a_node_whose_launch_has_ended_already_does_not_start():
 # ---- the clock -------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_nobody_publishes_is_told_and_one_that_runs_is_not(probe):
+def test_a_clock_that_is_not_published_is_reported_and_one_that_runs_is_not(probe):
     assert missing_clock(probe.node.get_clock()) == ""
     probe.node.set_parameters([Parameter("use_sim_time", value=True)])
     probe.wait_for("the sentence", lambda: "nobody publishes /clock" in missing_clock(probe.node.get_clock()))

@@ -21,6 +21,7 @@ from mobile_vla_inference.policy.storage.settings import PolicySettings
 from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.policy_facts import PolicyFacts
 
 KOREAN = "박스를 왼쪽으로 돌아서 컵까지 가세요"
 ENGLISH = "go to the cup"
@@ -40,7 +41,7 @@ def policy(checkpoint: Path) -> VlaPolicy:
 
 @pytest.fixture(scope="module")
 def frames() -> list[np.ndarray]:
-    """Return pictures of a few large patches, so that frames differ in more than their noise."""
+    """Return images of a few large patches, so that frames differ in more than their noise."""
     generator = np.random.default_rng(0)
     patches = generator.integers(0, 256, (5, 3, 4, 3), dtype=np.uint8)
     return [patch.repeat(40, axis=0).repeat(40, axis=1) for patch in patches]
@@ -129,7 +130,7 @@ def test_warm_up_leaves_no_instruction_and_no_state(policy: VlaPolicy, frames: l
     np.testing.assert_array_equal(actions(policy, frames[:1]), expected)
 
 
-def test_a_refused_instruction_leaves_the_one_before(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
+def test_a_refused_instruction_leaves_the_former_one(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
     policy.set_instruction(ENGLISH)
     first = actions(policy, frames[:1])
     for text in ("\ufffd", "x" * 5000, "🚗" * 1000):
@@ -158,7 +159,7 @@ def test_a_read_only_frame_is_taken_as_it_is(policy: VlaPolicy) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused_and_the_state_cleared(
+def test_an_action_that_is_not_finite_is_refused_and_the_state_cleared(
     policy: VlaPolicy, frames: list[np.ndarray], value: float
 ) -> None:
     policy.set_instruction(ENGLISH)
@@ -182,13 +183,14 @@ def test_a_state_that_is_not_finite_is_refused(policy: VlaPolicy, frames: list[n
 
 
 def test_describe_is_json_ready_and_names_what_is_assumed(checkpoint: Path, tmp_path: Path) -> None:
-    assert VlaPolicy.load(checkpoint).describe()["assumed_settings"] == []
+    assert VlaPolicy.load(checkpoint).describe().assumed_settings == ()
     path = tmp_path / "unconfirmed.pth"
     path.write_bytes(checkpoint.read_bytes())
     policy = VlaPolicy.load(path, processors=find_processors(checkpoint))
-    description = json.loads(json.dumps(policy.describe()))
+    description = json.loads(json.dumps(policy.describe().to_json()))
+    assert policy.describe().difference(PolicyFacts.from_json(description)) == ""
     assert description["assumed_settings"] == sorted(PolicySettings.all_assumed().assumed)
-    assert description["checkpoint_id"] == VlaPolicy.load(checkpoint).describe()["checkpoint_id"]  # the same weights
+    assert description["checkpoint_id"] == VlaPolicy.load(checkpoint).describe().checkpoint_id  # the same weights
     assert description["parameters"] == 762_819
     assert (description["variant"], description["dtype"], description["device"]) == ("hybrid", "float32", "cpu")
 
@@ -198,10 +200,10 @@ def test_half_precision_stays_close(checkpoint: Path, policy: VlaPolicy, frames:
     for loaded in (half, policy):
         loaded.set_instruction(ENGLISH)
     np.testing.assert_allclose(actions(half, frames), actions(policy, frames), atol=0.15)
-    assert half.describe()["dtype"] == "bfloat16"
+    assert half.describe().dtype == "bfloat16"
 
 
-def test_progress_says_what_is_being_done(checkpoint: Path) -> None:
+def test_progress_names_the_stages(checkpoint: Path) -> None:
     stages: list[str] = []
     VlaPolicy.load(checkpoint, progress=stages.append)
     assert stages[0] == "reading the checkpoint"

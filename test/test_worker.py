@@ -1,4 +1,4 @@
-"""PolicyWorker: hand-over, generations, faults, restarts, and nothing left behind."""
+"""PolicyWorker: frames, generations, faults, restarts, and no leaked process or descriptor."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ import psutil
 import pytest
 
 from mobile_vla_inference.control.clock import steady_s
-from mobile_vla_inference.control.worker import (
-    WORKER_MODULE,
-    Frame,
+from mobile_vla_inference.control.mailbox import Frame
+from mobile_vla_inference.control.worker import PolicyWorker
+from mobile_vla_inference.control.worker_events import (
     FrameRefused,
-    PolicyWorker,
     StepResult,
     WorkerChanged,
     WorkerEvent,
     WorkerFault,
-    WorkerOptions,
     WorkerState,
 )
+from mobile_vla_inference.control.worker_options import WORKER_MODULE, WorkerOptions
 from mobile_vla_inference.errors import FrameError
 
 TEST_FOLDER = Path(__file__).resolve().parent
@@ -43,11 +42,15 @@ class Watched:
     def __init__(self, script: str, **options) -> None:
         self._news = threading.Condition()
         self.events: list[WorkerEvent] = []
+        #: Raised in the supervising thread wherever it has news.
+        self.notify_error: BaseException | None = None
         options = {"policy": {"path": f"/scripts/{script}"}, "module": "scripted_worker", **options}
         self.deaths: list[BaseException] = []
         self.worker = PolicyWorker(WorkerOptions(**options), self._notify, self.deaths.append)
 
     def _notify(self) -> None:
+        if self.notify_error is not None:
+            raise self.notify_error
         with self._news:
             self._news.notify_all()
 
@@ -71,8 +74,10 @@ class Watched:
         self.worker.set_instruction("go")
         self.worker.allow_steps(True)
 
-    def submit(self, value: int, stamp_s: float) -> None:
+    def submit(self, value: int, stamp_s: float, loaded: threading.Event | None = None) -> None:
         def load(size_px: int, keep_aspect: bool) -> np.ndarray:
+            if loaded is not None:
+                loaded.set()
             return np.full((size_px, size_px, 3), value, np.uint8)
 
         self.worker.submit(Frame(stamp_s, steady_s(), steady_s(), load))
@@ -128,16 +133,17 @@ def test_steps_keep_the_period_of_the_policy(watch):
     assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(started))
 
 
-def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_the_step_under_way(watch):
+def test_a_changed_instruction_or_a_reset_resets_the_state_and_discards_the_step_under_way(watch):
     watched = watch("slow")
     watched.ready()
-    watched.submit(1, stamp_s=1.0)
-    watched.wait_for(lambda: watched.worker.counters().received == 1 and watched.worker._frame is None)
+    loaded = threading.Event()
+    watched.submit(1, stamp_s=1.0, loaded=loaded)
+    assert loaded.wait(20.0), "the step is under way"
     assert watched.worker.set_instruction("go left")
     assert not watched.worker.set_instruction("go left"), "the same text again changes nothing"
     watched.submit(2, stamp_s=2.0)
     watched.wait_for(lambda: len(watched.of(StepResult)) == 1)
-    assert watched.of(StepResult)[0].values == (2.0, 1.0), "the result of the older generation never shows"
+    assert watched.of(StepResult)[0].values == (2.0, 1.0), "the result of the older generation is discarded"
     assert watched.worker.counters().discarded_results == 1
     watched.worker.reset()
     watched.submit(3, stamp_s=3.0)
@@ -146,14 +152,13 @@ def test_a_changed_instruction_or_a_reset_starts_the_state_afresh_and_discards_t
 
 
 def test_after_a_flood_of_instructions_the_last_one_is_in_force(watch):
-    watched = watch("ok")
+    watched = watch("follow")
     watched.ready()
     for count in range(300):
         watched.worker.set_instruction(f"go {count}")
     watched.submit(7, stamp_s=1.0)
     watched.wait_for(lambda: watched.of(StepResult))
-    assert watched.of(StepResult)[-1].values == (7.0, 1.0)
-    assert watched.worker.instruction == "go 299"
+    assert watched.of(StepResult)[-1].values == (299.0, 1.0)
 
 
 @pytest.mark.parametrize(("second_stamp_s", "cause"), [(0.5, "time_backwards"), (60.0, "image_gap")])
@@ -197,7 +202,7 @@ def test_an_unreadable_frame_is_reported_and_the_next_one_steps(watch):
     ("script", "expected"),
     [("crash", "SIGSEGV"), ("hang", "hung: a policy step took longer than 0.3 s"), ("raise", "scripted failure")],
 )
-def test_a_fault_is_named_and_the_worker_is_started_again(watch, script, expected):
+def test_a_fault_is_reported_and_the_worker_is_started_again(watch, script, expected):
     watched = watch(script, step_timeout_s=0.3)
     watched.ready()
     first_pid = watched.worker.pid
@@ -275,7 +280,7 @@ def test_a_restarted_worker_that_loads_something_else_is_refused(watch, monkeypa
     assert not watched.of(StepResult)
 
 
-def test_without_a_free_descriptor_the_fault_is_told_and_the_worker_comes_back_later(watch):
+def test_without_a_free_descriptor_the_fault_is_reported_and_the_worker_comes_back_later(watch):
     watched = watch("ok")
     watched.ready()
     pid = watched.worker.pid
@@ -295,7 +300,7 @@ def test_without_a_free_descriptor_the_fault_is_told_and_the_worker_comes_back_l
     ("script", "expected"),
     [("long", "has 300"), ("garbage", "could not be run"), ("many_values", "gave 5 action values")],
 )
-def test_what_a_worker_should_not_say_is_a_fault_with_a_sentence(watch, script, expected):
+def test_a_message_that_makes_no_sense_is_a_fault_with_a_sentence(watch, script, expected):
     watched = watch(script)
     watched.worker.start()
     if script == "many_values":
@@ -308,13 +313,16 @@ def test_what_a_worker_should_not_say_is_a_fault_with_a_sentence(watch, script, 
     assert not watched.deaths
 
 
-def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_still(watch, tmp_path):
+def test_a_worker_is_not_reported_hung_for_a_time_in_which_this_process_was_stopped(watch, tmp_path):
     script = textwrap.dedent(
         """
         import sys, threading, time
         import numpy as np
         from mobile_vla_inference.control.clock import steady_s
-        from mobile_vla_inference.control.worker import Frame, PolicyWorker, StepResult, WorkerFault, WorkerOptions
+        from mobile_vla_inference.control.mailbox import Frame
+        from mobile_vla_inference.control.worker import PolicyWorker
+        from mobile_vla_inference.control.worker_events import StepResult, WorkerFault
+        from mobile_vla_inference.control.worker_options import WorkerOptions
         options = WorkerOptions(policy={"path": "/scripts/slow"}, module="scripted_worker", step_timeout_s=0.5)
         worker = PolicyWorker(options, lambda: None)
         worker.start()
@@ -340,11 +348,11 @@ def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_stil
         pid = int(parent.stdout.readline())
         assert parent.stdout.readline() == "StepResult\n"
         for _ in range(3):
-            # Both stand still, so that a step is surely under way and unanswered when its time is over; the worker
-            # comes back first.
+            # Both are stopped, so that a step is surely under way and unanswered when its time is over; the parent
+            # continues first.
             psutil.Process(pid).suspend()
             psutil.Process(parent.pid).suspend()
-            time.sleep(1.0)  # longer than step_timeout_s: that is the fault itself
+            time.sleep(1.0)  # longer than step_timeout_s
             psutil.Process(parent.pid).resume()
             psutil.Process(pid).resume()
             assert parent.stdout.readline() == "StepResult\n"
@@ -353,15 +361,24 @@ def test_a_worker_is_not_called_hung_for_a_time_in_which_this_process_stood_stil
         parent.wait()
 
 
-def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
+def open_descriptors() -> set[int]:
+    """Return the descriptors of this process, without the one that lists them."""
+    entries = list(Path("/proc/self/fd").iterdir())
+    return {int(entry.name) for entry in entries if entry.is_symlink()}
+
+
+def test_a_closed_worker_uses_no_descriptor_of_another_file(watch):
+    before = open_descriptors()
     watched = watch("ok")
     watched.ready()
-    number = watched.worker._wake_fd
+    own = open_descriptors() - before
+    assert own
     watched.worker.close()
+    assert not open_descriptors() & own
     read_fd, write_fd = os.pipe()
+    for number in own - {read_fd, write_fd}:
+        os.dup2(write_fd, number)  # the numbers belong to another file now
     try:
-        if number not in (read_fd, write_fd):
-            os.dup2(write_fd, number)
         watched.submit(1, stamp_s=1.0)
         watched.worker.set_instruction("go on")
         watched.worker.reset()
@@ -371,23 +388,30 @@ def test_using_a_closed_worker_touches_nobody_elses_descriptor(watch):
         with pytest.raises(BlockingIOError):
             os.read(read_fd, 8)
     finally:
-        for descriptor in {read_fd, write_fd, number}:
+        for descriptor in {read_fd, write_fd, *own}:
             os.close(descriptor)
 
 
-def test_a_supervision_that_dies_is_a_final_fault_that_is_told(watch, monkeypatch):
+class SupervisionEnd(BaseException):
+    """An error that no handler of errors catches."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SupervisionEnd()])
+def test_a_supervision_that_dies_is_reported_as_a_final_fault(watch, error):
     watched = watch("ok")
     watched.ready()
-    monkeypatch.setattr(PolicyWorker, "_tell_fault", lambda *_: 1 // 0)
-    psutil.Process(watched.worker.pid).kill()
+    pid = watched.worker.pid
+    watched.notify_error = error
+    psutil.Process(pid).kill()
     watched.wait_for(lambda: watched.deaths)
-    assert isinstance(watched.deaths[0], ZeroDivisionError)
-    watched.wait_for(lambda: watched.of(WorkerFault))
-    assert watched.of(WorkerFault)[0].final
+    assert watched.deaths == [error], "reported once"
+    watched.wait_for(lambda: any(fault.final for fault in watched.of(WorkerFault)))
+    assert type(error).__name__ in watched.of(WorkerFault)[-1].message
     assert watched.worker.state is WorkerState.FAILED
+    watched.wait_for(lambda: not psutil.pid_exists(pid))
 
 
-def test_not_a_number_reaches_the_caller_as_such(watch):
+def test_nan_reaches_the_caller_unchanged(watch):
     watched = watch("nan")
     watched.ready()
     watched.submit(1, stamp_s=1.0)
@@ -399,7 +423,8 @@ def test_the_worker_dies_with_its_parent_however_that_ends(tmp_path):
     script = textwrap.dedent(
         """
         import sys, time
-        from mobile_vla_inference.control.worker import PolicyWorker, WorkerOptions
+        from mobile_vla_inference.control.worker import PolicyWorker
+        from mobile_vla_inference.control.worker_options import WorkerOptions
         worker = PolicyWorker(WorkerOptions(policy={"path": "/scripts/ok"}, module="scripted_worker"), lambda: None)
         worker.start()
         worker.wait_until_loaded()

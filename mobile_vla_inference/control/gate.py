@@ -1,7 +1,7 @@
-"""CommandGate: the only way to the wheels.
+"""CommandGate: decides every velocity that reaches the base.
 
-Pure decision logic on plain numbers: what the gate is told (image, step, worker, operator) and the steady time
-decide between a limited velocity, standstill and silence, always with a reason. No ROS, no threads, no clock.
+Pure logic on plain numbers. From the facts that it is given (image, step, worker, operator) and the steady time it
+decides between a limited velocity, standstill and silence, always with a reason. No ROS, no threads, no clock.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mobile_vla_inference.action import STANDSTILL, VelocityCommand
 
 
 class Reason(Enum):
-    """Why the gate decided as it did; the value is what `~/status` and the diagnostics show.
+    """Why the gate decided as it did; `~/status` and the diagnostics show the value.
 
-    In the order in which the gate checks them. Any latched fault has WORKER_FAULT's place.
+    In the order in which the gate checks them. Every latched fault is checked in the place of WORKER_FAULT.
     """
 
     MOVING = "moving"
@@ -41,7 +41,7 @@ class Reason(Enum):
     STEP_STALE = "step_stale"
 
 
-#: What to do about each reason, for people who read the status.
+#: What a person should do about each reason.
 ADVICE = {
     Reason.MOVING: "driving",
     Reason.INACTIVE: "activate the node",
@@ -68,17 +68,20 @@ ADVICE = {
 }
 
 
-#: A changed instruction is followed once no other has come for so long: under a flood of them the robot stands.
+#: A changed instruction is followed after no other one has arrived for this long: in a flood of them the robot stands.
 INSTRUCTION_SETTLE_S = 0.1
 
-#: Stops that a person asks for without haste: with `soft_stop` the robot slows down instead of halting at once, as long
-#: as nothing else holds but what follows from them, that there is no action any more.
+#: Stops by a person that are not urgent: with `soft_stop` the robot slows down instead of stopping at once, as long as
+#: there is no other reason except the missing action that follows from them.
 _GENTLE = frozenset({Reason.NO_INSTRUCTION, Reason.DISABLED})
 
-#: A robot that rolls out halts after so long at the latest, whatever the acceleration limits are.
+#: A robot that slows down stops after this long at the latest, at any acceleration limit.
 ROLL_OUT_LIMIT_S = 2.0
 
-#: Decisions further apart than this mean that the node itself stood still; nobody else is judged by that time.
+#: How often the node repeats a command between steps, by default.
+PUBLISH_RATE_HZ = 20.0
+
+#: Decisions further apart than this mean that the node itself stood still; other parts are not blamed for that time.
 STALL_S = 0.5
 
 
@@ -88,11 +91,11 @@ class GateLimits:
 
     Attributes:
         image_timeout_s: an image older than this, by its stamp or its arrival, stops the robot.
-        step_timeout_s: an action stops the robot once the frame that it was made from was captured so long ago.
-        resume_within_s: a stale image stream that comes back later than this, or a node that stood still for longer,
-            stays stopped until enabled again.
-        stop_hold_s: how long standstill is published before the gate falls silent.
-        soft_stop: slow down by the acceleration limits where a person, not a fault, stops the robot.
+        step_timeout_s: an action stops the robot if the image that it was computed from is older than this.
+        resume_within_s: after a gap in the images, or a standstill of the node itself, that is longer than this, the
+            robot stays stopped until it is enabled again.
+        stop_hold_s: how long standstill is published before the gate is silent.
+        soft_stop: slow down within the acceleration limits if a person, not a fault, stops the robot.
     """
 
     max_linear_x_mps: float = 0.5
@@ -123,7 +126,7 @@ class Decision:
     """What to publish now, and why.
 
     Attributes:
-        command: the velocity to publish; None: publish nothing, so that a mux or the base's own timeout takes over.
+        command: the velocity to publish; None: publish nothing, so that a mux or the timeout of the base takes over.
         reason: why.
     """
 
@@ -135,17 +138,17 @@ class CommandGate:
     """Decide what reaches the base. Every method takes the steady time; none reads a clock.
 
     Attributes:
-        limits: what is enforced; may be replaced at any time.
+        limits: the limits in force; can be replaced at any time.
         active: the node's lifecycle allows motion.
         enabled: the operator allows motion (`enable`).
-        settings_confirmed: no setting of the policy is a guess.
+        settings_confirmed: no setting of the policy is only assumed.
         worker_ready: the policy is loaded.
-        worker_changed: a policy was loaded that is not the one that was configured; nothing but configuring ends this.
-        has_instruction: there is something to follow.
-        stop_unheard: somebody says stop in a way that this node can't hear.
-        executor_stalled: nobody would hear a stop now, because what handles messages does not come to it.
-        clock_missing: the age of images can't be told, because the ROS clock has not started.
-        cmd_vel_shared: another publisher sends on `cmd_vel` although it must not.
+        worker_changed: a restarted worker loaded another policy than the configured one; only configuring ends this.
+        has_instruction: there is an instruction to follow.
+        stop_unheard: the stop topic has a publisher that this node can't receive.
+        executor_stalled: a stop would not be received now, because the executor runs no callback.
+        clock_missing: the age of images is unknown, because the ROS clock has not started.
+        cmd_vel_shared: another node publishes on `cmd_vel` although it must not.
     """
 
     def __init__(self, limits: GateLimits) -> None:
@@ -163,7 +166,7 @@ class CommandGate:
         self._stop_requested = False
         self._latch: Reason | None = None
         self._image_time_s: float | None = None
-        self._image_lost_s: float | None = None  # since when a camera that had been there is waited for
+        self._image_lost_s: float | None = None  # since when a camera that had sent images is missing
         self._image_refused = False
         self._image_sources = 1
         self._action: VelocityCommand | None = None
@@ -180,7 +183,7 @@ class CommandGate:
         return self._latch
 
     def enable(self, enabled: bool) -> None:
-        """Allow or forbid motion; allowing also releases a latched fault (its cause may refuse anew)."""
+        """Allow or forbid motion; allowing also releases a latched fault, whose cause can latch again."""
         self.enabled = enabled
         self.forget_action()
         if enabled:
@@ -188,7 +191,7 @@ class CommandGate:
             self._image_time_s = self._image_lost_s = None
 
     def halt(self) -> None:
-        """Forbid motion, at once: a standstill is published without asking."""
+        """Forbid motion at once; the caller publishes a standstill without asking."""
         self.active = False
         self.forget_action()
         self._last_command = STANDSTILL
@@ -205,13 +208,13 @@ class CommandGate:
         self.forget_action()
 
     def instruction_changed(self, present: bool, now_s: float) -> None:
-        """Take note of another instruction, or of none: what the policy wanted by the former one counts no more."""
+        """Take note of another instruction, or of none; the action of the earlier one is dropped."""
         self.has_instruction = present
         self._instruction_changed_s = now_s
         self.forget_action()
 
     def image_accepted(self, captured_s: float) -> None:
-        """Take note of an image captured at `captured_s` (steady clock; its age is already subtracted)."""
+        """Take note of an image captured at `captured_s` (steady clock: arrival minus the age by its stamp)."""
         self._image_lost_s = None
         self._image_time_s = max(captured_s, self._image_time_s if self._image_time_s is not None else -math.inf)
 
@@ -221,10 +224,10 @@ class CommandGate:
         self.forget_action()
 
     def image_sources(self, count: int) -> bool:
-        """Take note of how many publishers send on the image topic: with two, nobody knows what the camera sees.
+        """Take note of how many publishers the image topic has: with two, the robot's own view is unknown.
 
         Returns:
-            whether that began or ended just now: what the policy made of either one's images counts no more.
+            whether this began or ended just now: an action from the images of either one is dropped.
         """
         crossed = (count > 1) != (self._image_sources > 1)
         if crossed:
@@ -236,8 +239,8 @@ class CommandGate:
         """Take the newest action of the policy; NaN and infinity stop the robot until enabled again.
 
         Args:
-            action: what the policy wants.
-            captured_s: when the frame that it was made from was captured, steady clock.
+            action: the velocity by the policy.
+            captured_s: when the image that it was computed from was captured, steady clock.
         """
         if not action.is_finite:
             self.latch(Reason.ACTION_NOT_FINITE)
@@ -270,7 +273,7 @@ class CommandGate:
         return Decision(command, reasons[0] if reasons else Reason.MOVING)
 
     def _may_roll_out(self, reasons: list[Reason], now_s: float) -> bool:
-        """Whether the robot may slow down by its acceleration limits instead of halting at once."""
+        """Whether the robot may slow down within its acceleration limits instead of stopping at once."""
         if self._rolling_since_s is None:
             self._rolling_since_s = now_s
         asked = _GENTLE.intersection(reasons)
@@ -283,7 +286,7 @@ class CommandGate:
         )
 
     def _notice_stall(self, now_s: float) -> None:
-        """Begin afresh after a time in which this node saw nothing: what is old now is not the camera's fault."""
+        """Forget ages after a time in which this node did not run: they are not the camera's fault."""
         if self._last_decision_s is None or now_s - self._last_decision_s <= STALL_S:
             return
         stalled_s = now_s - self._last_decision_s
@@ -294,7 +297,7 @@ class CommandGate:
             self._image_time_s, self._image_lost_s = None, now_s
 
     def _reasons(self, now_s: float) -> list[Reason]:
-        """Return every reason to stand still, the one to tell first; empty: the robot may move."""
+        """Return every reason to stand still, the one to report first; empty: the robot may move."""
         image_age_s = math.inf if self._image_time_s is None else now_s - self._image_time_s
         if self._image_time_s is not None and image_age_s > self.limits.resume_within_s and self._latch is None:
             self.latch(Reason.IMAGE_STALE)
@@ -335,5 +338,5 @@ class CommandGate:
             if abs(end - start) > rate * elapsed_s:
                 factor = min(factor, rate * elapsed_s / abs(end - start))
         reached = [start + factor * (end - start) for start, end in zip(last, target)]
-        # The speed limits hold at once, also where they were lowered while it drove faster.
+        # A speed limit that is lowered while the robot drives faster takes effect at once.
         return VelocityCommand(*(max(-m, min(m, v)) for v, m in zip(reached, self.limits.max_velocity)))

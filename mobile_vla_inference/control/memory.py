@@ -1,7 +1,7 @@
 """MemoryProbe: how much memory the node, the worker, the machine and the GPU use.
 
-On a Jetson the CPU and the GPU share one memory, so `MemAvailable` is the figure that counts: the page cache
-reads as "used" by CUDA's own query although the kernel gives it back at once.
+On a Jetson the CPU and the GPU share one memory, so `MemAvailable` is the figure to watch: CUDA's own query
+counts the page cache as used, although the kernel frees it at once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import psutil
 
-MIB = 1024 * 1024
+from mobile_vla_inference.units import MIB
 
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """One reading, all in MiB; the worker's and the GPU's figures are 0 where there is none."""
+    """One reading, all in MiB; the worker's and the GPU's figures are 0 if there is none."""
 
     node_rss_mib: float
     worker_rss_mib: float

@@ -1,9 +1,9 @@
-"""OutputPump: a process whose standard output and error can't be blocked by whoever reads them, or doesn't.
+"""OutputPump: standard output and standard error that never block the process.
 
-Whoever writes to a full pipe or to a terminal that was stopped with Ctrl-S waits, and rclpy's logging holds the
-interpreter's lock meanwhile: every thread waits along, and a stop is not heard. Here both descriptors become pipes of
-our own that never block. One thread empties them into bounded queues, one more for each sink (the former output and
-error, a log file) writes from there; what a sink does not take in time is dropped and counted.
+A write to a full pipe, or to a terminal that was stopped with Ctrl-S, blocks. rclpy's logging holds the interpreter's
+lock meanwhile, so every thread would block and a stop would not be received. Here both descriptors become own pipes
+that never block. One thread reads them into bounded queues; one thread for each sink (the former output and error, a
+log file) writes from its queue. Output that a sink does not accept in time is dropped and counted.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LAST_STANDARD_DESCRIPTOR = 2
 
 
 class _Sink:
-    """One place that output goes to, with a thread that may block there."""
+    """One destination of the output, with a thread that may block on it."""
 
     def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
         self._write = write
         self._changed = threading.Condition()
-        self._chunks: deque[tuple[bytes, bytes]] = deque()  # each with a notice of what was dropped before it
+        self._chunks: deque[tuple[bytes, bytes]] = deque()  # each with a notice about what was dropped before it
         self._queued_bytes = 0
         self._busy = False
         self._unannounced_lines = 0
@@ -43,7 +43,7 @@ class _Sink:
         threading.Thread(target=self._run, name=f"output_{name}", daemon=True).start()
 
     def put(self, chunk: bytes) -> None:
-        """Queue a chunk, or drop it where too much waits already; never blocks."""
+        """Queue a chunk, or drop it if too much waits already; never blocks."""
         with self._changed:
             if self._queued_bytes + len(chunk) > _QUEUE_BYTES:
                 self._count_dropped(chunk)
@@ -78,7 +78,7 @@ class _Sink:
                 (notice, chunk), self._busy = self._chunks.popleft(), True
             try:
                 self._write(notice + chunk)
-            except OSError:  # a closed pipe, a full disk: counted, because there is nobody to tell
+            except OSError:  # a closed pipe, a full disk: counted, because no other output is left for an error
                 self._count_dropped(chunk)
             with self._changed:
                 self._queued_bytes -= len(chunk)
@@ -87,11 +87,11 @@ class _Sink:
 
 
 class OutputPump:
-    """Stand between this process's standard output and error and their readers, from `start` to the process's end."""
+    """Decouple this process's standard output and error from their readers, from `start` to the end of the process."""
 
     def __init__(self) -> None:
         self._selector: selectors.BaseSelector | None = None
-        # Held from the reading of a chunk until it is queued: who holds it and sees an empty pipe has missed nothing.
+        # Held while a chunk is read and queued: if the pipes are empty under this lock, everything is queued.
         self._moving = threading.Lock()
         self._sinks: list[_Sink] = []
         self._file_sinks: list[_Sink] = []
@@ -115,25 +115,27 @@ class OutputPump:
         read_fd, write_fd = os.pipe()
         with contextlib.suppress(OSError):
             fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        # Never blocking, although a thread empties it: that thread waits while somebody writes with the interpreter's
-        # lock held.
+        # Non-blocking although a thread reads it: a writer that holds the interpreter's lock stops that thread, too.
         os.set_blocking(write_fd, False)
         os.dup2(write_fd, descriptor)
         os.close(write_fd)
-        if descriptor == 2:  # while a process crashes, no thread carries what is said of it
+        if descriptor == 2:  # during a crash no thread runs that could copy the traceback
             faulthandler.enable(file=original_fd)
         sink = _Sink(name, lambda chunk: _write_all(original_fd, chunk))
         self._sinks.append(sink)
         self._selector.register(read_fd, selectors.EVENT_READ, sink)
 
     def add_file(self, path: Path) -> None:
-        """Write both to a file, too, from now on; raise OSError where it can't be opened."""
+        """Also write both to a file from now on; raise OSError if it can't be opened."""
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._file_sinks.append(_Sink("file", lambda chunk: _write_all(descriptor, chunk)))
 
     def close(self, timeout_s: float) -> None:
-        """Give the sinks so long to take what waits. The descriptors stay redirected: the former ones may block."""
+        """Wait until the sinks have written what waits, for `timeout_s` at most.
+
+        The descriptors stay redirected, because the former ones can block.
+        """
         deadline_s = time.monotonic() + timeout_s
         _flush_streams()
         while time.monotonic() < deadline_s and self._something_waits():
@@ -155,7 +157,7 @@ class OutputPump:
 
 
 def _open_closed_descriptors() -> None:
-    """Open /dev/null where a standard descriptor is closed: the next file would get its number."""
+    """Open /dev/null for each closed standard descriptor: otherwise the next file would get its number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_DESCRIPTOR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

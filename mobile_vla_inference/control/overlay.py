@@ -1,4 +1,4 @@
-"""Draw what the node decides onto the camera frame, for people who watch `~/debug_image`."""
+"""Draw the node's decision on the camera image, for `~/debug_image`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobile_vla_inference.action import VelocityCommand
 _MOVING_RGB = (0, 200, 80)
 _STANDING_RGB = (230, 60, 40)
 _TEXT_RGB = (255, 255, 255)
-#: Smaller frames are enlarged, so that the text can be read.
+#: Narrower frames are enlarged, so that the text is readable.
 _MIN_WIDTH_PX = 480
 _TEXT_PX = 18
 _MARGIN_PX = 8
@@ -25,9 +25,9 @@ def draw_command(
 
     Args:
         frame: uint8 RGB [height, width, 3].
-        command: the velocity in force; the arrow's length and turn are shares of `limits`.
+        command: the velocity in force; the lengths of the arrow and of the turn bar are relative to `limits`.
         limits: largest magnitude per axis, in the order of VelocityCommand.values.
-        lines: text, first line on top; green where the robot moves, red where it stands.
+        lines: text, from top to bottom; the first line is green if the robot moves, red if it stands.
     """
     width = frame.shape[1]
     factor = max(1.0, _MIN_WIDTH_PX / width)
@@ -44,7 +44,7 @@ def draw_command(
 def _draw_arrow(
     picture: np.ndarray, command: VelocityCommand, limits: tuple[float, float, float], color: tuple[int, int, int]
 ) -> None:
-    """Draw the velocity as seen from above, at the bottom: ahead is up, left is left; a bar shows the turn."""
+    """Draw the velocity as seen from above, at the bottom: forward is up, left is left; a bar shows the turn rate."""
     height, width = picture.shape[:2]
     shares = [value / limit if limit > 0 else 0.0 for value, limit in zip(command.values, limits)]
     reach_px = height // 4
@@ -58,7 +58,7 @@ def _draw_arrow(
 
 
 def _draw_text(picture: np.ndarray, text: str, origin: tuple[int, int], color: tuple[int, int, int]) -> None:
-    if hasattr(cv2, "FontFace"):  # OpenCV 5 has letters for Korean; older ones know ASCII only
+    if hasattr(cv2, "FontFace"):  # OpenCV 5 draws Korean letters; older releases only ASCII
         cv2.putText(picture, text, origin, color, cv2.FontFace("sans"), _TEXT_PX)
         return
     ascii_text = text.encode("ascii", errors="replace").decode()

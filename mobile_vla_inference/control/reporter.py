@@ -1,4 +1,4 @@
-"""Reporter: does in a thread of its own, in order, what may block and nobody's safety waits for: logs and reports."""
+"""Reporter: logs and reports in a separate thread, in order. They can block, and no safety function waits for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
-#: So many reports may wait; what comes while they do is dropped and counted.
-_CAPACITY = 1000
+#: At most so many reports wait; further ones are dropped and counted.
+CAPACITY = 1000
 
 
 class Reporter:
@@ -24,16 +24,16 @@ class Reporter:
         self._thread.start()
 
     def post(self, report: Callable[[], object]) -> None:
-        """Have `report` called after all that were posted before; dropped where too many wait."""
+        """Queue a function; it is called after all that were posted before. Dropped if too many wait."""
         with self._changed:
-            if self._closed or len(self._waiting) >= _CAPACITY:
+            if self._closed or len(self._waiting) >= CAPACITY:
                 self.dropped += 1
                 return
             self._waiting.append(report)
             self._changed.notify()
 
     def close(self, timeout_s: float) -> None:
-        """Let what waits be done for so long, then end; safe to call more than once."""
+        """Process what waits for `timeout_s` at most, then end; safe to call more than once."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             self._closed = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -16,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
+from mobile_vla_inference.process_lifetime import kill_on_parent_exit
 
 _TAIL_BYTES = 16384
 #: How ROS opens a line of its log: severity, time, logger.
@@ -212,6 +210,5 @@ def _yaml_text(value: str | float) -> str:
 
 def die_with(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends; runs between fork and exec."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before the line above
+    if not kill_on_parent_exit(parent_pid):
         os._exit(1)

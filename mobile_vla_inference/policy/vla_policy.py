@@ -5,7 +5,7 @@
     policy.set_instruction("박스를 왼쪽으로 돌아서 컵까지 가세요")
     action = policy.step(frame)  # uint8 RGB [height, width, 3] -> normalised values
 
-The cell's state is kept from step to step; `reset`, or another instruction, clears it.
+The LSTM state is kept from step to step; `reset`, or another instruction, clears it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from mobile_vla_inference.action import Action
 from mobile_vla_inference.errors import DeviceError, InstructionError
 from mobile_vla_inference.frames import reduce_frame
 from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy.facts import policy_facts
 from mobile_vla_inference.policy.storage.config import HybridConfig
 from mobile_vla_inference.policy.storage.settings import PolicySettings
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES, PolicyFacts
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +43,8 @@ class VlaPolicy:
     """A policy in memory. Not thread-safe: one caller at a time.
 
     Attributes:
-        settings: what tensors can't tell, from the checkpoint's settings file.
-        config: sizes of the member.
+        settings: facts that the tensors don't contain, from the checkpoint's settings file.
+        config: sizes of the architecture variant.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class VlaPolicy:
         encoder: InstructionEncoder,
         config: HybridConfig,
         settings: PolicySettings,
-        description: dict[str, Any],
+        facts: PolicyFacts,
     ) -> None:
         self.config = config
         self.settings = settings
         self._engine = engine
         self._encoder = encoder
-        self._description = description
+        self._facts = facts
         self._instruction = ""
 
     @classmethod
@@ -79,11 +80,11 @@ class VlaPolicy:
             path: the checkpoint.
             device: `cpu`, `cuda`, or `auto` (cuda where there is one).
             dtype: type of the weights; `auto`: float32 on the CPU, float16 on cuda. Weights that are int8 in a
-                converted folder stay so, and are computed with in this type.
+                converted folder stay int8; the arithmetic uses this type.
             engine: one of ENGINES.
-            processors: folder with the two tokenizer folders; None: beside the checkpoint.
-            progress: called with what is being done, in a few words.
-            force: load even where the memory seems too small.
+            processors: folder with the two tokenizer folders; None: next to the checkpoint.
+            progress: called with a few words on the present stage.
+            force: load even if the memory seems too small.
 
         Raises:
             CheckpointError: the checkpoint, its settings or its processors can't be used.
@@ -96,7 +97,6 @@ class VlaPolicy:
         from mobile_vla_inference.policy.preprocess import InstructionEncoder
         from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
         from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
-        from mobile_vla_inference.policy.storage.layout import parameter_counts
 
         report = progress or (lambda stage: None)
         torch_device = _device(device)
@@ -130,29 +130,15 @@ class VlaPolicy:
             force=force,
         )
         checkpoint.check_unchanged()
-        description = {
-            "checkpoint": str(path),
-            "checkpoint_id": checkpoint.fingerprint,
-            "variant": config.variant,
-            "parameters": sum(parameter_counts(checkpoint.index.shapes).values()),
-            "dtype": str(torch_dtype).removeprefix("torch."),
-            "quantization": checkpoint.quantization,
-            "device": str(torch_device),
-            "image_size": config.image_size,
-            "engine": loaded.name,
-            "engine_fallback": loaded.fallback,
-            "fusion_features": list(loaded.model.fusion_features),
-            "cell": config.cell.kind,
-            "image_keep_aspect": settings.image_keep_aspect,
-            "step_period_s": settings.step_period_s,
-            "action_axes": list(settings.action_axes),
-            "action_scale": list(settings.action_scale),
-            "action_offset": list(settings.action_offset),
-            "assumed_settings": list(settings.assumed),
-            "settings": settings.to_json(),
-            "warnings": list(checkpoint.warnings),
-        }
-        return cls(loaded.engine, encoder, config, settings, description)
+        facts = policy_facts(
+            path,
+            checkpoint,
+            dtype=str(torch_dtype).removeprefix("torch."),
+            device=str(torch_device),
+            engine=loaded.name,
+            engine_fallback=loaded.fallback,
+        )
+        return cls(loaded.engine, encoder, config, settings, facts)
 
     @property
     def engine(self) -> Engine:
@@ -161,19 +147,15 @@ class VlaPolicy:
 
     @property
     def encoder(self) -> InstructionEncoder:
-        """What makes tokens of an instruction, for measurements."""
+        """What converts an instruction to tokens, for measurements."""
         return self._encoder
 
-    def describe(self) -> dict[str, Any]:
-        """Return what was loaded, JSON-ready: variant, sizes, dtype, device, features, assumed settings, warnings.
-
-        `checkpoint_id` is the fingerprint of the content (storage/fingerprint.py): the same weights have the same
-        one wherever they lie, and other weights have another one.
-        """
-        return dict(self._description)
+    def describe(self) -> PolicyFacts:
+        """Return what was loaded, and how."""
+        return self._facts
 
     def warm_up(self) -> None:
-        """Run a few steps on noise, so that the first real step is as fast as the others. No instruction is kept."""
+        """Run a few steps on noise, so that the first real step is as fast as the others. No instruction stays set."""
         noise = _noise(self.config.image_size)
         self.set_instruction(_WARM_UP_INSTRUCTION)
         for _ in range(_WARM_UP_STEPS):
@@ -181,10 +163,10 @@ class VlaPolicy:
         self.set_instruction("")
 
     def set_instruction(self, text: str) -> None:
-        """Follow another instruction. A changed text resets the state, the same text doesn't; an empty one means none.
+        """Follow another instruction. A changed text resets the LSTM state; an empty one means none.
 
         Raises:
-            InstructionError: the text is too long or not UTF-8; the instruction before it stays.
+            InstructionError: the text is too long or not UTF-8; the former instruction stays.
         """
         instruction = check_instruction(text)
         if instruction == self._instruction:
@@ -210,7 +192,7 @@ class VlaPolicy:
         return Action(tuple(float(value) for value in values), time.perf_counter() - started)
 
     def reset(self) -> None:
-        """Clear the state that the cell carries from step to step."""
+        """Clear the LSTM state, which is carried from step to step."""
         self._engine.reset()
 
 

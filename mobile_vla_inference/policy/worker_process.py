@@ -1,16 +1,15 @@
 """The worker process: loads the policy and answers the node's PolicyWorker, one message at a time.
 
 Started as `python -m mobile_vla_inference.policy.worker_process SOCKET_FD MEMORY_FD PARENT_PID`; the protocol is
-in control/worker.py. It is the one that the kernel may kill when memory runs out, and it ends when the node does.
+in control/worker_session.py. If memory runs out, the kernel kills this process first, not the node. It ends with the
+node.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
-import os
 import signal
 import socket
 import sys
@@ -23,14 +22,15 @@ import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
+from mobile_vla_inference.process_lifetime import kill_on_parent_exit
+from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
-#: Above the node's 0: when memory runs out, the kernel takes the worker, and the node stops the robot.
+#: Above the node's 0: if memory runs out, the kernel kills the worker, and the node stops the robot.
 _OOM_SCORE_ADJ = "800"
-_PR_SET_PDEATHSIG = 1
-#: Characters of an error that reach the node; a library may put a whole file into one.
+#: Longest error that is sent to the node, in characters; a library can put a whole file into one.
 _MAX_SENTENCE = 4000
 
 
@@ -45,7 +45,7 @@ class PolicyServer:
         self._policy: VlaPolicy | None = None
 
     def serve(self) -> int:
-        """Run until the node goes away (exit status 0) or the policy fails (1)."""
+        """Run until the node closes the connection (exit status 0) or the policy fails (1)."""
         while True:
             data = self._connection.recv(MAX_MESSAGE_BYTES)
             if not data:
@@ -56,7 +56,7 @@ class PolicyServer:
             except MobileVlaError as error:
                 self._fail(str(error), final=self._policy is None)
                 return 1
-            except Exception as error:  # the process border: whatever it is, the node must hear of it
+            except Exception as error:  # the process boundary: the node must receive every error
                 traceback.print_exc()
                 sentence = (
                     f"worker failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -70,11 +70,11 @@ class PolicyServer:
         loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
-        self._send({"op": "ready", "info": loaded.describe(), "memory": self._memory()})
+        self._send({"op": "ready", "info": loaded.describe().to_json(), "memory": self._memory()})
         self._policy = loaded
 
     def on_context(self, generation: int, instruction: str) -> None:
-        """Clear the hidden state and put an instruction in force; an empty one leaves the policy without."""
+        """Reset the hidden state and put an instruction in force; an empty one means none."""
         error = ""
         try:
             self._policy.set_instruction(instruction)
@@ -92,7 +92,7 @@ class PolicyServer:
         try:
             action = self._policy.step(frame)
         except MobileVlaError as error:
-            self._policy.reset()  # what went into the hidden state is suspect
+            self._policy.reset()  # the hidden state is not trusted any more
             self._send({"op": "step_failed", "generation": generation, "message": str(error)})
             return
         self._send(
@@ -115,10 +115,10 @@ class PolicyServer:
         data = json.dumps(message).encode()
         if len(data) > MAX_MESSAGE_BYTES:
             raise MobileVlaError(
-                f"what the policy says of itself ({message['op']}) has {len(data)} bytes, expected at most "
+                f"the policy's message ({message['op']}) has {len(data)} bytes, expected at most "
                 f"{MAX_MESSAGE_BYTES}; shorten its settings"
             )
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node is gone; recv will say so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node has exited: `serve` ends next
             self._connection.send(data)
 
     @staticmethod
@@ -127,31 +127,29 @@ class PolicyServer:
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized():
             return {"gpu_allocated_mib": 0.0, "gpu_reserved_mib": 0.0}
-        mib = 1024 * 1024
         return {
-            "gpu_allocated_mib": torch.cuda.memory_allocated() / mib,
-            "gpu_reserved_mib": torch.cuda.memory_reserved() / mib,
+            "gpu_allocated_mib": torch.cuda.memory_allocated() / MIB,
+            "gpu_reserved_mib": torch.cuda.memory_reserved() / MIB,
         }
 
 
 def _tie_to_parent(parent_pid: int) -> None:
-    """End with the node, whatever ends it, and leave Ctrl-C to the node."""
+    """End with the node, whatever ends it, and ignore Ctrl-C, which the node handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
+    if not kill_on_parent_exit(parent_pid):
         raise SystemExit(0)
-    with contextlib.suppress(OSError):  # a container may forbid it; then the kernel chooses
+    with contextlib.suppress(OSError):  # a container can forbid it; then the kernel chooses the process
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
 
 
 def _load_policy(path: Path, **options: Any) -> VlaPolicy:
-    from mobile_vla_inference.policy.vla_policy import VlaPolicy  # torch: seconds, so it is reported first
+    from mobile_vla_inference.policy.vla_policy import VlaPolicy  # torch takes seconds: imported after the first report
 
     return VlaPolicy.load(path, **options)
 
 
 def main(load: Callable[..., Any] = _load_policy) -> int:
-    """Serve on the descriptors named by the command line; `load` makes the policy (path, progress, options)."""
+    """Serve on the descriptors that the command line names; `load(path, progress=..., **options)` makes the policy."""
     socket_fd, memory_fd, parent_pid = (int(argument) for argument in sys.argv[1:4])
     _tie_to_parent(parent_pid)
     with socket.socket(fileno=socket_fd) as connection:

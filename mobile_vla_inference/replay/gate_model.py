@@ -1,20 +1,20 @@
-"""The node's gate over recorded time: what it would have published at each frame of a bag, and why."""
+"""GateModel: the node's gate over recorded time: what it would have published at each image of a bag, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mobile_vla_inference.action import AXES, VelocityCommand
-from mobile_vla_inference.control.gate import CommandGate, Decision, GateLimits, Reason
+from mobile_vla_inference.control.gate import PUBLISH_RATE_HZ, CommandGate, Decision, GateLimits, Reason
 from mobile_vla_inference.replay.result import ReplayFrame, Velocity
 
-#: How often the node asks its gate between steps (the default of its parameter publish_rate_hz).
-_ASK_PERIOD_S = 0.05
+#: How often the node asks its gate between steps.
+_ASK_PERIOD_S = 1.0 / PUBLISH_RATE_HZ
 
-#: Stamps are rounded: a decision this close before a frame is the frame's own, and no time to accelerate in between.
+#: Stamps are rounded: a decision this close before an image counts as the image's own.
 _SAME_TIME_S = 1e-3
 
-#: Names of what changes a command: a speed limit for each axis, and the accelerations, which hold back all at once.
+#: Names of the limits that change a command: the speed of each axis, and the accelerations of all axes together.
 LIMITS = (*(f"speed of {axis}" for axis in AXES), "acceleration")
 
 #: A change smaller than this, m/s or rad/s, is rounding.
@@ -22,10 +22,10 @@ _UNCHANGED = 1e-6
 
 
 class GateModel:
-    """Ask a CommandGate as the node does, with the stamps of the frames as the steady clock.
+    """Ask a CommandGate as the node does, with the stamps of the images as the steady clock.
 
-    The robot is taken as active, enabled and its worker as ready; steps take no time. Time that runs backwards counts
-    as no time.
+    The model assumes an active, enabled robot, a ready worker, and steps that take no time. When time runs backwards,
+    no time passes.
     """
 
     def __init__(self, limits: GateLimits, settings_confirmed: bool) -> None:
@@ -37,11 +37,11 @@ class GateModel:
         self._stamp_s: float | None = None
 
     def advance(self, stamp_s: float) -> None:
-        """Let time pass up to a frame, with the decisions that the node's timer takes in between."""
+        """Let time pass up to an image, with the decisions that the node's pulse takes in between."""
         elapsed_s = 0.0 if self._stamp_s is None else max(0.0, stamp_s - self._stamp_s)
         self._stamp_s = stamp_s
         goal_s = self._now_s + elapsed_s
-        # After a longer silence every decision is the same: the gate is latched and holds nothing more.
+        # After a longer gap every decision is the same: the gate is latched and silent.
         limits = self._gate.limits
         asked_until_s = min(goal_s, self._now_s + limits.resume_within_s + limits.stop_hold_s + 1.0)
         while self._now_s + _ASK_PERIOD_S < asked_until_s - _SAME_TIME_S:
@@ -50,32 +50,32 @@ class GateModel:
         self._now_s = goal_s
 
     def instruction_changed(self, present: bool) -> None:
-        """Tell that another instruction, or none, is in force."""
+        """Take note that another instruction, or none, is in force."""
         self._gate.instruction_changed(present, self._now_s)
 
     def image_accepted(self) -> None:
-        """Tell that an image of the present time is there."""
+        """Take note of a good image of the present time."""
         self._gate.image_accepted(self._now_s)
 
     def image_refused(self) -> None:
-        """Tell that an image can't be used."""
+        """Take note of an image that can't be used."""
         self._gate.image_refused()
 
     def state_reset(self) -> None:
-        """Tell that what the policy wanted counts no more."""
+        """Drop the action in force, because the LSTM state was cleared."""
         self._gate.forget_action()
 
     def action_ready(self, command: VelocityCommand) -> None:
-        """Tell what the policy wants for the present frame."""
+        """Take the action of the policy for the present image."""
         self._gate.action_ready(command, self._now_s)
 
     def decide(self) -> Decision:
-        """Return what the node would publish at the present frame."""
+        """Return what the node would publish at the present image."""
         return self._gate.decide(self._now_s)
 
 
 def limited_by(wanted: Velocity, gated: Velocity, limits: GateLimits) -> tuple[str, ...]:
-    """Return which of LIMITS changed a command: what the policy wanted, what the gate let through while it moved."""
+    """Return which of LIMITS changed a command, from the policy's velocity and the one that the gate let through."""
     clamped = [max(-most, min(most, value)) for value, most in zip(wanted, limits.max_velocity)]
     changed = [abs(value - within) > _UNCHANGED for value, within in zip(wanted, clamped)]
     changed.append(any(abs(value - within) > _UNCHANGED for value, within in zip(gated, clamped)))
@@ -83,9 +83,9 @@ def limited_by(wanted: Velocity, gated: Velocity, limits: GateLimits) -> tuple[s
 
 
 def frames_limited_by(frames: Sequence[ReplayFrame], limits: GateLimits) -> list[tuple[str, ...] | None]:
-    """Return for each frame which limits changed the command in force; None where the gate didn't let it move.
+    """Return for each frame which limits changed the command in force; None if the gate did not let the robot move.
 
-    A frame that was not stepped goes on with the command of the last one that was.
+    For a frame that was not stepped, the command of the last stepped one stays in force.
     """
     found: list[tuple[str, ...] | None] = []
     wanted: Velocity | None = None

@@ -1,9 +1,9 @@
-"""Run a policy over the images of a bag, frame by frame, with its state, and compare it with what was recorded.
+"""Run a policy over the images of a bag, frame by frame, with its LSTM state, and compare it with the recording.
 
-The path of a frame is the node's: the message is checked and converted by ros/conversions.py, reduced by
-frames.reduce_frame inside VlaPolicy.step, and the command goes through a CommandGate. The same rules clear the hidden
-state: a changed instruction, a gap in the images, time that runs backwards, a step that failed. Nothing but the
-timing depends on the machine's speed.
+An image is processed as in the node: the message is checked and converted by ros/conversions.py, its stamp is judged by
+control/stamps.py, it is reduced by frames.reduce_frame inside VlaPolicy.step, and the command goes through a
+CommandGate. The same rules clear the LSTM state: a changed instruction, a gap in the images, time that runs backwards,
+a step that failed. Only the timing depends on the machine's speed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mobile_vla_inference.action import Action, ActionMapping
+from mobile_vla_inference.action import Action
 from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.control.gate import GateLimits
-from mobile_vla_inference.control.worker import WorkerOptions
+from mobile_vla_inference.control.reset_cause import ResetCause
+from mobile_vla_inference.control.stamps import StampFault, StampJudge, broken_sequence, stamp_seconds
+from mobile_vla_inference.control.worker_options import WorkerOptions
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import GateModel
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
 from mobile_vla_inference.replay.summary import Step, make_result
@@ -32,18 +35,18 @@ from mobile_vla_inference.replay.timing import Stopwatch
 
 EVERY_FRAME, DUE, STEPS_FILE, NODE = "every-frame", "due", "steps-file", "node"
 
-#: A recorded command older than this says nothing about a frame: the recording, or the driver, was silent.
+#: A recorded command older than this is not used for a frame: the recording, or the driver, was silent.
 COMMAND_MAX_AGE_S = 0.5
 
-#: Steps may start this much early: stamps are rounded.
+#: A step can start this much too early: stamps are rounded.
 _DUE_TOLERANCE_S = 1e-3
 
 
 class Policy(Protocol):
-    """What a replay needs of a VlaPolicy."""
+    """The part of VlaPolicy that a replay uses."""
 
-    def describe(self) -> dict[str, Any]:
-        """Say what was loaded."""
+    def describe(self) -> PolicyFacts:
+        """Return the facts of the loaded policy."""
 
     def set_instruction(self, text: str) -> None:
         """Follow another instruction."""
@@ -65,10 +68,10 @@ class ReplayOptions:
         instruction: None: those of the bag.
         pace: `every-frame`, `due` (as the node at the policy's step period) or `steps-file` (exactly `steps`).
         steps: for `steps-file`.
-        max_frames: stop after so many images; None: all.
-        state_gap_s: a longer gap between stepped frames clears the state, as in the node.
-        limits: what the gate enforces.
-        command_line: for the report.
+        max_frames: stop after this many images; None: all.
+        state_gap_s: a longer gap between two stepped frames clears the LSTM state, as in the node.
+        limits: limits of the gate.
+        command_line: shown in the report.
     """
 
     image_topic: str | None = None
@@ -82,7 +85,7 @@ class ReplayOptions:
     command_line: str = ""
 
     def topics(self, bag: BagReader) -> BagTopics:
-        """Find the topics to use in a bag; raise BagError where they are missing, ambiguous or of a wrong type."""
+        """Find the topics to use in a bag; raise BagError if one is missing, ambiguous or of a wrong type."""
         given = self.instruction is not None or self.pace == STEPS_FILE
         return choose_topics(bag, self.image_topic, self.command_topic, not given)
 
@@ -99,13 +102,13 @@ def replay(
 
     Args:
         path: the bag.
-        policy: a loaded VlaPolicy; its state is cleared first.
+        policy: a loaded VlaPolicy; its LSTM state is cleared first.
         options: what to replay, and how.
-        progress: called with the images done and how many there are.
-        sink: called with every message of the topics used, and with what was made of it where it was an image.
+        progress: called with the number of images done and the number of all images.
+        sink: called with every message of the topics, and with its result if it is an image.
 
     Raises:
-        BagError: the bag can't be used, or holds no image that could be stepped.
+        BagError: the bag can't be used, or contains no image that could be stepped.
         InstructionError: there is no instruction, or it can't be used.
     """
     with BagReader(path) as bag:
@@ -167,24 +170,22 @@ def _nothing_stepped(path: Path, frames: list[ReplayFrame]) -> MobileVlaError:
 
 
 class _Runner:
-    """Step the policy on the images that come, by the node's rules; one entry per image."""
+    """Step the policy on the images by the node's rules; one entry per image."""
 
     def __init__(self, policy: Policy, options: ReplayOptions) -> None:
         self._policy = policy
         self._options = options
-        info = policy.describe()
-        self._mapping = ActionMapping(
-            tuple(info["action_axes"]), tuple(info["action_scale"]), tuple(info["action_offset"])
-        )
-        self._step_period_s = info["step_period_s"]
-        self._gate = GateModel(options.limits, not info["assumed_settings"])
+        facts = policy.describe()
+        self._mapping = facts.action_mapping
+        self._step_period_s = facts.step_period_s
+        self._gate = GateModel(options.limits, not facts.assumed_settings)
         self._instruction = ""
-        self._last_stamp_s: float | None = None
+        self._stamps = StampJudge()
         self._last_stepped_s: float | None = None
-        # A steady clock made of the stamps: the node's period doesn't start anew where a bag's time runs backwards.
+        # A steady clock made of the stamps: the step period does not restart when the time of a bag runs backwards.
         self._now_s = 0.0
         self._next_step_s = 0.0
-        self._pending_reset = "start"
+        self._pending_reset: ResetCause | None = ResetCause.START
         self._step_number = 0
         policy.set_instruction("")
         policy.reset()
@@ -192,7 +193,7 @@ class _Runner:
             self.instruction(options.instruction)
 
     def instruction(self, text: str) -> None:
-        """Put an instruction of the bag in force; a text that can't be used counts as none, as in the node."""
+        """Follow an instruction of the bag; a text that can't be used counts as none, as in the node."""
         try:
             checked = check_instruction(text)
         except InstructionError:
@@ -202,7 +203,7 @@ class _Runner:
         if checked == self._instruction or self._options.pace == STEPS_FILE:
             return
         self._follow(checked)
-        self._reset_before_next("instruction")
+        self._reset_before_next(ResetCause.INSTRUCTION)
 
     def _follow(self, text: str) -> None:
         self._policy.set_instruction(text)
@@ -210,44 +211,29 @@ class _Runner:
         self._gate.instruction_changed(bool(text))
 
     def image(self, index: int, message: Any | None, type_name: str) -> ReplayFrame:
-        """Take the next image, None for bytes that are none; return its entry, without its recorded command."""
-        stamp_s = self._last_stamp_s or 0.0
-        if message is not None:
-            stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        """Process the next image, None if it could not be decoded; return its entry without the recorded command."""
+        # Without a message there is no stamp: no time has passed.
+        captured_s = self._stamps.last_s or 0.0 if message is None else stamp_seconds(message.header.stamp)
         check, convert = CONVERSIONS[type_name]
-        drop = self._refusal(message, stamp_s, check)
-        elapsed_s = 0.0 if self._last_stamp_s is None else stamp_s - self._last_stamp_s
-        backwards = elapsed_s < 0.0
-        self._now_s += max(0.0, elapsed_s)
-        self._last_stamp_s = stamp_s
-        self._gate.advance(stamp_s)
-        if drop and drop != "repeated_stamp":
+        verdict = self._stamps.judge(captured_s)
+        drop = "unreadable" if not _is_readable(message, check) else verdict.fault or ""
+        self._now_s += max(0.0, verdict.elapsed_s)
+        self._gate.advance(captured_s)
+        if drop and drop != StampFault.REPEATED:
             self._gate.image_refused()
         elif not drop:
             self._gate.image_accepted()
-            if backwards:
-                self._reset_before_next("time_backwards")
-        action, reset = None, ""
+            if verdict.is_backwards:
+                self._reset_before_next(ResetCause.TIME_BACKWARDS)
+        action, reset = None, None
         if not drop:
-            drop = self._skip_cause(stamp_s)
+            drop = self._skip_cause(captured_s)
         if not drop:
-            action, reset, drop = self._step(stamp_s, partial(convert, message))
-        return self._entry(index, stamp_s, drop, reset, action)
-
-    def _refusal(self, message: Any | None, stamp_s: float, check: Callable[[Any], None]) -> str:
-        """Return why the image can't be used, by the node's names; empty where it can."""
-        if message is None:
-            return "unreadable"
-        try:
-            check(message)
-        except FrameError:
-            return "unreadable"
-        if stamp_s == 0.0:
-            return "no_stamp"
-        return "repeated_stamp" if stamp_s == self._last_stamp_s else ""
+            action, reset, drop = self._step(captured_s, partial(convert, message))
+        return self._entry(index, captured_s, str(drop), str(reset or ""), action)
 
     def _skip_cause(self, stamp_s: float) -> str:
-        """Return why a good image is not stepped now; empty where it is."""
+        """Return why a good image is not stepped now; empty: it is."""
         if self._options.pace == STEPS_FILE:
             steps = self._options.steps
             due = self._step_number < len(steps) and steps[self._step_number].stamp_s == stamp_s
@@ -257,41 +243,38 @@ class _Runner:
         early = self._now_s < self._next_step_s - _DUE_TOLERANCE_S
         return "not_due" if early and self._options.pace == DUE else ""
 
-    def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, str, str]:
+    def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, ResetCause | None, str]:
         """Step the policy; return the action, why the state was cleared before, and why there is no action."""
         try:
             frame = load()
         except FrameError:
             self._gate.image_refused()
-            return None, "", "unreadable"
+            return None, None, "unreadable"
         reset = self._clear_state(stamp_s)
         self._last_stepped_s = stamp_s
         self._next_step_s = self._now_s + self._step_period_s
         try:
             return self._policy.step(frame), reset, ""
-        except MobileVlaError:  # as the worker: what went into the hidden state is suspect
-            self._reset_before_next("step_failed")
+        except MobileVlaError:  # as in the worker: the LSTM state may be damaged
+            self._reset_before_next(ResetCause.STEP_FAILED)
             return None, reset, "step_failed"
 
-    def _clear_state(self, stamp_s: float) -> str:
-        """Clear the state where the node would have, and return why."""
+    def _clear_state(self, stamp_s: float) -> ResetCause | None:
+        """Clear the LSTM state if the node would have, and return why; None: it was kept."""
         if self._options.pace == STEPS_FILE:
             step = self._options.steps[self._step_number]
             self._step_number += 1
             if step.instruction != self._instruction:
                 self._follow(step.instruction)
-            cause = "steps_file" if step.reset else ""
+            cause = ResetCause.STEPS_FILE if step.reset else None
         else:
-            cause = self._pending_reset
-            gap_s = 0.0 if self._last_stepped_s is None else stamp_s - self._last_stepped_s
-            if not cause and gap_s > self._options.state_gap_s:
-                cause = "image_gap"
-        self._pending_reset = ""
-        if cause:
+            cause = self._pending_reset or broken_sequence(self._last_stepped_s, stamp_s, self._options.state_gap_s)
+        self._pending_reset = None
+        if cause is not None:
             self._policy.reset()
         return cause
 
-    def _reset_before_next(self, cause: str) -> None:
+    def _reset_before_next(self, cause: ResetCause) -> None:
         self._pending_reset = self._pending_reset or cause
         self._gate.state_reset()
 
@@ -317,7 +300,7 @@ class _Runner:
         )
 
     def finish(self) -> None:
-        """Raise BagError where steps were asked for that the bag has no image for."""
+        """Raise BagError if the bag lacks the image of a step of the steps file."""
         steps = self._options.steps
         if self._options.pace == STEPS_FILE and self._step_number < len(steps):
             raise BagError(
@@ -326,8 +309,18 @@ class _Runner:
             )
 
 
+def _is_readable(message: Any | None, check: Callable[[Any], None]) -> bool:
+    """Whether an image has a header that can be a frame's; None is a message that could not be decoded."""
+    try:
+        if message is not None:
+            check(message)
+    except FrameError:
+        return False
+    return message is not None
+
+
 class CommandRecord:
-    """The recorded velocities of a bag, as small as can be: 32 bytes each."""
+    """The recorded velocities of a bag, in 32 bytes each."""
 
     def __init__(self) -> None:
         self._times_ns: list[int] = []
@@ -340,7 +333,7 @@ class CommandRecord:
         self._values.append((float(twist.linear.x), float(twist.linear.y), float(twist.angular.z)))
 
     def assign(self, frames: Sequence[ReplayFrame], received_ns: Sequence[int]) -> list[ReplayFrame]:
-        """Return the frames with the command in force when each was recorded: the newest up to then, not too old."""
+        """Return the frames, each with the newest command that was recorded before it and is not too old."""
         order = np.argsort(np.array(self._times_ns, dtype=np.int64), kind="stable")
         times = np.array(self._times_ns, dtype=np.int64)[order]
         newest = np.searchsorted(times, np.array(received_ns, dtype=np.int64), side="right") - 1

@@ -81,7 +81,7 @@ def _script_json(content: Any) -> str:
 
 
 def _label(result: ReplayResult) -> str:
-    return str(result.policy["checkpoint"])
+    return result.policy.checkpoint
 
 
 def _subtitle(result: ReplayResult) -> str:
@@ -182,7 +182,7 @@ def _shown_axes(result: ReplayResult, lists: Sequence[Sequence[Velocity | None]]
     for column, (name, unit) in enumerate(zip(AXES, AXIS_UNITS)):
         speeds = [abs(value[column]) for values in lists for value in values if value is not None]
         limit = max((speed for speed in speeds if math.isfinite(speed)), default=0.0)
-        if limit > 0.0 or name in result.policy["action_axes"]:
+        if limit > 0.0 or name in result.policy.action_axes:
             axes.append({"name": name, "unit": unit, "column": column, "limit": limit or 1.0})
     return axes
 
@@ -321,7 +321,7 @@ def _units() -> list[tuple[str, str]]:
 def _histograms(results: Sequence[ReplayResult]) -> str:
     figures = []
     for column, (axis, unit) in enumerate(_units()):
-        errors = [_axis_errors(result, column) for result in results if axis in result.policy["action_axes"]]
+        errors = [_axis_errors(result, column) for result in results if axis in result.policy.action_axes]
         errors = [each for each in errors if each.size]
         if errors:
             figures.append(_histogram(f"{axis} ({unit})", errors))
@@ -468,9 +468,8 @@ def _events(result: ReplayResult) -> str:
 
 def _made(results: Sequence[ReplayResult]) -> str:
     first = results[0]
-    policies = [
-        [name, *(_plain(each.policy.get(name)) for each in results)] for name in _names(each.policy for each in results)
-    ]
+    tables = [each.policy.to_json() for each in results]
+    policies = [[name, *(_plain(table[name]) for table in tables)] for name in tables[0]]
     return "\n".join(
         [
             f"<pre>{escape(first.command_line)}</pre>",
@@ -482,10 +481,6 @@ def _made(results: Sequence[ReplayResult]) -> str:
             _table(("version of", ""), [[name, version] for name, version in first.versions.items()]),
         ]
     )
-
-
-def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for table in tables for name in table))
 
 
 def _plain(value: Any) -> str:

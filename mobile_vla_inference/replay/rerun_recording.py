@@ -78,7 +78,7 @@ def _blueprint(result: ReplayResult) -> Any:
     plots = [
         blueprint.TimeSeriesView(origin=axis, name=f"{axis} ({unit})")
         for axis, unit in zip(AXES, AXIS_UNITS)
-        if axis in result.policy["action_axes"]
+        if axis in result.policy.action_axes
     ]
     return blueprint.Blueprint(
         blueprint.Horizontal(

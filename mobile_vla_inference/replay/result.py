@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.control.memory import MemorySample
+from mobile_vla_inference.policy_facts import PolicyFacts
 
 Velocity = tuple[float, float, float]
 
@@ -74,8 +75,7 @@ class ReplayResult:
         bag: path of the bag.
         image_topic: the topic whose images were replayed.
         command_topic: the topic of the recorded commands; None where the bag holds none.
-        policy: what the policy says of itself (VlaPolicy.describe): checkpoint, variant, parameters, dtype, device,
-            step_period_s, action_axes, action_scale, action_offset, assumed_settings, ...
+        policy: the facts of the policy.
         pace: `every-frame`, `due`, `steps-file` or `node`.
         command_line: the command that made it, ready to paste.
         versions: name -> version of the package, Python, torch, transformers, numpy, OpenCV, rosbags.
@@ -95,7 +95,7 @@ class ReplayResult:
     bag: Path
     image_topic: str
     command_topic: str | None
-    policy: dict[str, Any]
+    policy: PolicyFacts
     pace: str
     command_line: str
     versions: dict[str, str]

@@ -24,6 +24,7 @@ from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.episodes.comparison import compare
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.outside_files import read_json
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import LIMITS, frames_limited_by
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, ReplayTiming
 
@@ -43,7 +44,7 @@ class Step:
 def make_result(
     path: Path,
     topics: BagTopics,
-    policy: dict[str, Any],
+    policy: PolicyFacts,
     pace: str,
     command_line: str,
     frames: Sequence[ReplayFrame],
@@ -99,11 +100,11 @@ def limits_sentence(gate: dict[str, Any]) -> str:
     return f"changed {changed} of {moving} frames that move ({changed / moving:.1%})" + (f": {by}" if by else "")
 
 
-def _pace_notes(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> list[str]:
+def _pace_notes(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> list[str]:
     """Say where the policy's steps were not as far apart as one step of its memory stands for."""
     times = np.diff([frame.stamp_s for frame in frames if frame.stepped])
     times = times[times > 0.0]
-    period_s = policy["step_period_s"]
+    period_s = policy.step_period_s
     if len(times) == 0 or StepPeriod("", float(period_s), 0).agrees(float(np.median(times))):
         return []
     stepped_s = float(np.median(times))
@@ -114,12 +115,12 @@ def _pace_notes(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> list[s
     ]
 
 
-def _comparison(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> dict[str, Any] | None:
+def _comparison(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> dict[str, Any] | None:
     """Compare the stepped frames that have a recorded command, over the axes that the policy drives."""
     pairs = [frame for frame in frames if frame.command is not None and frame.recorded is not None]
     if not pairs:
         return None
-    axes = list(policy["action_axes"])
+    axes = policy.action_axes
     columns = [AXES.index(axis) for axis in axes]
     return {
         "units": {axis: AXIS_UNITS[column] for axis, column in zip(axes, columns)},
@@ -128,8 +129,8 @@ def _comparison(frames: Sequence[ReplayFrame], policy: dict[str, Any]) -> dict[s
             np.array([frame.command for frame in pairs])[:, columns],
             np.array([frame.recorded for frame in pairs])[:, columns],
             axes,
-            policy["action_scale"],
-            policy["action_offset"],
+            policy.action_scale,
+            policy.action_offset,
         ),
     }
 
@@ -164,7 +165,7 @@ def _content(result: ReplayResult) -> dict[str, Any]:
         "image_topic": result.image_topic,
         "command_topic": result.command_topic,
         "pace": result.pace,
-        "policy": result.policy,
+        "policy": result.policy.to_json(),
         "versions": result.versions,
         "instructions": list(result.instructions),
         "notes": list(result.notes),

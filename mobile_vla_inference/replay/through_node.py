@@ -18,11 +18,15 @@ from typing import Any
 from mobile_vla_inference.action import ActionMapping
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics
+from mobile_vla_inference.control.reset_cause import ResetCause
+from mobile_vla_inference.control.stamps import broken_sequence
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness import domain as ros_environment
 from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.interrupts import stop_event
 from mobile_vla_inference.harness.processes import NodeProcess
+from mobile_vla_inference.policy.facts import policy_facts_of_node
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.offline import NODE, CommandRecord, ReplayOptions
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, ReplayTiming
 from mobile_vla_inference.replay.summary import make_result
@@ -72,7 +76,7 @@ def replay_node(path: Path, checkpoint: Path, options: ReplayOptions, parameters
         cleanup.callback(graph.close)
         session = _Session(bag, topics, options, graph, node, stop)
         session.run()
-        return session.result(_policy_facts(checkpoint, graph.facts))
+        return session.result(policy_facts_of_node(checkpoint, graph.facts))
 
 
 class _Session:
@@ -176,13 +180,10 @@ class _Session:
                 raise MobileVlaError(fault)
             self._graph.spin(_SPIN_S)
 
-    def result(self, policy: dict[str, Any]) -> ReplayResult:
+    def result(self, policy: PolicyFacts) -> ReplayResult:
         """Return what the node did, frame by frame."""
         steps = self._graph.steps
-        mapping = ActionMapping(
-            tuple(policy["action_axes"]), tuple(policy["action_scale"]), tuple(policy["action_offset"])
-        )
-        frames = _frames(self._stamps_s, self._reasons, steps, mapping, self._options.state_gap_s)
+        frames = _frames(self._stamps_s, self._reasons, steps, policy.action_mapping, self._options.state_gap_s)
         if not steps:
             raise BagError(f"vla_node stepped on none of {len(frames)} images; it says: {self._graph.advice}")
         frames = _recorded_commands(self._bag, self._topics).assign(frames, self._received_ns)
@@ -231,7 +232,7 @@ def _frames(
                 stamp_s=stamp_s,
                 stepped=True,
                 drop="",
-                reset=_reset_cause(step, former, state_gap_s) if step.first_of_state else "",
+                reset=str(_reset_cause(step, former, state_gap_s)) if step.first_of_state else "",
                 action=step.action,
                 command=mapping.velocity(step.action).values,
                 gated=step.gated,
@@ -261,15 +262,13 @@ def _not_stepped(index: int, stamp_s: float, reason: str) -> ReplayFrame:
     )
 
 
-def _reset_cause(step: NodeStep, former: NodeStep | None, state_gap_s: float) -> str:
+def _reset_cause(step: NodeStep, former: NodeStep | None, state_gap_s: float) -> ResetCause:
     """Say why the state was empty before a step, as far as the steps tell."""
     if former is None:
-        return "start"
+        return ResetCause.START
     if step.instruction != former.instruction:
-        return "instruction"
-    if step.stamp_s < former.stamp_s:
-        return "time_backwards"
-    return "image_gap" if step.stamp_s - former.stamp_s > state_gap_s else "request"
+        return ResetCause.INSTRUCTION
+    return broken_sequence(former.stamp_s, step.stamp_s, state_gap_s) or ResetCause.REQUEST
 
 
 def _recorded_commands(bag: BagReader, topics: BagTopics) -> CommandRecord:
@@ -278,31 +277,3 @@ def _recorded_commands(bag: BagReader, topics: BagTopics) -> CommandRecord:
         for message in bag.messages((topics.command.name,)):
             commands.add(message.time_ns, bag.decode(message))
     return commands
-
-
-def _policy_facts(checkpoint: Path, facts: Mapping[str, str]) -> dict[str, Any]:
-    """Return what VlaPolicy.describe would: the loaded policy by the node's diagnostics, the settings by its file."""
-    from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
-
-    opened = open_checkpoint(checkpoint)
-    settings = opened.settings
-    return {
-        "checkpoint": str(checkpoint),
-        "checkpoint_id": opened.fingerprint,
-        "variant": facts["variant"],
-        "parameters": int(facts["parameters"]),
-        "dtype": facts["dtype"],
-        "device": facts["device"],
-        "engine": facts["engine"],
-        "engine_fallback": facts["engine_fallback"],
-        "quantization": opened.quantization,
-        "image_size": opened.config.image_size,
-        "cell": opened.config.cell.kind,
-        "image_keep_aspect": settings.image_keep_aspect,
-        "step_period_s": settings.step_period_s,
-        "action_axes": list(settings.action_axes),
-        "action_scale": list(settings.action_scale),
-        "action_offset": list(settings.action_offset),
-        "assumed_settings": list(settings.assumed),
-        "warnings": list(opened.warnings),
-    }

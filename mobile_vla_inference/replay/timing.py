@@ -10,6 +10,7 @@ import numpy as np
 
 from mobile_vla_inference.control.memory import MemoryProbe, MemorySample
 from mobile_vla_inference.replay.result import ReplayTiming
+from mobile_vla_inference.units import MIB, percentiles
 
 _MEMORY_PERIOD_S = 0.5
 _MEMORY_SAMPLES = 400
@@ -63,7 +64,7 @@ def _gpu_memory() -> dict[str, float]:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
-    return {"gpu_allocated_mib": torch.cuda.memory_allocated() / (1024 * 1024)}
+    return {"gpu_allocated_mib": torch.cuda.memory_allocated() / MIB}
 
 
 def percentiles_ms(samples_s: Sequence[float]) -> dict[str, float]:
@@ -71,5 +72,4 @@ def percentiles_ms(samples_s: Sequence[float]) -> dict[str, float]:
     if not samples_s:
         return {}
     samples_ms = np.array(samples_s) * 1000.0
-    p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, (50, 95, 99)))
-    return {"p50": p50, "p95": p95, "p99": p99, "max": float(samples_ms.max()), "mean": float(samples_ms.mean())}
+    return {**percentiles(samples_ms), "max": float(samples_ms.max()), "mean": float(samples_ms.mean())}

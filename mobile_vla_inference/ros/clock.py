@@ -1,4 +1,4 @@
-"""Whether the ROS clock runs: with use_sim_time it stands at zero until somebody publishes /clock."""
+"""Whether the ROS clock runs: with use_sim_time it stays at zero until /clock is published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ADVICE = (
 
 
 def missing_clock(clock: Any) -> str:
-    """Return a sentence where the ROS clock has not started, else "".
+    """Return a sentence if the ROS clock has not started, else "".
 
     Args:
         clock: the node's clock (`Node.get_clock()`).

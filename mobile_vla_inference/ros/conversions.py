@@ -1,7 +1,7 @@
-"""Turn camera messages into RGB frames and frames into messages, without cv_bridge for what cameras commonly send.
+"""Convert camera messages to RGB frames and frames to messages; common encodings need no cv_bridge.
 
-The PyPI and older apt builds of cv_bridge break on numpy 2, so only rare encodings go through it. Messages
-are duck-typed: this module imports neither rclpy nor a message package and is tested with plain objects.
+The PyPI and older apt builds of cv_bridge fail with numpy 2, so only rare encodings go through it. Messages are
+duck-typed: this module imports neither rclpy nor a message package, and is tested with plain objects.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class _Encoding:
 
     Attributes:
         channels: values per pixel.
-        color_code: OpenCV's conversion to RGB; None where it is RGB already, and for nv24, which has none.
-        value_bytes: 1, or 2 for the 16-bit encodings, of which the high byte is kept.
-        even_width: whether two neighbouring pixels share their colour.
-        even_height: whether two neighbouring rows share their colour.
-        chroma_rows: rows of `step` bytes that follow the luma with the colour, per row of the image.
+        color_code: OpenCV's conversion to RGB; None for RGB itself, and for nv24, which OpenCV can't convert.
+        value_bytes: 1, or 2 for a 16-bit encoding, of which the high byte is kept.
+        even_width: whether two neighbouring pixels share their chroma.
+        even_height: whether two neighbouring rows share their chroma.
+        chroma_rows: rows of `step` bytes with the chroma, which follow the luma, per row of the image.
     """
 
     channels: int
@@ -42,7 +42,7 @@ class _Encoding:
     chroma_rows: float = 0.0
 
 
-# OpenCV's traditional Bayer names tell the 2 x 2 pixels that start at row 1, column 1; ROS tells those at the corner.
+# OpenCV names a Bayer pattern by the 2 x 2 pixels that start at row 1, column 1; ROS by those at the corner.
 _BAYER_CODES = {
     "rggb": cv2.COLOR_BayerBG2RGB,
     "bggr": cv2.COLOR_BayerRG2RGB,
@@ -76,11 +76,11 @@ _ENCODINGS = {
 def image_to_rgb(message: Any) -> np.ndarray:
     """Return a sensor_msgs/Image as uint8 RGB [height, width, 3].
 
-    16-bit values are scaled to 8 bit by their full range, YUV is BT.601 with luma from 16 to 235, as OpenCV and
-    cv_bridge have it. The result may share the message's memory and be read-only.
+    16-bit values are scaled to 8 bit by their full range; YUV is BT.601 with luma from 16 to 235, as in OpenCV and
+    cv_bridge. The result may share the message's memory and be read-only.
 
     Raises:
-        FrameError: the size, the row length, the data or the encoding is not usable.
+        FrameError: the size, the row length, the data or the encoding can't be used.
     """
     check_frame_size(message.width, message.height, "image")
     encoding = _ENCODINGS.get(message.encoding)
@@ -101,7 +101,7 @@ def image_to_rgb(message: Any) -> np.ndarray:
 
 
 def check_image(message: Any) -> None:
-    """Raise FrameError where a sensor_msgs/Image can't be a frame; microseconds, no pixel is converted."""
+    """Raise FrameError if a sensor_msgs/Image can't be a frame; takes microseconds, converts no pixel."""
     check_frame_size(message.width, message.height, "image")
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
@@ -111,7 +111,7 @@ def check_image(message: Any) -> None:
 
 
 def check_compressed(message: Any) -> None:
-    """Raise FrameError where a sensor_msgs/CompressedImage can't be a frame by its header; nothing is decoded."""
+    """Raise FrameError if the header of a sensor_msgs/CompressedImage can't be a frame's; decodes nothing."""
     encoded = bytes(message.data)
     name, is_deep_grey = _compressed_name(message.format)
     if check_picture(encoded, name, is_deep_grey) is None:
@@ -124,34 +124,34 @@ def check_compressed(message: Any) -> None:
 def compressed_to_rgb(message: Any) -> np.ndarray:
     """Return a sensor_msgs/CompressedImage (JPEG or PNG) as uint8 RGB [height, width, 3].
 
-    The bytes tell which of the two it is: drivers mix up the words. What `format` says of the picture is heeded: one
-    that its raw form would be refused for, such as a depth image, is refused.
+    The bytes decide which of the two it is, because drivers mix up the words in `format`. But a `format` whose raw
+    encoding would be refused, such as that of a depth image, is refused.
 
     Raises:
-        FrameError: neither JPEG nor PNG, no picture for the policy, too large, cut off or corrupt.
+        FrameError: neither JPEG nor PNG, not a colour or grey image, too large, cut off or corrupt.
     """
     check_compressed(message)
     return decode_image(np.frombuffer(message.data, dtype=np.uint8), *_compressed_name(message.format))
 
 
-#: Words of a `format` that name what is no colour or grey picture, or another codec than JPEG and PNG.
+#: Words of a `format` that mean another codec than JPEG and PNG, or not a colour or grey image.
 _OTHER_FORMATS = re.compile(
     r"depth|disparity|rvl|theora|ffmpeg|h\.?26[45]|hevc|avc|av1|vp[89]|webp|tiff?|avif|heic|gif|bmp|jp2|jpeg2000|jxl"
 )
-#: An abstract encoding of sensor_msgs/image_encodings.hpp: a type of OpenCV.
+#: An abstract encoding of sensor_msgs/image_encodings.hpp: an OpenCV type.
 _CV_TYPE = re.compile(r"(8|16|32|64)[USF]C[0-9]*")
 _SHOWN_FORMAT_CHARACTERS = 60
 
 
 def _compressed_name(text: str) -> tuple[str, bool]:
-    """Return what to call a CompressedImage, and whether its format says that 16-bit grey is a picture (mono16).
+    """Return a CompressedImage's name in sentences, and whether its format allows 16-bit grey (mono16).
 
     Raises:
-        FrameError: its format names what isn't a colour or grey picture as JPEG or PNG.
+        FrameError: its format is not that of a colour or grey image as JPEG or PNG.
     """
     shown = text if len(text) <= _SHOWN_FORMAT_CHARACTERS else text[:_SHOWN_FORMAT_CHARACTERS] + "..."
     name = f"compressed image of format {shown!r}"
-    # image_transport writes "ENCODING; CODEC compressed ENCODING", many drivers the codec or the encoding alone.
+    # image_transport writes "ENCODING; CODEC compressed ENCODING", many drivers only the codec or the encoding.
     encoding = text.partition(";")[0].strip()
     is_bayer = encoding.startswith("bayer_")
     is_other_type = _CV_TYPE.fullmatch(encoding) is not None and encoding not in _ENCODINGS
@@ -186,21 +186,21 @@ def rgb_to_compressed(rgb: np.ndarray, message_type: Callable[[], Any], stamp: A
     message = message_type()
     message.header.stamp = stamp
     message.header.frame_id = frame_id
-    # The words that image_transport's own publisher writes: the encoding to give, and what the JPEG was made from.
+    # As image_transport's own publisher writes it: the encoding to return, and the one that the JPEG was made from.
     message.format = "rgb8; jpeg compressed bgr8"
     message.data = _byte_array(encoded)
     return message
 
 
 def _byte_array(values: np.ndarray) -> array.array:
-    """Copy contiguous uint8 values to the one type that the setter of a message field takes without a look inside."""
+    """Copy contiguous uint8 values to the one type that the setter of a message field does not check per value."""
     data = array.array("B")
     data.frombytes(memoryview(values).cast("B"))
     return data
 
 
 def _checked_data(message: Any, encoding: _Encoding) -> np.ndarray:
-    """Return the message's data, uint8 [bytes], once its size and row length are those of a whole image."""
+    """Return the message's data, uint8 [bytes]; raise FrameError unless size and row length fit a whole image."""
     width, height, step = message.width, message.height, message.step
     if (encoding.even_width and width % 2) or (encoding.even_height and height % 2):
         raise FrameError(
@@ -215,7 +215,7 @@ def _checked_data(message: Any, encoding: _Encoding) -> np.ndarray:
         )
     rows = height + int(height * encoding.chroma_rows)
     data = np.frombuffer(message.data, dtype=np.uint8)
-    # The last row may end with its pixels: some drivers leave out its padding.
+    # The last row can end with its pixels: some drivers omit its padding.
     needed = step * rows - (step - row_bytes) * max(1, int(encoding.chroma_rows))
     if data.size < needed:
         raise FrameError(
@@ -223,7 +223,7 @@ def _checked_data(message: Any, encoding: _Encoding) -> np.ndarray:
             f"{needed}; check the camera driver and the network"
         )
     if encoding.chroma_rows and data.size > step * rows:
-        # The colour would be sought in the wrong place: some drivers align the height of a plane, and no field tells.
+        # The chroma would be read from the wrong place: some drivers pad the height of a plane, and no field shows it.
         raise FrameError(
             f"{message.encoding} image of {width} x {height} pixels and a step of {step} bytes holds {data.size} "
             f"bytes, expected {step * rows}: the chroma plane may be padded; set the driver to bgr8"
@@ -244,9 +244,9 @@ def _pixels(message: Any, encoding: _Encoding) -> np.ndarray:
 
 
 def _nv24_to_rgb(message: Any, encoding: _Encoding) -> np.ndarray:
-    """Convert luma and, below it in rows twice as long, a pair of colours for each pixel.
+    """Convert luma and, below it in rows twice as long, a pair of chroma values for each pixel.
 
-    OpenCV has no code for it: every pixel is laid out twice as YUYV, of which every second one is kept.
+    OpenCV has no conversion for it: every pixel is written twice as YUYV, and every second one of the result is kept.
     """
     data, width, height, step = _checked_data(message, encoding), message.width, message.height, message.step
     packed = np.empty((height, width, 4), np.uint8)
@@ -256,7 +256,7 @@ def _nv24_to_rgb(message: Any, encoding: _Encoding) -> np.ndarray:
 
 
 def _convert_with_cv_bridge(message: Any) -> np.ndarray:
-    """Leave an encoding that is not in the table to cv_bridge, where there is one that works."""
+    """Convert an encoding that is not in the table with cv_bridge, if one is installed that works."""
     bridge = _cv_bridge(message.encoding)
     try:
         return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
@@ -264,12 +264,12 @@ def _convert_with_cv_bridge(message: Any) -> np.ndarray:
         raise _encoding_error(message.encoding, error) from error
 
 
-#: A cv_bridge built for numpy 1 fails in its own way: ImportError or AttributeError, at import or at first use.
+#: A cv_bridge built for numpy 1 fails with ImportError or AttributeError, at import or at first use.
 _CV_BRIDGE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, cv2.error)
 
 
 def _cv_bridge(encoding: str) -> Any:
-    """Return a CvBridge for an encoding that is not in the table; raise FrameError where there is none."""
+    """Return a CvBridge for an encoding that is not in the table; raise FrameError if there is none."""
     try:
         from cv_bridge import CvBridge
 

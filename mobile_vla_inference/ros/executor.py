@@ -1,8 +1,8 @@
-"""The node's executor: callbacks one after the other, but those of one group, which may block, in threads of their own.
+"""NodeExecutor: runs callbacks one after the other; those of one group, which can block, each in a thread of its own.
 
-rclpy's MultiThreadedExecutor hands every callback to a pool. With images at 30 Hz and services at 50 Hz its threads and
-the one that waits for work contend for the interpreter's lock until commands are late by 300 ms, on an idle core
-(docs/benchmarks.md). Here a callback costs no change of thread, and a transition that loads for a minute delays nobody.
+rclpy's MultiThreadedExecutor passes every callback to a pool. With images at 30 Hz and services at 50 Hz, its threads
+and the one that waits for work contend for the global interpreter lock until commands are 300 ms late, on an idle core
+(docs/benchmarks.md). Here a callback needs no change of thread, and a transition that takes a minute delays nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rclpy.service import Service
 
 
 class RequestError(Exception):
-    """A service could not answer: the caller is gone, or (up to Jazzy) a lifecycle transition is not allowed now."""
+    """A service could not answer: the caller has exited, or (up to Jazzy) a lifecycle transition is not allowed now."""
 
 
 class NodeExecutor(SingleThreadedExecutor):
     """Run callbacks in the thread that spins, and those of `blocking_group` each in a thread of its own.
 
-    What a callback raises comes out of `spin`, whichever thread it ran in; as RequestError, where it is the
-    RuntimeError (rclpy's RCLError is one) of a service.
+    `spin` raises the exception of a callback, whichever thread it ran in. The RuntimeError of a service (rclpy's
+    RCLError is one) is raised as RequestError.
     """
 
     def __init__(self, blocking_group: CallbackGroup, context: Context | None = None) -> None:
@@ -38,17 +38,17 @@ class NodeExecutor(SingleThreadedExecutor):
         """Run callbacks until the executor or its context is shut down.
 
         rclpy's own `spin` calls `spin_once` in some releases and a private method in others (Jazzy from 7.1.9, Kilted
-        from 9.1.5, Lyrical): there it would pass over the one below.
+        from 9.1.5, Lyrical), which would bypass the `spin_once` below.
         """
         while self.context.ok() and self._run_next(None):
             pass
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
-        """Wait for a callback to be ready, and run it; None waits for ever."""
+        """Wait for a callback to be ready, and run it; without a timeout if None."""
         self._run_next(timeout_sec)
 
     def _run_next(self, timeout_sec: float | None) -> bool:
-        """Do as `spin_once`; return whether the executor can go on, which it can't once it is shut down."""
+        """Do as `spin_once`; return False if the executor was shut down."""
         if self._failures:
             raise self._failures.popleft()
         try:

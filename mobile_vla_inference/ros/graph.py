@@ -1,7 +1,7 @@
-"""GraphWatch: who else is on the node's topics, and whether they and the node can hear each other.
+"""GraphWatch: which other nodes are on the node's topics, and whether they and the node can receive each other.
 
-The middleware drops what doesn't match without a word; here it is put into words. Questions to the graph may wait for
-the middleware, so they have a thread of their own, and the others read the last answer.
+The middleware says nothing about endpoints that don't match; here they are reported. A question to the graph can wait
+for the middleware, so these have a thread of their own, and the other threads read the last answer.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from mobile_vla_inference.control.clock import steady_s
-from mobile_vla_inference.ros.diagnostics import explain_mismatch
 from mobile_vla_inference.ros.inputs import EveryPublisher
 
-#: Details are asked for when a count changes, and this often anyway: names are known later than numbers.
+#: Details are queried when a count changes, and at least this often: names are known later than counts.
 _DETAILS_PERIOD_S = 0.25
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What the graph looked like last.
+    """The newest state of the graph.
 
     Attributes:
         image_publishers: how many publishers the image topic has.
-        image_mismatch: which of them can't be heard, and why; empty: all can.
-        stop_unheard: which publishers of the stop topic can't be heard, and why; empty: all can.
-        cmd_vel_publishers: how many publishers `cmd_vel` has, the node's own among them.
+        image_mismatch: which of them the node can't receive, and why; empty: it receives all.
+        stop_unheard: which publishers of the stop topic the node can't receive, and why; empty: it receives all.
+        cmd_vel_publishers: how many publishers `cmd_vel` has, this node's own included.
         stop_publishers: how many publishers the stop topic has.
-        warnings: a sentence for everything that a person should see to, `image_mismatch` apart.
+        warnings: a sentence for each thing that a person should correct, `image_mismatch` excepted.
     """
 
     image_publishers: int = 0
@@ -43,7 +42,12 @@ class GraphFacts:
 
 
 class GraphWatch:
-    """Look at the graph of a node; `seen` holds the newest facts."""
+    """Query the graph around a node.
+
+    Attributes:
+        seen: the newest facts.
+        looked_s: when `look` succeeded last, steady clock.
+    """
 
     #: How often to call `look`, seconds.
     PERIOD_S = 0.02
@@ -54,16 +58,16 @@ class GraphWatch:
         image: tuple[str, str, str],
         inputs: Sequence[EveryPublisher],
         cmd_vel: tuple[str, str],
-        changed: Callable[[], object],
+        changed: Callable[[GraphFacts], object],
     ) -> None:
-        """Prepare to look.
+        """Query nothing yet.
 
         Args:
-            node: whose topics these are.
+            node: the node with these topics.
             image: topic, message type and reliability (`reliable` or `best_effort`) of the image subscription.
             inputs: the stop topic, then the other inputs.
             cmd_vel: topic and message type of the commands.
-            changed: called by `look` when the facts are others than before.
+            changed: called by `look` with the facts, when they differ from those before.
         """
         self._node = node
         self._image_topic, self._image_type, self._image_reliability = image
@@ -73,16 +77,15 @@ class GraphWatch:
         self._counts: tuple[int, ...] = ()
         self._details_s = 0.0
         self.seen = GraphFacts()
-        #: When `look` succeeded last, steady clock.
         self.looked_s = steady_s()
 
     def look(self) -> None:
-        """Look again; the facts are those of one moment or a little older."""
+        """Query the graph; the facts are up to 0.25 s old afterwards."""
         node, now_s = self._node, steady_s()
         topics = (self._image_topic, self._cmd_vel_topic, self._stop.topic_name)
         topics += tuple(each.topic_name for each in self._other_inputs)
         counts = (*map(node.count_publishers, topics), node.count_subscribers(self._cmd_vel_topic))
-        # What stops the robot does not wait for the names.
+        # The counts stop the robot; they don't wait for the names.
         images, commands, stops, *_ = counts
         self._see(replace(self.seen, image_publishers=images, cmd_vel_publishers=commands, stop_publishers=stops))
         if counts != self._counts or now_s - self._details_s >= _DETAILS_PERIOD_S:
@@ -93,11 +96,11 @@ class GraphWatch:
     def _see(self, facts: GraphFacts) -> None:
         if facts != self.seen:
             self.seen = facts
-            self._changed()
+            self._changed(facts)
 
     def _details(self) -> GraphFacts:
         """Return the facts with names and reasons."""
-        stop_unheard = self._unheard(self._stop)
+        stop_unheard = self._unreceived(self._stop)
         images = self._node.get_publishers_info_by_topic(self._image_topic)
         return replace(
             self.seen,
@@ -108,16 +111,16 @@ class GraphWatch:
                     None,
                     (
                         stop_unheard,
-                        *map(self._unheard, self._other_inputs),
+                        *map(self._unreceived, self._other_inputs),
                         self._other_commanders(),
                         self._same_name(),
-                        *self._deaf_bases(),
+                        *self._mismatched_bases(),
                     ),
                 )
             ),
         )
 
-    def _unheard(self, topic: EveryPublisher) -> str:
+    def _unreceived(self, topic: EveryPublisher) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.topic_name)
         topic.match(publishers)
         return explain_mismatch(publishers, topic.type_name, reliable=False)
@@ -134,22 +137,44 @@ class GraphWatch:
         count = sum(f"{space.rstrip('/')}/{name}" == own for name, space in self._node.get_node_names_and_namespaces())
         return f"{count} nodes are called {own}, expected one; end the others or give each a namespace" * (count > 1)
 
-    def _deaf_bases(self) -> list[str]:
-        """Return a sentence for each subscription of `cmd_vel` that can't hear the commands."""
+    def _mismatched_bases(self) -> list[str]:
+        """Return a sentence for each subscription of `cmd_vel` that can't receive the commands."""
         faults = []
         for base in self._node.get_subscriptions_info_by_topic(self._cmd_vel_topic):
             if base.topic_type.rpartition("/")[2] != self._cmd_vel_type:
                 faults.append(
-                    f"{_name(base)} listens for {base.topic_type} on {self._cmd_vel_topic}, this node sends "
+                    f"{_name(base)} expects {base.topic_type} on {self._cmd_vel_topic}, this node sends "
                     f"geometry_msgs/msg/{self._cmd_vel_type}; see the parameter stamped"
                 )
             elif base.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL:
                 faults.append(
-                    f"{_name(base)} asks for transient-local commands on {self._cmd_vel_topic}, expected volatile: an "
-                    "old command must not be repeated to it; change its QoS"
+                    f"{_name(base)} requests transient-local commands on {self._cmd_vel_topic}, expected volatile: "
+                    "an old command must not be sent to it again; change its QoS"
                 )
         return faults
 
 
 def _name(endpoint: Any) -> str:
     return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+
+
+def explain_mismatch(publishers: list[Any], message_type: str, reliable: bool) -> str:
+    """Say which publishers of a topic can never reach our subscription, and why; empty if all can.
+
+    Args:
+        publishers: rclpy TopicEndpointInfo of the topic's publishers.
+        message_type: ours, such as `sensor_msgs/msg/Image`.
+        reliable: whether we request reliable delivery.
+    """
+    faults = []
+    for publisher in publishers:
+        if publisher.topic_type != message_type:
+            faults.append(
+                f"{_name(publisher)} sends {publisher.topic_type}, expected {message_type}; see image_transport"
+            )
+        elif reliable and publisher.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT:
+            faults.append(
+                f"{_name(publisher)} offers best effort only, this node requests reliable; "
+                "set image_reliability to best_effort"
+            )
+    return "; ".join(faults)

@@ -1,9 +1,9 @@
-"""EveryPublisher: hear a topic whatever reliability and durability its publishers offer, each message once.
+"""EveryPublisher: receive a topic at any reliability and durability of its publishers, each message once.
 
-A subscription that asks for reliable delivery never hears a best-effort publisher; one that doesn't ask for it may lose
-what a reliable one sends; only a transient-local one is told what was said before it came. So others are added to the
-reliable one when a publisher is seen that needs them: where they are not needed they make the middleware warn of
-messages that are lost, and bring each message twice. What arrives twice counts once.
+A reliable subscription never matches a best-effort publisher; a best-effort one can lose the messages of a reliable
+publisher; only a transient-local one receives messages that were published before it existed. So further subscriptions
+are added to the reliable one when a publisher needs them. Unneeded ones would make the middleware warn of lost
+messages, and would receive each message twice. A message that arrives twice is handled once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 
-#: Messages that may wait for the executor: none of them is overwritten by a later one.
+#: Messages that can wait for the executor: none of them is overwritten by a later one.
 _DEPTH = 100
-#: Messages that are remembered, to know them again when they arrive by another subscription.
+#: Messages that are remembered, to recognise them when they arrive through another subscription.
 _REMEMBERED = 4 * _DEPTH
 
-#: Whether rclpy hands on when a message was sent; Humble's doesn't, and there what arrives twice is handled twice.
+#: Whether rclpy passes on when a message was sent. In Humble it doesn't: a message that arrives twice is handled twice.
 _HAS_INFO = hasattr(Subscription, "CallbackType")
 
 
@@ -47,11 +47,12 @@ class EveryPublisher:
             node: the subscribing node.
             message_type: with one field, `data`.
             topic: its name.
-            callback: given each message that is sent from now on, in order for each publisher; it must do no harm where
-                it is given one twice (see _HAS_INFO).
+            callback: called with each message that is sent from now on, in order for each publisher; it must do no harm
+                if it is called twice with one (see _HAS_INFO).
             group: callback group.
-            replayed: given what transient-local publishers have sent, from before this came or from now on; returns
-                whether it heeds it, and `callback` is not given that once more; None: the past does not count.
+            replayed: called with the messages of transient-local publishers, also with those sent earlier; returns
+                whether it has handled the message, which is not passed to `callback` then; None: earlier messages are
+                not received.
         """
         self._node, self._type, self._topic, self._group = node, message_type, topic, group
         self._callback = callback
@@ -65,7 +66,7 @@ class EveryPublisher:
         self.type_name = f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
 
     def _subscribe(self, reliability: ReliabilityPolicy, durability: DurabilityPolicy) -> None:
-        """Subscribe with these policies, unless that is done already."""
+        """Subscribe with these policies, unless there is such a subscription."""
         if (reliability, durability) not in self._subscriptions:
             callback = self._on_live if durability == DurabilityPolicy.VOLATILE else self._on_past
             qos = QoSProfile(depth=_DEPTH, reliability=reliability, durability=durability)
@@ -103,12 +104,12 @@ class EveryPublisher:
             self._seen.popitem(last=False)
 
     def take_pending(self) -> list[Any]:
-        """Handle what has arrived already, before the executor would come to it, and return it."""
+        """Handle the messages that have arrived but wait for the executor, and return them."""
         handled = []
         live = DurabilityPolicy.VOLATILE
         for subscription in [each for (_, kind), each in list(self._subscriptions.items()) if kind == live]:
             with subscription.handle:
-                for _ in range(_DEPTH):  # not for ever, where more come all the time
+                for _ in range(_DEPTH):  # bounded, in case more arrive all the time
                     taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
                     if taken is None:
                         break
@@ -118,5 +119,5 @@ class EveryPublisher:
 
 
 def _key(message: Any, info: Any) -> tuple[int, Any]:
-    """Return what tells a message from others: when its publisher sent it, and what it says."""
+    """Return what identifies a message: when its publisher sent it, and its content."""
     return (info["source_timestamp"] if isinstance(info, dict) else info.source_timestamp, message.data)

@@ -1,6 +1,7 @@
-"""What the launch files share: every argument and program is checked before the first process starts.
+"""Shared by the launch files: every argument and program is checked before the first process starts.
 
-launch reports an exception, but leaves behind what it has started by then; so nothing may fail after the first node.
+launch reports an exception, but does not end the processes that it has started; so nothing must fail after the first
+node.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,12 @@ from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.ros.parameter_files import expand_home, file_parameters
 from mobile_vla_inference.ros.startup import END_WITH, without_places
 
-if TYPE_CHECKING:  # where ROS 2 comes as wheels there is no launch
-    from launch import Action, LaunchContext
+if TYPE_CHECKING:  # the PyPI wheels of ROS 2 contain no launch
+    from launch import Action, LaunchContext, LaunchDescription, LaunchDescriptionEntity
     from launch.actions import DeclareLaunchArgument
     from launch.events.process import ProcessExited
 
-#: Arguments that `ros2 launch` itself gives to every launch file.
+#: Arguments that `ros2 launch` itself adds for every launch file.
 _OF_LAUNCH = {"launch-prefix", "launch-prefix-filter"}
 
 
@@ -35,10 +36,38 @@ class ArgumentError(MobileVlaError):
     """A launch argument can't be used."""
 
 
-def refuse_unknown_arguments(context: LaunchContext, file: str, declared: Iterable[DeclareLaunchArgument]) -> None:
-    """Refuse an argument that the launch file doesn't have: launch ignores it, and with it a limit or a file.
+def description(
+    file: str,
+    declared: Sequence[DeclareLaunchArgument],
+    *actions: LaunchDescriptionEntity,
+    included: Iterable[DeclareLaunchArgument] = (),
+) -> LaunchDescription:
+    """Return the description of a launch file: its arguments, a check for unknown ones, then `actions`.
 
-    Only where the file is the one on the command line: one that includes it has arguments of its own.
+    Args:
+        file: path of the launch file.
+        declared: its arguments.
+        actions: what it does afterwards.
+        included: arguments of the launch file that it includes.
+    """
+    from launch import LaunchDescription
+    from launch.actions import OpaqueFunction
+
+    check = OpaqueFunction(function=_refuse_unknown_arguments, args=[file, [*declared, *included]])
+    return LaunchDescription([*declared, check, *actions])
+
+
+def argument_values(context: LaunchContext) -> Callable[[str], str]:
+    """Return a function that returns the value of an argument by its name."""
+    from launch.substitutions import LaunchConfiguration
+
+    return lambda name: LaunchConfiguration(name).perform(context)
+
+
+def _refuse_unknown_arguments(context: LaunchContext, file: str, declared: Iterable[DeclareLaunchArgument]) -> None:
+    """Refuse an argument that the launch file doesn't have: launch would ignore it, and with it a limit or a file.
+
+    Only if the file is the one on the command line: a file that includes it has arguments of its own.
     """
     words = sys.argv[1:]
     if not any(Path(word).name == Path(file).name for word in words):
@@ -57,7 +86,7 @@ def required_program(package: str, program: str, needed_for: str) -> None:
     """Check that a program is installed.
 
     Raises:
-        ArgumentError: it is not; the sentence says what needs it and how it is installed.
+        ArgumentError: it is not; the sentence contains what needs it and how to install it.
     """
     try:
         found = (Path(get_package_prefix(package)) / "lib" / package / program).is_file()
@@ -72,7 +101,7 @@ def required_program(package: str, program: str, needed_for: str) -> None:
 
 
 def flag(name: str, text: str) -> bool | None:
-    """Return what an argument says that is true, false or empty (None)."""
+    """Return an argument that is true, false or empty (None)."""
     if not text:
         return None
     if text.lower() not in ("true", "false"):
@@ -92,8 +121,10 @@ def number(name: str, text: str, kind: type[int] | type[float]) -> Any:
     return value
 
 
-def full_namespace(text: str, outer: str = "") -> str:
-    """Return the namespace that an argument names, below the one that an including file has pushed."""
+def full_namespace(context: LaunchContext) -> str:
+    """Return the full namespace of the argument `namespace`, inside the one of the including file."""
+    text = argument_values(context)("namespace")
+    outer = context.launch_configurations.get("ros_namespace", "")
     namespace = text if text.startswith("/") else f"{outer.rstrip('/')}/{text}"
     namespace = f"/{namespace.strip('/')}"
     try:
@@ -104,7 +135,7 @@ def full_namespace(text: str, outer: str = "") -> str:
 
 
 def check_topic(name: str, text: str, namespace: str) -> None:
-    """Check that an argument names a topic."""
+    """Check that an argument is the name of a topic."""
     try:
         validate_full_topic_name(expand_topic_name(text, "vla_node", namespace))
     except (NameValidationException, ValueError) as error:
@@ -112,10 +143,10 @@ def check_topic(name: str, text: str, namespace: str) -> None:
 
 
 def parameter_files(name: str, text: str, node: str) -> tuple[list[str], dict[str, Any]]:
-    """Return the parameter files of an argument, separated by commas, and what they give a node together.
+    """Return the parameter files of an argument, separated by commas, and the parameters that they give a node.
 
     Raises:
-        MobileVlaError: one is missing or says nothing for the node.
+        ArgumentError: one is missing or contains nothing for the node.
     """
     files = [expand_home(each.strip()) for each in text.split(",") if each.strip()]
     given: dict[str, Any] = {}
@@ -128,12 +159,12 @@ def parameter_files(name: str, text: str, node: str) -> tuple[list[str], dict[st
 
 
 def end_with_launch() -> list[str]:
-    """Return the arguments of a node of ours that make it end, with a last zero, however the launch ends."""
+    """Return the arguments that make a node of this package end, with a final zero, however the launch ends."""
     return [END_WITH, str(os.getpid())]
 
 
 def required(name: str) -> Callable[[ProcessExited, LaunchContext], Any]:
-    """Return the `on_exit` of a node that the others are of no use without: the launch ends, and fails where it did."""
+    """Return the `on_exit` of a node that the launch needs: the launch ends with it, and fails if the node failed."""
 
     def on_exit(event: ProcessExited, context: LaunchContext) -> Any:
         from launch.actions import Shutdown
@@ -141,7 +172,7 @@ def required(name: str) -> Callable[[ProcessExited, LaunchContext], Any]:
         if context.is_shutdown:
             return None
         if event.returncode != 0:
-            # The only way to an exit status of `ros2 launch` that is not 0.
+            # Nothing else gives `ros2 launch` an exit status other than 0.
             raise MobileVlaError(
                 f"{name} ended with exit status {event.returncode}, expected it to run; see above for why"
             )
@@ -153,7 +184,7 @@ def required(name: str) -> Callable[[ProcessExited, LaunchContext], Any]:
 def interrupt_at_shutdown(node: Action) -> Action:
     """Return an action that sends SIGINT to a node as soon as the launch ends.
 
-    A launch in a terminal leaves that to the terminal, and ends a node 5 s later where it was wrong.
+    A launch in a terminal relies on the terminal for that; if the node gets no signal, it is ended 5 s later only.
     """
     from launch.actions import EmitEvent, RegisterEventHandler
     from launch.event_handlers import OnShutdown

@@ -1,4 +1,4 @@
-"""What a node is given as parameters, and which of it is unknown: rclpy ignores a misspelt one without a word."""
+"""Parameters from the command line and from files; an unknown one is refused, because rclpy ignores it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rclpy.parameter import Parameter
 
 from mobile_vla_inference.errors import MobileVlaError
 
-#: How many parameters a misspelt name may stand for: the limit of a speed is one of several.
+#: How many similar names are suggested for a misspelt one: there are several speed limits.
 _NEAREST = 5
 
 
 def given_parameters(node: Node) -> dict[str, Parameter]:
-    """Return what the command line and parameter files give a node, declared or not, by name."""
+    """Return a node's parameters from the command line and parameter files, declared or not, by name."""
     with node.handle:
         return node.handle.get_parameters(Parameter)
 
@@ -23,7 +23,7 @@ def refuse_unknown_parameters(node: Node) -> None:
     """Check the given parameters of a node, after it has declared its own.
 
     Raises:
-        MobileVlaError: a given parameter is not declared; the sentence names it and the nearest or all that are.
+        MobileVlaError: a given parameter is not declared; the sentence contains it and similar names, or all names.
     """
     unknown = sorted(name for name in given_parameters(node) if not node.has_parameter(name))
     if not unknown:

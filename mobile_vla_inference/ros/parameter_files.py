@@ -1,4 +1,4 @@
-"""Parameter files: what one gives a node. rcl takes a file that says nothing for a node without a word."""
+"""Parameter files: the parameters that a file contains for a node; rcl ignores a file that contains none."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ _SECTION = "ros__parameters"
 
 
 def file_parameters(path: str | Path, node: str) -> dict[str, Any]:
-    """Return what a parameter file gives a node, by name.
+    """Return the parameters of a file for a node, by name.
 
     Args:
         path: the YAML file.
         node: the node's full name, such as `/lab/vla_node`.
 
     Raises:
-        MobileVlaError: the file can't be read, is no parameter file, or says nothing for the node.
+        MobileVlaError: the file can't be read, is not a parameter file, or contains nothing for the node.
     """
     sections = list(_sections(path))
     if not sections:
         raise MobileVlaError(
             f"parameter file {path} is empty, expected parameters under {_section_for(node)}; fill it or leave it out"
         )
-    own = [parameters for name, parameters in sections if says_for(name, node)]
+    own = [parameters for name, parameters in sections if is_for(name, node)]
     if not own:
         found = ", ".join(dict.fromkeys(name or "no node" for name, _ in sections))
         raise MobileVlaError(
-            f"parameter file {path} says nothing for {node}, only for {found}; "
+            f"parameter file {path} contains nothing for {node}, only for {found}; "
             f"write the parameters under {_section_for(node)}"
         )
     given = {name: value for parameters in own for name, value in _flat(parameters)}
     if not given:
         raise MobileVlaError(
-            f"parameter file {path} names no parameter of {node}, expected NAME: VALUE under {_SECTION}; "
+            f"parameter file {path} contains no parameter of {node}, expected NAME: VALUE under {_SECTION}; "
             "write one or leave the file out"
         )
     return given
 
 
 def expand_home(path: str) -> str:
-    """Return a path with the home folder for a leading `~`: no shell expands one behind `:=`."""
+    """Return a path with the home folder in place of a leading `~`, which a shell does not expand after `:=`."""
     return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
-def says_for(section: str, node: str) -> bool:
-    """Whether a name in a file or before a parameter, such as `/**/vla_node`, stands for the node of a full name."""
-    # The rule of rclpy and rclcpp: `/*` stands for one part of a name, `/**` for any number.
+def is_for(section: str, node: str) -> bool:
+    """Whether a name in a file or before a parameter, such as `/**/vla_node`, matches a node's full name."""
+    # The rule of rclpy and rclcpp: `/*` matches one part of a name, `/**` any number.
     return re.fullmatch(f"/{section.lstrip('/')}".replace("/*", r"(/\w+)"), node) is not None
 
 
@@ -61,7 +61,7 @@ def _section_for(node: str) -> str:
 
 
 def _sections(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Read a file and return its sections: the name that leads to each (`/lab/vla_node`), and the parameters."""
+    """Read a file and return its sections: the node's name (`/lab/vla_node`) and the parameters of each."""
     try:
         documents = list(yaml.safe_load_all(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:

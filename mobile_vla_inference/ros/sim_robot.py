@@ -1,8 +1,8 @@
 """The executable `sim_robot`: a simulated robot that publishes camera images and follows `cmd_vel`.
 
-It closes the loop round the policy where there is no robot: the world of `mobile_vla drive` (`scenario`), an endless
-drawn one, or the images of a folder in turn. Stamps are on the ROS clock, or on the `/clock` that it publishes itself
-(`publish_clock`); motion and timers are on the steady one, which nobody can pause.
+It closes the loop around the policy without a robot. It shows the world of `mobile_vla drive` (`scenario`), an endless
+drawn world, or the images of a folder one after the other. Stamps are on the ROS clock, or on the `/clock` that it
+publishes itself (`publish_clock`); motion and timers are on the steady clock, which can't be paused.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from typing import Any
 import cv2
 import rclpy
 from geometry_msgs.msg import TransformStamped, Twist, TwistStamped
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -39,17 +36,25 @@ from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.frames import MAX_FRAME_SIDE_PX
 from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
-from mobile_vla_inference.ros.overrides import given_parameters, refuse_unknown_parameters
-from mobile_vla_inference.ros.sim_views import BASE_FRAME, ODOM_FRAME, layout_markers, robot_transforms
+from mobile_vla_inference.ros.live_parameters import LiveParameters
+from mobile_vla_inference.ros.overrides import refuse_unknown_parameters
+from mobile_vla_inference.ros.parameter_declarations import (
+    DeclaredParameters,
+    ParameterError,
+    declarations,
+    declare_parameters,
+    parameter,
+)
+from mobile_vla_inference.ros.sim_views import fill_odometry, layout_markers, robot_transforms
 from mobile_vla_inference.ros.startup import start_ros
 from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
 from mobile_vla_inference.sim.live_world import LiveWorld
 from mobile_vla_inference.sim.renderer import FIELD_OF_VIEW_DEG, FRAME_PX
-from mobile_vla_inference.sim.robot import DifferentialDrive, Pose
+from mobile_vla_inference.sim.robot import DifferentialDrive
 from mobile_vla_inference.sim.scenarios import SCENARIOS, instruction
 from mobile_vla_inference.sim.world import BASES, Motion
 
-#: A camera drops frames rather than delay the next one (the field's sensor profile, with one frame kept).
+#: A camera drops frames rather than delay the next one: the sensor data profile of ROS 2, with one frame kept.
 IMAGE_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 COMMAND_QOS = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -57,59 +62,49 @@ LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durabi
 TRANSFORMS_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 CLOCK_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
-ENCODINGS = ("rgb8", "bgr8")
-
 _CLOCK_PERIOD_S = 0.01
-#: How often the loop looks for a stop request while no message and no timer wakes it.
+#: How often the loop checks for a stop request while no message and no timer wakes it.
 _STOP_CHECK_S = 0.1
 
 
 @dataclass(frozen=True)
-class _Parameter:
-    """One parameter of the node, read once, at the start; a live one again at each reset of a world."""
+class SimParameters(DeclaredParameters):
+    """Every parameter of sim_robot; `scenario` and `seed` take effect at the next reset, the others need a restart."""
 
-    name: str
-    default: bool | int | float | str
-    description: str
-    least: float | None = None
-    most: float | None = None
-    live: bool = False
-
-    @property
-    def descriptor(self) -> ParameterDescriptor:
-        """Its description and range for the parameter services."""
-        descriptor = ParameterDescriptor(description=self.description, read_only=not self.live)
-        if isinstance(self.default, float):
-            descriptor.floating_point_range = [FloatingPointRange(from_value=self.least, to_value=self.most)]
-        elif self.least is not None:
-            descriptor.integer_range = [IntegerRange(from_value=self.least, to_value=self.most, step=1)]
-        return descriptor
-
-
-_PARAMETERS = (
-    _Parameter("rate_hz", 20.0, "images per second", 0.1, 240.0),
-    _Parameter("width", 320, "width of the simulated camera's images, pixels", 16, MAX_FRAME_SIDE_PX),
-    _Parameter("height", 240, "height of the simulated camera's images, pixels", 16, MAX_FRAME_SIDE_PX),
-    _Parameter("encoding", "rgb8", "encoding of image_raw: rgb8 or bgr8"),
-    _Parameter("compressed", False, "publish JPEG images on image_raw/compressed too"),
-    _Parameter("frames_dir", "", "folder of images to publish in name order, over and over; empty: simulate a camera"),
-    _Parameter(
-        "scenario",
+    rate_hz: float = parameter(20.0, "images per second", low=0.1, high=240.0, read_only=True)
+    width: int = parameter(
+        320, "width of the simulated camera's images, pixels", low=16, high=MAX_FRAME_SIDE_PX, read_only=True
+    )
+    height: int = parameter(
+        240, "height of the simulated camera's images, pixels", low=16, high=MAX_FRAME_SIDE_PX, read_only=True
+    )
+    encoding: str = parameter("rgb8", "encoding of image_raw", choices=("rgb8", "bgr8"), read_only=True)
+    compressed: bool = parameter(False, "also publish JPEG images on image_raw/compressed", read_only=True)
+    frames_dir: str = parameter(
         "",
-        f"world with boxes and a cup, {FRAME_PX} pixels wide and high: {', '.join(SCENARIOS)}; empty: an endless world",
-        live=True,
-    ),
-    _Parameter("seed", 0, "seed of the simulated world", 0, 2**31 - 1, live=True),
-    _Parameter("base", "differential", f"base in the world of a scenario: {' or '.join(BASES)}"),
-    _Parameter("cmd_vel_timeout_s", 0.5, "seconds without a command after which the robot stops", 0.05, 60.0),
-    _Parameter("stamped", False, "cmd_vel is a TwistStamped instead of a Twist"),
-    _Parameter("publish_clock", False, "publish the time since the start on /clock, for nodes with use_sim_time"),
-    _Parameter("frame_id", "camera_optical_frame", "frame of the images: z ahead, x right, y down"),
-)
+        "folder of images to publish in the order of their names, again and again; empty: simulate a camera",
+        read_only=True,
+        path=True,
+    )
+    scenario: str = parameter(
+        "",
+        f"world with boxes and a cup, seen by a camera of {FRAME_PX} x {FRAME_PX} pixels; empty: an endless world",
+        choices=("", *SCENARIOS),
+    )
+    seed: int = parameter(0, "seed of the simulated world", low=0, high=2**31 - 1)
+    base: str = parameter("differential", "base in the world of a scenario", choices=BASES, read_only=True)
+    cmd_vel_timeout_s: float = parameter(
+        0.5, "seconds without a command after which the robot stops", low=0.05, high=60.0, read_only=True
+    )
+    stamped: bool = parameter(False, "cmd_vel is a TwistStamped instead of a Twist", read_only=True)
+    publish_clock: bool = parameter(
+        False, "publish the time since the start on /clock, for nodes with use_sim_time", read_only=True
+    )
+    frame_id: str = parameter("camera_optical_frame", "frame of the images: z forward, x right, y down", read_only=True)
 
 
 class _FreeDrive:
-    """A camera on a differential drive, in a world without end or task; used as a LiveWorld is."""
+    """A camera on a differential drive, in an endless world without a task; it has the interface of a LiveWorld."""
 
     def __init__(self, camera: FolderCamera | SimulatedCamera, command_timeout_s: float) -> None:
         self._drive = DifferentialDrive(command_timeout_s=command_timeout_s)
@@ -122,31 +117,31 @@ class _FreeDrive:
         return Motion(self._drive.linear_x_mps, 0.0, self._drive.angular_z_radps)
 
     def command(self, command: VelocityCommand, now_s: float) -> None:
-        """Move so until the timeout or the next command."""
+        """Move with this velocity until the timeout or the next command."""
         self._drive.command(command.linear_x_mps, command.angular_z_radps, now_s)
 
 
 class SimRobot(Node):
-    """Publish `image_raw`, follow `cmd_vel`, and tell the pose on `odom` and `/tf`, where their messages are installed.
+    """Publish `image_raw`, follow `cmd_vel`, and publish the pose on `odom` and `/tf` if their messages are installed.
 
-    In the world of a scenario also `camera_info`, `~/markers`, what becomes of the episode on `~/episode`, `~/reset`.
+    In the world of a scenario it also offers `camera_info`, `~/markers`, the state of the episode on `~/episode`, and
+    the service `~/reset`.
     """
 
     def __init__(self) -> None:
-        """Declare the parameters and start; raise MobileVlaError where a parameter or an image can't be used."""
+        """Declare the parameters and start; raise MobileVlaError if a parameter or an image can't be used."""
         super().__init__("sim_robot")
-        settings = {parameter.name: _declare(self, parameter) for parameter in _PARAMETERS}
+        self._live = LiveParameters(declare_parameters(self, SimParameters))
         refuse_unknown_parameters(self)
-        self._encoding = _one_of(settings, "encoding", ENCODINGS)
-        self._frame_id = settings["frame_id"]
-        self._world = self._live_world(settings) if settings["scenario"] else None
-        self._robot = self._world or _FreeDrive(_camera(settings), settings["cmd_vel_timeout_s"])
-        self.add_on_set_parameters_callback(self._check_change)
+        settings = self._live.values
+        self._encoding = settings.encoding
+        self._frame_id = settings.frame_id
+        self._world = self._live_world(settings) if settings.scenario else None
+        self._robot = self._world or _FreeDrive(_camera(settings), settings.cmd_vel_timeout_s)
+        self.add_on_set_parameters_callback(lambda changes: self._live.change(changes, self._check_change))
         self._image_publisher = self.create_publisher(Image, "image_raw", IMAGE_QOS)
         self._compressed_publisher = (
-            self.create_publisher(CompressedImage, "image_raw/compressed", IMAGE_QOS)
-            if settings["compressed"]
-            else None
+            self.create_publisher(CompressedImage, "image_raw/compressed", IMAGE_QOS) if settings.compressed else None
         )
         self._odometry_type = _message_type("nav_msgs", "Odometry")
         if self._odometry_type is not None:
@@ -154,24 +149,23 @@ class SimRobot(Node):
         self._transforms_type = _message_type("tf2_msgs", "TFMessage")
         if self._transforms_type is not None:
             self._transforms_publisher = self.create_publisher(self._transforms_type, "/tf", TRANSFORMS_QOS)
-        command_type = TwistStamped if settings["stamped"] else Twist
+        command_type = TwistStamped if settings.stamped else Twist
         self.create_subscription(command_type, "cmd_vel", self._follow, COMMAND_QOS)
         steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_publisher = None
-        if settings["publish_clock"]:
+        if settings.publish_clock:
             self._clock_from_s = time.monotonic()
             self._clock_publisher = self.create_publisher(ClockMessage, "/clock", CLOCK_QOS)
             self.create_timer(_CLOCK_PERIOD_S, self._publish_clock, clock=steady_clock)
-        self.create_timer(1.0 / settings["rate_hz"], self._publish, clock=steady_clock)
-        source = f"images of {frames_dir}" if (frames_dir := settings["frames_dir"]) else "a simulated world"
+        self.create_timer(1.0 / settings.rate_hz, self._publish, clock=steady_clock)
+        source = f"images of {settings.frames_dir}" if settings.frames_dir else "a simulated world"
         self.get_logger().info(f"publishing {source} on {self._image_publisher.topic_name}")
 
-    def _live_world(self, settings: dict[str, Any]) -> LiveWorld:
-        """Build the world of a scenario, and offer what only it has."""
-        if settings["frames_dir"]:
+    def _live_world(self, settings: SimParameters) -> LiveWorld:
+        """Create the world of a scenario, and the topics and the service that only it has."""
+        if settings.frames_dir:
             raise MobileVlaError("parameters scenario and frames_dir are given, expected one of them; leave out one")
-        scenario, base = _one_of(settings, "scenario", SCENARIOS), _one_of(settings, "base", BASES)
-        world = LiveWorld(scenario, settings["seed"], base, settings["cmd_vel_timeout_s"])
+        world = LiveWorld(settings.scenario, settings.seed, settings.base, settings.cmd_vel_timeout_s)
         self._camera_info_publisher = self.create_publisher(CameraInfo, "camera_info", IMAGE_QOS)
         self._episode_publisher = self.create_publisher(String, "~/episode", LATCHED_QOS)
         self._published_episode = ""
@@ -183,26 +177,26 @@ class SimRobot(Node):
         self.create_service(Trigger, "~/reset", self._reset)
         return world
 
-    def _check_change(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        """Take another scenario or seed for the next reset."""
-        if self._world is None and any(each.name in ("scenario", "seed") for each in parameters):
-            return SetParametersResult(successful=False, reason="sim_robot was started without a scenario")
-        bad = next((each.value for each in parameters if each.name == "scenario" and each.value not in SCENARIOS), None)
-        if bad is not None:
-            return SetParametersResult(successful=False, reason=f"scenario is {bad!r}, not {', '.join(SCENARIOS)}")
-        return SetParametersResult(successful=True)
+    def _check_change(self, settings: SimParameters) -> None:
+        """Raise ParameterError if the next reset could not use another scenario or seed."""
+        before = self._live.values
+        if self._world is None and (settings.scenario, settings.seed) != (before.scenario, before.seed):
+            raise ParameterError("parameters scenario and seed can't be set: sim_robot was started without a scenario")
+        if self._world is not None and not settings.scenario:
+            raise ParameterError(f"parameter scenario is empty, expected one of {', '.join(SCENARIOS)}; correct it")
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Put the robot at the start of the world that the parameters name."""
-        self._world.reset(self.get_parameter("scenario").value, self.get_parameter("seed").value)
-        response.success, response.message = True, self._tell_episode()
+        self._world.reset(self._live.values.scenario, self._live.values.seed)
+        response.success, response.message = True, self._publish_episode()
         return response
 
-    def _tell_episode(self) -> str:
-        """Publish what became of the episode, where that is new; return it as JSON."""
+    def _publish_episode(self) -> str:
+        """Publish the state of the episode if it has changed; return it as JSON."""
         episode = self._world.episode
-        told = instruction(episode["scenario"], episode["seed"])
-        text = json.dumps({**episode, "instruction": told}, ensure_ascii=False)
+        text = json.dumps(
+            {**episode, "instruction": instruction(episode["scenario"], episode["seed"])}, ensure_ascii=False
+        )
         if text != self._published_episode:
             self._published_episode = text
             self._episode_publisher.publish(String(data=text))
@@ -216,7 +210,7 @@ class SimRobot(Node):
             self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
     def _now(self) -> Any:
-        """Return the time for stamps: that of the /clock published here, or the ROS clock's."""
+        """Return the time for stamps: the published /clock, or the ROS clock."""
         if self._clock_publisher is None:
             return self.get_clock().now().to_msg()
         return Time(nanoseconds=round((time.monotonic() - self._clock_from_s) * 1e9)).to_msg()
@@ -225,7 +219,7 @@ class SimRobot(Node):
         self._clock_publisher.publish(ClockMessage(clock=self._now()))
 
     def _show_layout(self, stamp: Any) -> None:
-        """Publish the markers of a world that is new."""
+        """Publish the markers of a new world."""
         layout = self._world.world.layout
         if layout is not self._shown_layout:
             self._shown_layout = layout
@@ -242,7 +236,7 @@ class SimRobot(Node):
         if self._odometry_type is not None:
             odometry = self._odometry_type()
             odometry.header.stamp = stamp
-            _fill_odometry(odometry, pose, self._robot.motion)
+            fill_odometry(odometry, pose, self._robot.motion)
             self._odometry_publisher.publish(odometry)
         if self._transforms_type is not None:
             transforms = robot_transforms(TransformStamped, stamp, pose, self._frame_id)
@@ -251,14 +245,14 @@ class SimRobot(Node):
             if self._markers_type is not None:
                 self._show_layout(stamp)
             self._camera_info_publisher.publish(_camera_info(stamp, self._frame_id))
-            self._tell_episode()
+            self._publish_episode()
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; `args` are like sys.argv, the default.
 
     Returns:
-        0 after a stop request; 2, with a sentence on stderr, where an argument, a parameter or an image can't be used.
+        0 after a stop request; 2, with a sentence on stderr, if an argument, a parameter or an image can't be used.
     """
     stop = threading.Event()
     # rclpy's own handlers would invalidate the context in the middle of a callback.
@@ -269,7 +263,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "sim_robot",
             "A simulated robot: publishes camera images on image_raw and follows cmd_vel.\n\n"
             "Parameters (--ros-args -p NAME:=VALUE):\n"
-            + "\n".join(f"  {p.name} ({p.default!r}): {p.description}" for p in _PARAMETERS),
+            + "\n".join(f"  {p.name} ({p.default!r}): {p.descriptor.description}" for p in declarations(SimParameters)),
             args,
         )
         _run(stop)
@@ -283,7 +277,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(stop: threading.Event) -> None:
-    cv2.setNumThreads(1)  # the pictures are small, and the cores are the policy's
+    cv2.setNumThreads(1)  # the images are small, and the policy needs the cores
     node = SimRobot()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -295,40 +289,14 @@ def _run(stop: threading.Event) -> None:
         node.destroy_node()
 
 
-def _declare(node: Node, parameter: _Parameter) -> Any:
-    """Declare a parameter and return its value; raise MobileVlaError where a given one has the wrong type or range."""
-    try:
-        value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor).value
-    except ParameterException:
-        value = None
-    if value is None:  # also what rclpy makes of an empty list
-        found = given_parameters(node)[parameter.name].value
-        raise MobileVlaError(f"parameter {parameter.name} is {found!r}, expected {_expectation(parameter)}; correct it")
-    return value
-
-
-def _expectation(parameter: _Parameter) -> str:
-    kind = {bool: "true or false", int: "a whole number", float: "a number with a decimal point", str: "a text"}
-    limits = "" if parameter.least is None else f" from {parameter.least} to {parameter.most}"
-    return kind[type(parameter.default)] + limits
-
-
-def _one_of(settings: dict[str, Any], name: str, choices: Sequence[str]) -> str:
-    """Return a parameter that has to be one of some words."""
-    if settings[name] not in choices:
-        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise MobileVlaError(f"parameter {name} is {settings[name]!r}, expected {expected}; correct it")
-    return settings[name]
-
-
-def _camera(settings: dict[str, Any]) -> FolderCamera | SimulatedCamera:
-    if settings["frames_dir"]:
-        return FolderCamera(Path(settings["frames_dir"]).expanduser())
-    return SimulatedCamera(settings["width"], settings["height"], settings["seed"])
+def _camera(settings: SimParameters) -> FolderCamera | SimulatedCamera:
+    if settings.frames_dir:
+        return FolderCamera(Path(settings.frames_dir))
+    return SimulatedCamera(settings.width, settings.height, settings.seed)
 
 
 def _camera_info(stamp: Any, frame_id: str) -> CameraInfo:
-    """Describe the camera of a scenario's world: a pinhole without distortion."""
+    """Describe the camera of a scenario's world: a pinhole camera without distortion."""
     focal_px = FRAME_PX / 2.0 / math.tan(math.radians(FIELD_OF_VIEW_DEG / 2.0))
     middle_px = (FRAME_PX - 1) / 2.0
     info = CameraInfo(width=FRAME_PX, height=FRAME_PX, distortion_model="plumb_bob", d=[0.0] * 5)
@@ -340,23 +308,11 @@ def _camera_info(stamp: Any, frame_id: str) -> CameraInfo:
 
 
 def _message_type(package: str, name: str) -> type | None:
-    """Return a message's class where it is installed: a robot's ROS 2 has what the wheels of ROS 2 don't hold."""
+    """Return a message's class; None if it is not installed: the PyPI wheels of ROS 2 lack some message packages."""
     try:
         return getattr(import_module(f"{package}.msg"), name)
     except ImportError:
         return None
-
-
-def _fill_odometry(odometry: Any, pose: Pose, motion: Motion) -> None:
-    odometry.header.frame_id = ODOM_FRAME
-    odometry.child_frame_id = BASE_FRAME
-    odometry.pose.pose.position.x = pose.x_m
-    odometry.pose.pose.position.y = pose.y_m
-    odometry.pose.pose.orientation.z = math.sin(pose.yaw_rad / 2.0)
-    odometry.pose.pose.orientation.w = math.cos(pose.yaw_rad / 2.0)
-    odometry.twist.twist.linear.x = motion.linear_x_mps
-    odometry.twist.twist.linear.y = motion.linear_y_mps
-    odometry.twist.twist.angular.z = motion.angular_z_radps
 
 
 if __name__ == "__main__":

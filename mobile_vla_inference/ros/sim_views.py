@@ -1,6 +1,6 @@
-"""What RViz shows of the simulated world: where robot and camera are (TF), and what stands on the floor (markers).
+"""Fill the messages that show the simulated world in RViz: odometry, transforms (TF), and markers of the objects.
 
-Filling only: the messages are made by the caller, because no wheel of ROS 2 holds tf2_msgs and visualization_msgs.
+The caller creates the messages, because no PyPI wheel of ROS 2 contains tf2_msgs and visualization_msgs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from mobile_vla_inference.sim.scenarios import (
     Layout,
     Rgb,
 )
+from mobile_vla_inference.sim.world import Motion
 
 ODOM_FRAME = "odom"
 BASE_FRAME = "base_link"
 
-#: visualization_msgs/Marker's own numbers.
+#: The constants of visualization_msgs/Marker.
 _CUBE, _CYLINDER, _LINE_STRIP = 1, 3, 4
 _DELETE = 2
 _WALL_LINE_M = 0.05
-#: From x ahead, y left, z up to an optical frame's z ahead, x right, y down (REP 103).
+#: From x forward, y left, z up to an optical frame: z forward, x right, y down (REP-103).
 _TO_OPTICAL_XYZW = (-0.5, 0.5, -0.5, 0.5)
 
 
@@ -52,25 +53,37 @@ def robot_transforms(make: Callable[[], Any], stamp: Any, pose: Pose, camera_fra
     return [base, camera]
 
 
+def fill_odometry(odometry: Any, pose: Pose, motion: Motion) -> None:
+    """Fill an empty nav_msgs/Odometry with the pose of the base in `odom` and its velocity in `base_link`."""
+    odometry.header.frame_id = ODOM_FRAME
+    odometry.child_frame_id = BASE_FRAME
+    odometry.pose.pose.position.x = pose.x_m
+    odometry.pose.pose.position.y = pose.y_m
+    _turn(odometry.pose.pose.orientation, pose.yaw_rad)
+    odometry.twist.twist.linear.x = motion.linear_x_mps
+    odometry.twist.twist.linear.y = motion.linear_y_mps
+    odometry.twist.twist.angular.z = motion.angular_z_radps
+
+
 def layout_markers(make: Callable[[], Any], stamp: Any, layout: Layout) -> list[Any]:
-    """Return boxes, cup, walls, doorway and cone, in `odom`: always as many, so that those of a former world go away.
+    """Return boxes, cup, walls, doorway and cone, in `odom`; always as many, so that those of an earlier world vanish.
 
     Args:
         make: returns an empty visualization_msgs/Marker.
         stamp: builtin_interfaces/Time.
-        layout: what stands where.
+        layout: the objects and their places.
     """
     markers = []
     for kind, boxes in (("box", layout.boxes), ("door wall", layout.door_walls)):
         for index in range(2):
             box = boxes[index] if index < len(boxes) else None
             markers.append(_box(make, stamp, f"{kind} {index + 1}", box))
-    markers.append(_round(make, stamp, "cup", layout.cup, CUP_RADIUS_M, CUP_HEIGHT_M, layout.cup_rgb))
+    markers.append(_cylinder(make, stamp, "cup", layout.cup, CUP_RADIUS_M, CUP_HEIGHT_M, layout.cup_rgb))
     door = layout.doorway
     if door is None:
-        markers.append(_nothing(make, stamp, "cone"))
+        markers.append(_deleted(make, stamp, "cone"))
     else:
-        markers.append(_round(make, stamp, "cone", door.cone, CONE_RADIUS_M, CONE_HEIGHT_M, door.cone_rgb))
+        markers.append(_cylinder(make, stamp, "cone", door.cone, CONE_RADIUS_M, CONE_HEIGHT_M, door.cone_rgb))
     walls = _marker(make, stamp, "walls", _LINE_STRIP, layout.wall_rgb[0])
     walls.scale.x = _WALL_LINE_M
     x_from, x_to, y_from, y_to = layout.room
@@ -82,7 +95,7 @@ def layout_markers(make: Callable[[], Any], stamp: Any, layout: Layout) -> list[
 
 def _box(make: Callable[[], Any], stamp: Any, name: str, box: BoxOnFloor | None) -> Any:
     if box is None:
-        return _nothing(make, stamp, name)
+        return _deleted(make, stamp, name)
     marker = _marker(make, stamp, name, _CUBE, box.rgb)
     _place(marker, box.x_m, box.y_m, box.height_m)
     _turn(marker.pose.orientation, box.yaw_rad)
@@ -90,7 +103,7 @@ def _box(make: Callable[[], Any], stamp: Any, name: str, box: BoxOnFloor | None)
     return marker
 
 
-def _round(
+def _cylinder(
     make: Callable[[], Any],
     stamp: Any,
     name: str,
@@ -105,8 +118,8 @@ def _round(
     return marker
 
 
-def _nothing(make: Callable[[], Any], stamp: Any, name: str) -> Any:
-    """Take a marker of a former world away."""
+def _deleted(make: Callable[[], Any], stamp: Any, name: str) -> Any:
+    """Delete a marker of an earlier world."""
     marker = _marker(make, stamp, name, _CUBE, (0.0, 0.0, 0.0))
     marker.action = _DELETE
     return marker
@@ -123,7 +136,7 @@ def _marker(make: Callable[[], Any], stamp: Any, name: str, shape: int, rgb: Rgb
 
 
 def _place(marker: Any, x_m: float, y_m: float, height_m: float) -> None:
-    """Stand a marker on the floor."""
+    """Place a marker on the floor."""
     marker.pose.position.x, marker.pose.position.y = float(x_m), float(y_m)
     marker.pose.position.z, marker.scale.z = height_m / 2.0, height_m
 

@@ -1,6 +1,6 @@
-"""What comes before a node is made: its arguments, its parameter files, the log folder, the launch that it ends with.
+"""Start ROS for a node: check its arguments and parameter files, its log folder, and the launch that it ends with.
 
-rclpy answers a bad argument with a traceback, and what reaches no node with silence; here each is one sentence.
+rclpy answers a bad argument with a traceback, and ignores parameters that reach no node; here each is one sentence.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import ctypes
 import os
 import re
 import select
@@ -29,18 +28,18 @@ from rclpy.validate_namespace import validate_namespace
 
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.ros.parameter_files import file_parameters, says_for
+from mobile_vla_inference.process_lifetime import signal_on_parent_exit
+from mobile_vla_inference.ros.parameter_files import file_parameters, is_for
 
-#: The option by which a launch file ties a node to itself: end with this process.
+#: The option with which a launch file makes a node end together with the launch process.
 END_WITH = "--end-with"
 
-_PR_SET_PDEATHSIG = 1
 #: ROS arguments that are followed by a value.
 _WITH_VALUE = {
     *("-r", "--remap", "-p", "--param", "--params-file", "-e", "--enclave"),
     *("--log-level", "--log-config-file", "--log-file-name"),
 }
-#: What rcl expects, by the name that its messages give an argument.
+#: The expected arguments, by the name that rcl uses for them in its messages.
 _EXPECTED = {
     "remap rule": "-r FROM:=TO with names of letters, digits, _ and /, none of which begins with a digit",
     "parameter override rule": "-p NAME:=VALUE, a list with values of one type",
@@ -48,7 +47,7 @@ _EXPECTED = {
     "log level": "debug, info, warn, error or fatal",
 }
 _COULD_NOT_PARSE = re.compile(r"Couldn't parse (?P<kind>[\w ]+): '(?P<argument>.*)'\. Error: (?P<reason>.*)", re.DOTALL)
-#: Reasons of rcl that say nothing to a reader.
+#: Reasons of rcl that do not help a reader.
 _NO_REASON = re.compile(r"error not set|.*lexeme type.*")
 
 
@@ -59,9 +58,9 @@ def start_ros(
 
     Args:
         node_name: the name that the node has unless it is remapped.
-        description: what `--help` says.
+        description: shown by `--help`.
         args: like sys.argv, the default.
-        output: what writes the log file in place of rclpy, which holds the interpreter's lock while it writes: a disk
+        output: writes the log file instead of rclpy, which holds the global interpreter lock while it writes: a disk
             that hangs would stop every thread. None: rclpy writes it.
 
     Raises:
@@ -74,20 +73,20 @@ def start_ros(
         _end_with(options.end_with)
     _check_parameters(node_name, given)
     try:
-        remove_ros_args(args=argv)  # parses them as init does, but logs nothing beside the exception
+        remove_ros_args(args=argv)  # parses them as init does, but logs nothing besides the exception
         rclpy.init(
             args=[*argv, *_log_arguments(node_name, output)],
             signal_handler_options=SignalHandlerOptions.NO,
         )
-    except RuntimeError as error:  # rclpy has no public class for arguments that it can't parse
+    except RuntimeError as error:  # rclpy has no public exception class for arguments that it can't parse
         raise MobileVlaError(_explained(str(error), argv)) from error
 
 
 def full_name(node_name: str, given: Sequence[tuple[str, str]]) -> str:
-    """Return a node's full name after the remaps among ROS arguments, by rcl's rule: the first that fits counts.
+    """Return a node's full name after the remap rules among ROS arguments, as rcl does: the first that matches counts.
 
     Raises:
-        MobileVlaError: the namespace is no valid one.
+        MobileVlaError: the namespace is not valid.
     """
     name, namespace = "", ""
     for flag, rule in given:
@@ -110,7 +109,7 @@ def full_name(node_name: str, given: Sequence[tuple[str, str]]) -> str:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the arguments that are not ROS's, and ROS's that have a value, as (flag, value)."""
+    """Return the arguments that are not for ROS, and those for ROS that have a value, as (flag, value)."""
     own: list[str] = []
     given: list[tuple[str, str]] = []
     words: Iterator[str] = iter(argv[1:])
@@ -135,7 +134,7 @@ def _parse(node_name: str, description: str, own: list[str]) -> argparse.Namespa
         END_WITH,
         type=int,
         metavar="PID",
-        help="end as on SIGTERM when this process has ended; the launch files give theirs",
+        help="end as on SIGTERM when this process has ended; the launch files pass their own",
     )
     options, unknown = parser.parse_known_args(own)
     if unknown:
@@ -147,39 +146,39 @@ def _parse(node_name: str, description: str, own: list[str]) -> argparse.Namespa
 
 
 def _end_with(pid: int) -> None:
-    """End as on SIGTERM when the launch has ended, whatever ends it: nobody could stop the robot by it any more."""
-    # The kernel's signal comes from the end of the parent's thread: launch starts its processes in its main thread.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Between launch and node may stand a prefix such as a shell: then launch is not the parent, and is watched.
-    with contextlib.suppress(OSError):  # it has ended (told below), or the kernel is older than 5.3
+    """End as on SIGTERM when the launch has ended for any reason: it could not stop the robot any more."""
+    # The kernel sends the signal at the end of the parent's thread: launch starts its processes in its main thread.
+    signal_on_parent_exit(signal.SIGTERM)
+    # With a prefix such as a shell between launch and node, launch is not the parent, so it is watched as well.
+    with contextlib.suppress(OSError):  # it has ended (reported below), or the kernel is older than 5.3
         launch = os.pidfd_open(pid)
         threading.Thread(target=_follow, args=(launch,), name="launch", daemon=True).start()
     if pid not in (parent.pid for parent in psutil.Process().parents()):
-        raise MobileVlaError(f"process {pid} has ended, expected the launch that this node belongs to; launch it again")
+        raise MobileVlaError(f"process {pid} has ended, expected the launch that started this node; launch it again")
 
 
 def _follow(process_fd: int) -> None:
-    """Wait for the end of a process, and end as on SIGTERM."""
+    """Wait for the end of a process, then end this one as on SIGTERM."""
     select.select([process_fd], [], [])
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _check_parameters(node_name: str, given: Sequence[tuple[str, str]]) -> None:
-    """Refuse parameters that would not reach the node: it would run with its defaults."""
+    """Refuse parameters that would not reach the node, which would run with its defaults."""
     node = full_name(node_name, given)
     for flag, value in given:
         if flag == "--params-file":
             file_parameters(value, node)
         elif flag in ("-p", "--param"):
             target, _, name = value.partition(":=")[0].rpartition(":")
-            if target and not says_for(target, node):
+            if target and not is_for(target, node):
                 raise MobileVlaError(
                     f"argument {flag} {value} is for {target}, expected {node}; write {flag} {name}:=VALUE"
                 )
 
 
 def _log_arguments(node_name: str, output: OutputPump | None) -> list[str]:
-    """See to the log file; return the ROS arguments that keep a node going where its folder can't be written."""
+    """Prepare the log file; return the ROS arguments with which a node runs if its log folder can't be written."""
     folder = _log_folder()
     try:
         if folder is None:
@@ -200,7 +199,7 @@ def _log_arguments(node_name: str, output: OutputPump | None) -> list[str]:
 
 
 def _log_folder() -> Path | None:
-    """Return where rcl writes its log (rcl_logging_get_logging_directory); None where it can't know."""
+    """Return the folder of rcl's log (rcl_logging_get_logging_directory); None if it is unknown."""
     folder = Path(os.environ.get("ROS_LOG_DIR") or Path(os.environ.get("ROS_HOME") or "~/.ros") / "log")
     if folder.parts[0] != "~":
         return folder
@@ -209,14 +208,14 @@ def _log_folder() -> Path | None:
 
 
 def without_places(message: str) -> str:
-    """Return a message of rcl on one line, without the places in its sources."""
+    """Return a message of rcl on one line, without the lines of its source code."""
     return " ".join(re.sub(r",? at /[^\s,]+", "", message).split())
 
 
 def _explained(message: str, argv: Sequence[str]) -> str:
     """Return rcl's message about arguments as one sentence."""
     text = without_places(message)
-    if text.startswith("["):  # UnknownROSArgsError: the list of them
+    if text.startswith("["):  # UnknownROSArgsError: a list of the arguments
         unknown = " ".join(ast.literal_eval(text))
         return f"ROS argument {unknown} is unknown, expected {', '.join(sorted(_WITH_VALUE))}; correct it"
     match = _COULD_NOT_PARSE.search(text)

@@ -19,11 +19,12 @@ from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.inspect import memory_needs
+from mobile_vla_inference.units import MIB
 
 HELP = "tell whether a policy fits a board of 8 or 16 GB, item by item"
 
 #: A board of so many GB has a little less: firmware and the kernel keep some.
-_MIB_PER_BOARD_GB = 1e9 / (1 << 20)
+_MIB_PER_BOARD_GB = 1e9 / MIB
 
 #: Option, MiB and where the figure is from; the policy itself is added.
 _SURROUNDINGS = {

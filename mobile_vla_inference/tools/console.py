@@ -100,7 +100,7 @@ def _start(args: argparse.Namespace, console: Console, frames: Frames, instructi
         )
         policy.warm_up()
     session = ConsoleSession(policy, frames, instruction)
-    for warning in policy.describe()["warnings"]:
+    for warning in policy.describe().warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     console.print(f"{escape(str(checkpoint))} on {escape(frames.title)}; [bold]help[/] lists the commands")
     return session
@@ -250,7 +250,7 @@ class Commands:
         table = Table("fact", box=None)
         table.add_column("value", overflow="fold")
         facts = {
-            **self._session.policy.describe(),
+            **self._session.policy.describe().to_json(),
             "frames": self._session.frames.title,
             "frame": self._session.frame_name,
             "instruction": self._session.instruction,

@@ -19,11 +19,11 @@ import numpy as np
 import psutil
 
 from mobile_vla_inference.action import ActionMapping, VelocityCommand
-from mobile_vla_inference.control.memory import MIB
 from mobile_vla_inference.errors import FrameError, MobileVlaError
 from mobile_vla_inference.frames import list_frames, read_image
 from mobile_vla_inference.sim.camera import WORLD_M, SimulatedCamera
 from mobile_vla_inference.sim.robot import Pose
+from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy

@@ -14,6 +14,7 @@ from mobile_vla_inference import __version__
 from mobile_vla_inference.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.sim.closed_loop import (
     CAMERAS,
     EpisodeResult,
@@ -136,8 +137,9 @@ def tasks(args: argparse.Namespace) -> list[EpisodeTask]:
     return chosen
 
 
-def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], dict[str, Any]]:
+def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:
     """Drive the episodes through the real node; return what became of them, and facts on the policy."""
+    from mobile_vla_inference.policy.facts import policy_facts_of_node
     from mobile_vla_inference.tools.drive_node import node_driver
 
     drives = args.driver not in ("policy", "misled")
@@ -155,17 +157,17 @@ def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], 
         for task in bar:
             results.append(driver.drive(task))
             bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success")
-        return results, dict(driver.facts)
+        return results, policy_facts_of_node(args.checkpoint, driver.facts)
 
 
-def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], dict[str, Any]]:
+def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:
     """Drive the episodes without the node; return what became of them, and facts on the policy."""
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
     from mobile_vla_inference.sim.renderer import Renderer
     from mobile_vla_inference.sim.video import open_video
 
     policy = VlaPolicy.load(args.checkpoint)
-    for warning in policy.describe()["warnings"]:
+    for warning in policy.describe().warnings:
         print(f"mobile_vla: warning: {warning}", file=sys.stderr)
     drivers = {"expert": None, "random": RandomDriver(args.seed)}
     driver = drivers[args.driver] if args.driver in drivers else PolicyDriver(policy, not args.no_memory)
@@ -197,12 +199,12 @@ def _progress(chosen: list[EpisodeTask]) -> tqdm:
     return tqdm(chosen, unit="episode", delay=1, disable=None)
 
 
-def _report(args: argparse.Namespace, facts: dict[str, Any], results: list[EpisodeResult]) -> dict[str, Any]:
+def _report(args: argparse.Namespace, facts: PolicyFacts, results: list[EpisodeResult]) -> dict[str, Any]:
     return {
         "version": __version__,
         "checkpoint": str(args.checkpoint),
-        "dtype": facts["dtype"],
-        "quantization": None if facts["quantization"] == "None" else facts["quantization"],  # by ROS, a text
+        "dtype": facts.dtype,
+        "quantization": facts.quantization,
         "ros": args.ros,
         "seed": args.seed,
         "driver": args.driver,

@@ -33,7 +33,7 @@ from mobile_vla_inference.episodes.step_period import episode_period
 from mobile_vla_inference.errors import CheckpointError, InstructionError
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES, PolicyFacts
 from mobile_vla_inference.tools.arguments import check_output, count, positive_number
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _evaluate(args: argparse.Namespace, episodes: Sequence[Episode]) -> int:
             "episodes": str(args.episodes),
             "channel_order": args.channel_order,
             "key_speed": args.key_speed,
-            "policy": policy.describe(),
+            "policy": policy.describe().to_json(),
             "notes": notes,
             **result,
         }
@@ -188,31 +188,31 @@ def predict(policy: VlaPolicy, episodes: Sequence[Episode]) -> list[Prediction]:
     return predictions
 
 
-def _notes(policy: dict[str, Any], episodes: Sequence[Episode], key_speed: float) -> list[str]:
+def _notes(policy: PolicyFacts, episodes: Sequence[Episode], key_speed: float) -> list[str]:
     """Return what a reader of the figures should know."""
-    notes = list(policy["warnings"])
-    if policy["assumed_settings"]:
+    notes = list(policy.warnings)
+    if policy.assumed_settings:
         notes.append(
-            f"settings {', '.join(policy['assumed_settings'])} are assumed: the figures may be those of another "
+            f"settings {', '.join(policy.assumed_settings)} are assumed: the figures may be those of another "
             "policy; see --calibrate"
         )
     for column, axis in enumerate(AXES):
         driven = sum(int(np.count_nonzero(each.commands[:, column])) for each in episodes)
-        if driven and axis not in policy["action_axes"]:
+        if driven and axis not in policy.action_axes:
             notes.append(
                 f"{driven} recorded steps move along {axis}, which the policy does not drive (action_axes): they are "
                 "not compared"
             )
-    axes = policy["action_axes"]
+    axes = policy.action_axes
     driven = np.concatenate([each.commands for each in episodes])[:, [AXES.index(axis) for axis in axes]]
-    shares = clipped_shares(driven, policy["action_scale"], policy["action_offset"])
+    shares = clipped_shares(driven, policy.action_scale, policy.action_offset)
     notes += [
         f"{share:.1%} of the recorded {axis} is beyond the {scale:g} that one unit stands for (action_scale): clipped "
         "in normalised units"
-        for axis, scale, share in zip(axes, policy["action_scale"], shares)
+        for axis, scale, share in zip(axes, policy.action_scale, shares)
         if share > 0.0
     ]
-    return [*notes, *_period_notes(policy["step_period_s"], episodes), *_key_notes(driven, key_speed)]
+    return [*notes, *_period_notes(policy.step_period_s, episodes), *_key_notes(driven, key_speed)]
 
 
 def _period_notes(period_s: float, episodes: Sequence[Episode]) -> list[str]:

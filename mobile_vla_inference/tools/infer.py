@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         processors=args.processors,
         force=args.force,
     )
-    for warning in policy.describe()["warnings"]:
+    for warning in policy.describe().warnings:
         print(f"mobile_vla: warning: {warning}", file=sys.stderr)
     policy.set_instruction(args.instruction)
     steps = _run_policy(policy, paths, args.reset_each)
@@ -93,7 +93,7 @@ def _report(args: argparse.Namespace, policy: VlaPolicy, steps: list[_Step]) -> 
         "instruction": args.instruction,
         "reset_each": args.reset_each,
         "units": {"actions": "normalised", "velocities": ["m/s", "m/s", "rad/s"]},
-        **policy.describe(),
+        **policy.describe().to_json(),
         "frames": [step.frame for step in steps],
         "actions": [list(step.action) for step in steps],
         "velocities": [list(step.velocity.values) for step in steps],

@@ -168,11 +168,11 @@ def _replay(
             bar.update(done - bar.n)
 
         result = replay(args.bag, policy, options, progress=progress, sink=sink)
-    notes = (*result.policy["warnings"], *result.notes)
-    if result.policy["assumed_settings"]:
+    notes = (*result.policy.warnings, *result.notes)
+    if result.policy.assumed_settings:
         notes = (
             *notes,
-            f"settings {', '.join(result.policy['assumed_settings'])} are assumed: the node would not move",
+            f"settings {', '.join(result.policy.assumed_settings)} are assumed: the node would not move",
         )
     return changed(result, notes=notes)
 
@@ -231,7 +231,7 @@ def _print_summary(result: ReplayResult, other: ReplayResult | None) -> None:
     table.add_column("")
     results = [result] if other is None else [result, other]
     for each in results:
-        name = f"{each.policy['checkpoint']} ({each.policy['dtype']}, {each.policy['engine']})"
+        name = f"{each.policy.checkpoint} ({each.policy.dtype}, {each.policy.engine})"
         table.add_column(name, overflow="fold")
     for name, *cells in zip(*(rows.items() for rows in map(_summary_rows, results))):
         table.add_row(name[0], name[1], *(cell[1] for cell in cells))
@@ -278,7 +278,7 @@ def _comparison_table(result: ReplayResult) -> Any:
 
     comparison = result.comparison
     table = Table(
-        title=f"against {result.command_topic}, {comparison['frames']} frames, {result.policy['checkpoint']}",
+        title=f"against {result.command_topic}, {comparison['frames']} frames, {result.policy.checkpoint}",
         title_justify="left",
     )
     for column in ("axis", "units", "error", "policy", "zero", "mean", "previous"):

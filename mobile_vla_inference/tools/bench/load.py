@@ -32,12 +32,12 @@ from mobile_vla_inference.tools.bench import load_child as bench_load_child
 from mobile_vla_inference.tools.bench.machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.bench.memory_cgroup import MemoryCgroup, memory_cgroup
 from mobile_vla_inference.tools.bench.page_cache import cached_bytes, drop_from_cache
+from mobile_vla_inference.units import MIB
 
 HELP = "time and memory of loading a checkpoint, until its first action"
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-_MIB = 1 << 20
 _SAMPLE_PERIOD_S = 0.005
 #: A file counts as cold where less of it than this is still cached (readahead of other readers).
 _COLD_FRACTION = 0.01
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.checkpoint} is no .pth, expected one for --naive, which measures torch.load; leave --naive out"
         )
     report = {"checkpoint": str(args.checkpoint), "dtype": args.dtype, "device": args.device, "engine": args.engine}
-    report |= {"file_mib": checkpoint.index.file_size / _MIB, "weights_mib": _weights_mib(checkpoint, args.dtype)}
+    report |= {"file_mib": checkpoint.index.file_size / MIB, "weights_mib": _weights_mib(checkpoint, args.dtype)}
     report |= {"memory_limit_mib": args.memory_limit_mib, "machine": describe_machine(), "ways": {}}
     for way in ("ours", "naive") if args.naive else ("ours",):
         cached_mib = _prepare_cache(checkpoint, args.cold or args.memory_limit_mib is not None)
@@ -155,7 +155,7 @@ def _weights_mib(checkpoint: Checkpoint, dtype: str) -> float:
         entry.nbytes if name in checkpoint.index.scales else math.prod(entry.shape) * width
         for name, entry in checkpoint.index.tensors.items()
     )
-    return sum(sizes) / _MIB
+    return sum(sizes) / MIB
 
 
 def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
@@ -168,11 +168,11 @@ def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
     total = sum(file.stat().st_size for file in files)
     if cold and cached > _COLD_FRACTION * total:
         print(
-            f"mobile_vla: warning: {cached / _MIB:.0f} of {total / _MIB:.0f} MiB stay in the page cache (another "
+            f"mobile_vla: warning: {cached / MIB:.0f} of {total / MIB:.0f} MiB stay in the page cache (another "
             f"process maps them, or the file system lies in memory), so this is not a cold load",
             file=sys.stderr,
         )
-    return cached / _MIB
+    return cached / MIB
 
 
 # ---- one way of loading ----------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def measure_load(
     with ExitStack() as cleanup:
         group = None
         if memory_limit_mib is not None:
-            group = cleanup.enter_context(memory_cgroup(memory_limit_mib * _MIB))
+            group = cleanup.enter_context(memory_cgroup(memory_limit_mib * MIB))
         log = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_bench."))) / "log"
         show = cleanup.enter_context(_live_line(way))
         started_s = time.monotonic()

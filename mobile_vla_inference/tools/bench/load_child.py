@@ -20,12 +20,12 @@ import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.bench.machine import read_memory_mib
+from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.architecture import HybridModel
 
 _INSTRUCTION = "go to the cup"
-_MIB = 1 << 20
 
 Tell = Callable[..., None]
 
@@ -89,7 +89,7 @@ def _gpu_peak_mib(device: str) -> float:
     if device != "cuda":
         return 0.0
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / _MIB
+    return torch.cuda.max_memory_allocated() / MIB
 
 
 def main() -> int:

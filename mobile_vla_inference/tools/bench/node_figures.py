@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mobile_vla_inference.units import percentiles
+
 #: From an image's publication to the arrival of the command that it caused, without the policy step, in order.
 STAGES = ("transport", "wait", "conversion", "hand_over", "gate", "delivery")
 
@@ -22,8 +24,7 @@ def summarize(values: Iterable[float]) -> dict[str, float] | None:
     samples = np.fromiter(values, dtype=float)
     if samples.size == 0:
         return None
-    p50, p95, p99 = np.percentile(samples, (50, 95, 99))
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(samples.max())}
+    return {**percentiles(samples), "max": float(samples.max())}
 
 
 def gaps_ms(times_s: Sequence[float], since_s: float, until_s: float) -> list[float]:

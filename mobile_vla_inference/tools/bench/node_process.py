@@ -9,33 +9,37 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
-from mobile_vla_inference.control.worker import StepResult, WorkerEvent
+from mobile_vla_inference.control.worker_events import StepResult
 from mobile_vla_inference.ros import node
+from mobile_vla_inference.ros.motion import MotionControl
 from mobile_vla_inference.tools.bench import node_worker as bench_node_worker
 
 _STEP_TIMES = ("stamp_s", "received_s", "started_s", "loaded_s", "finished_s", "step_s")
 
 
-class TimedNode(node.VlaNode):
-    """The node, with a record of its commands."""
+class TimedMotion(MotionControl):
+    """The path to the base, with a record of its commands."""
 
-    def __init__(self, worker_module: str) -> None:
-        super().__init__(worker_module)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         path = Path(os.environ[bench_node_worker.RECORD_VARIABLE])
         self._record = path.open("w", buffering=1)
         self._step: StepResult | None = None
 
-    def _take_event(self, event: WorkerEvent) -> None:
-        super()._take_event(event)
-        if isinstance(event, StepResult):
-            self._step = event
+    def take_step(self, step: StepResult) -> bool:
+        """Take the action of a step; the next command is the one that it caused."""
+        counts = super().take_step(step)
+        self._step = step
+        return counts
 
-    def _publish_command(self, command: VelocityCommand) -> None:
+    def send(self, command: VelocityCommand) -> None:
+        """Publish one velocity and write down when."""
         entry = {"published_s": steady_s(), "linear_x_mps": command.linear_x_mps}
-        super()._publish_command(command)
+        super().send(command)
         step, self._step = self._step, None
         if step is not None:
             entry |= {name: getattr(step, name) for name in _STEP_TIMES}
@@ -43,4 +47,4 @@ class TimedNode(node.VlaNode):
 
 
 if __name__ == "__main__":
-    raise SystemExit(node.main(worker_module=bench_node_worker.__name__, node_type=TimedNode))
+    raise SystemExit(node.main(worker_module=bench_node_worker.__name__, motion_type=TimedMotion))

@@ -15,6 +15,7 @@ import numpy as np
 
 from mobile_vla_inference.action import Action
 from mobile_vla_inference.policy import worker_process
+from mobile_vla_inference.policy_facts import PolicyFacts
 
 #: Environment variables that say how long a step takes, and whether it computes (`1`) or waits as for a GPU.
 STEP_VARIABLE = "MOBILE_VLA_BENCH_STEP_S"
@@ -45,23 +46,30 @@ class StandIn:
     def set_instruction(self, text: str) -> None:
         """Follow any instruction in the same way."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> PolicyFacts:
         """Return what the node needs to know."""
-        return {
-            "checkpoint_id": "stand-in",
-            "variant": "stand-in",
-            "parameters": 0,
-            "dtype": "none",
-            "device": "cpu",
-            "image_size": _IMAGE_SIZE_PX,
-            "image_keep_aspect": False,
-            "step_period_s": self._step_s,
-            "action_axes": ["linear.x", "angular.z"],
-            "action_scale": [1.0, 1.0],
-            "action_offset": [0.0, 0.0],
-            "assumed_settings": [],
-            "warnings": [],
-        }
+        return PolicyFacts(
+            checkpoint="stand-in",
+            checkpoint_id="stand-in",
+            variant="stand-in",
+            parameters=0,
+            dtype="none",
+            quantization=None,
+            device="cpu",
+            image_size=_IMAGE_SIZE_PX,
+            engine="stand-in",
+            engine_fallback="",
+            fusion_features=(),
+            cell="none",
+            image_keep_aspect=False,
+            step_period_s=self._step_s,
+            action_axes=("linear.x", "angular.z"),
+            action_scale=(1.0, 1.0),
+            action_offset=(0.0, 0.0),
+            assumed_settings=(),
+            settings={},
+            warnings=(),
+        )
 
     def step(self, frame: np.ndarray) -> Action:
         """Take the time of a step and drive ahead."""

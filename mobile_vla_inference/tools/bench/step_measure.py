@@ -23,8 +23,8 @@ from mobile_vla_inference.tools.bench.step_timing import (
     part_times_ms,
     step_times_ms,
 )
+from mobile_vla_inference.units import MIB
 
-_MIB = 1 << 20
 _INSTRUCTION = "go around the box on the left to the cup"
 #: Names of changes of the instruction -> texts; the first has as many tokens as the one in force.
 _OTHER_INSTRUCTIONS = {
@@ -45,8 +45,8 @@ def measure_step(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     policy.warm_up()
     facts = policy.describe()
     names = ("checkpoint", "parameters", "dtype", "quantization", "device", "engine", "engine_fallback")
-    report |= {name: facts[name] for name in names}
-    device = torch.device(facts["device"])
+    report |= {name: getattr(facts, name) for name in names}
+    device = torch.device(facts.device)
     report["device_name"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     report["threads"] = torch.get_num_threads()
     frames = _frames(args.frames, policy, max(_FRAMES, args.parity or 0))
@@ -81,9 +81,9 @@ def _memory_mib(device: torch.device) -> dict[str, float]:
     memory = {f"host {name}": mib for name, mib in read_memory_mib().items()}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        memory["GPU allocated, peak"] = torch.cuda.max_memory_allocated(device) / _MIB
-        memory["GPU reserved, peak"] = torch.cuda.max_memory_reserved(device) / _MIB
-        memory["GPU in use by all, context included"] = (total - free) / _MIB
+        memory["GPU allocated, peak"] = torch.cuda.max_memory_allocated(device) / MIB
+        memory["GPU reserved, peak"] = torch.cuda.max_memory_reserved(device) / MIB
+        memory["GPU in use by all, context included"] = (total - free) / MIB
     return memory
 
 
@@ -92,14 +92,14 @@ def _used_mib(device: torch.device) -> float:
     used = read_memory_mib()["anonymous"]
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        used += (total - free) / _MIB
+        used += (total - free) / MIB
     return used
 
 
 def _floor(policy: VlaPolicy, device: torch.device, p50_ms: float) -> dict[str, Any]:
     """Return bandwidth, weights and floor of a step, and Orin NX's roofline."""
     tokens = policy.encoder.prompt(_INSTRUCTION).input_ids.shape[1]
-    cost = step_cost(policy.config, policy.describe()["fusion_features"], tokens)
+    cost = step_cost(policy.config, policy.describe().fusion_features, tokens)
     flat = getattr(policy.engine, "flat", None)
     weight_gb = None if flat is None else flat.weight_bytes / 1e9
     bandwidth = bandwidth_gbps(device)
@@ -129,7 +129,7 @@ def _soak(policy: VlaPolicy, frames: list[np.ndarray], steps: int, device: torch
 def _parity(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frames: list[np.ndarray]) -> dict[str, Any]:
     """Compare with the fp32 modules over the same frames, and once with the frames shuffled, which must fail."""
     facts = policy.describe()
-    precision = "int8" if facts["quantization"] else facts["dtype"]
+    precision = "int8" if facts.quantization else facts.dtype
     own = trace(policy, frames, _INSTRUCTION, "parity")
     shuffled = random.Random(0).sample(frames, len(frames))
     own_shuffled = trace(policy, shuffled, _INSTRUCTION, "shuffled")
@@ -152,7 +152,7 @@ def _parity(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frame
 def _stock(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frames: list[np.ndarray]) -> dict[str, Any]:
     """Time transformers' own modules by turns with the policy: in the same type, on the CPU in fp32."""
     facts = policy.describe()
-    dtype = "float32" if facts["device"] == "cpu" else facts["dtype"]  # 16 bits would be slower still
+    dtype = "float32" if facts.device == "cpu" else facts.dtype  # 16 bits would be slower still
     source = args.reference or checkpoint
     stock = VlaPolicy.load(source, device=args.device, dtype=dtype, engine="eager", force=args.force)
     policy.set_instruction(_INSTRUCTION)

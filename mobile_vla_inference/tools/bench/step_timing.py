@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
+from mobile_vla_inference.units import percentiles
 
 _WARM_UP_STEPS = 10
 _WARM_UP_S = 0.3
@@ -66,8 +67,7 @@ def _warm_up(way: Callable[[np.ndarray], object], frames: Sequence[np.ndarray]) 
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": max(values)}
+    return {**percentiles(values), "max": max(values)}
 
 
 def instruction_times_ms(policy: VlaPolicy, instructions: dict[str, str]) -> dict[str, float]:

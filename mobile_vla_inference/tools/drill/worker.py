@@ -130,7 +130,7 @@ class FaultyPolicy:
     def warm_up(self) -> None:
         """Warm the policy up, and tell that it is loaded."""
         self._policy.warm_up()
-        self._panel.step_period_s = self._policy.describe()["step_period_s"]
+        self._panel.step_period_s = self._policy.describe().step_period_s
         self._panel.worker_pid, self._panel.loaded_s = os.getpid(), time.monotonic()
 
     def step(self, frame: np.ndarray) -> Action:
