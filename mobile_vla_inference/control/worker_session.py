@@ -225,9 +225,11 @@ class WorkerSession:
         return self._handle(json.loads(data))
 
     def _handle(self, message: dict[str, Any]) -> SessionEnd | None:
+        """Act on a message; return what ends the session, if it does."""
         match message["op"]:
             case "progress":
-                return self._status.set_progress(message["text"])
+                self._status.set_progress(message["text"])
+                return None
             case "ready":
                 return self._on_ready(message)
             case "context":
