@@ -723,7 +723,7 @@ def _read_all() -> None:
         "policy.vla_policy",
         "policy.preprocess",
         "policy.engine_choice",
-        "episodes.files",
+        "episodes.find",
         "bags.reader",
         "bags.writer",
     ):

@@ -13,14 +13,17 @@ import h5py
 import numpy as np
 import pytest
 
-from mobile_vla_inference.episodes import hdf5, survey
-from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, episodes_in, find_episodes, read_world
-from mobile_vla_inference.training.dataset import read_lessons
+from mobile_vla_inference.episodes.episode import EpisodeError
+from mobile_vla_inference.episodes.find import find_episodes
+from mobile_vla_inference.episodes.hdf5 import bounded, survey
+from mobile_vla_inference.episodes.hdf5.reader import episodes_in
+from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
+from mobile_vla_inference.training.dataset import read_training_episodes
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
 ACTIONS = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
 
-#: What reading a refused file may allocate beside the interpreter, bytes.
+#: What reading a refused file may allocate besides the interpreter, bytes.
 ROOM_BYTES = 64 << 20
 
 
@@ -41,7 +44,7 @@ def refusal(path: Path) -> str:
             for episode in episodes_in(path):
                 for _ in episode.frames():
                     pass
-                read_world(episode)
+                episode.simulation()
         assert tracemalloc.get_traced_memory()[1] < ROOM_BYTES
     finally:
         tracemalloc.stop()
@@ -143,7 +146,7 @@ def many_names_of_one_text(file: h5py.File) -> None:
         (replaced("actions", lambda file: np.full((6, 3), np.inf)), "NaN or Inf"),
         (replaced("images", lambda file: h5py.SoftLink("/nothing")), "images is a link to nothing"),
         (replaced("images", lambda file: h5py.ExternalLink("elsewhere.h5", "/images")), "images is a link to another"),
-        (circle, "images is a link in a circle"),
+        (circle, "images is a circle of links"),
         (virtual, "keeps its values in other files"),
         (
             declared("images", (6, 12, 16, 3), external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
@@ -201,10 +204,7 @@ def test_the_names_that_another_layout_has_are_told(tmp_path):
         file["observations/images/top"] = PICTURES
         file["action"] = ACTIONS
     sentence = refusal(tmp_path / "e.h5")
-    assert (
-        f"e.h5 lacks data sets that are called images and actions (it holds action float32 {[*ACTIONS.shape]}"
-        in sentence
-    )
+    assert f"e.h5 lacks the data sets images and actions (it holds action float32 {[*ACTIONS.shape]}" in sentence
     assert f"observations/images/top uint8 {[*PICTURES.shape]})" in sentence
     assert f"`h5copy -i {tmp_path / 'e.h5'} -o OUT.h5 -s /observations/images/top -d /images`" in sentence
 
@@ -281,7 +281,7 @@ def test_images_are_the_same_in_any_chunks(tmp_path, chunks, compression):
 
 
 def test_images_in_chunks_too_large_to_read_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "MAX_READ_BYTES", 2 * PICTURES[0].nbytes)
+    monkeypatch.setattr(bounded, "MAX_READ_BYTES", 2 * PICTURES[0].nbytes)
 
     def change(file: h5py.File) -> None:
         del file["images"]
@@ -369,7 +369,7 @@ def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path):
         path = tmp_path / f"{index}.h5"
         path.write_bytes(data)
         try:
-            for lesson in read_lessons(path, 8, "go"):
-                assert len(lesson.frames) == len(lesson.commands)
+            for episode in read_training_episodes(path, 8, "go"):
+                assert len(episode.frames) == len(episode.commands)
         except EpisodeError as error:
             assert str(error).startswith(str(path))

@@ -20,11 +20,12 @@ from mobile_vla_inference.policy.storage.checkpoint_files import processor_folde
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.processors import write_processors
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.sim.scenarios import SCENARIOS, instruction, training_sentences
+from mobile_vla_inference.sim.phrases import instruction, training_sentences
+from mobile_vla_inference.sim.scenarios import SCENARIOS
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.training import curriculum as course
-from mobile_vla_inference.training.dataset import Lesson, read_lessons, write_lessons
-from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_member, starting_model
+from mobile_vla_inference.training import curriculum
+from mobile_vla_inference.training.dataset import TrainingEpisode, read_training_episodes, write_training_episodes
+from mobile_vla_inference.training.network import SequenceModel, loaded_model, starting_config, starting_model
 from mobile_vla_inference.training.trainer import (
     Recipe,
     Store,
@@ -37,7 +38,7 @@ from mobile_vla_inference.training.trainer import (
 SIDE_PX = 56
 
 
-def made_up_episode(seed: int, steps: int) -> Lesson:
+def made_up_episode(seed: int, steps: int) -> TrainingEpisode:
     """A white bar on black: steer towards it, as fast as the instruction says."""
     rng = np.random.default_rng(seed)
     frames = np.zeros((steps, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
@@ -47,12 +48,12 @@ def made_up_episode(seed: int, steps: int) -> Lesson:
     turn = 1.0 - places / (SIDE_PX - 8) * 2.0
     commands = np.stack([np.full(steps, 0.5 * (seed % 2)), np.zeros(steps), turn], axis=1).astype(np.float32)
     period = StepPeriod(f"made up {seed}", 0.3, steps - 1)
-    return Lesson(frames, commands, "go fast" if seed % 2 else "stand still", "", seed, period=period)
+    return TrainingEpisode(frames, commands, "go fast" if seed % 2 else "stand still", "", seed, period=period)
 
 
 @pytest.fixture
 def network(tmp_path) -> SequenceModel:
-    config, settings = starting_member("world")
+    config, settings = starting_config("world")
     write_processors(tmp_path / "processors", config, training_sentences())
     encoder = InstructionEncoder(processor_folders(tmp_path / "processors", config), config, settings)
     return SequenceModel(starting_model(config, settings, seed=0), encoder)
@@ -62,7 +63,7 @@ def network(tmp_path) -> SequenceModel:
 def episodes_file(tmp_path_factory) -> Path:
     pytest.importorskip("h5py")
     path = tmp_path_factory.mktemp("episodes") / "made_up.h5"
-    write_lessons(path, [made_up_episode(seed, 4 + seed % 5) for seed in range(12)])
+    write_training_episodes(path, [made_up_episode(seed, 4 + seed % 5) for seed in range(12)])
     return path
 
 
@@ -71,16 +72,16 @@ def episodes_file(tmp_path_factory) -> Path:
 
 def test_episodes_come_back_as_they_were_written(tmp_path):
     pytest.importorskip("h5py")
-    sight = np.array([[1.0, np.nan], [0.5, 2.0], [0.0, 0.0]], dtype=np.float32)
+    targets = np.array([[1.0, np.nan], [0.5, 2.0], [0.0, 0.0]], dtype=np.float32)
     frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     commands = np.array([[0.5, 0.0, -1.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
-    written = Lesson(frames, commands, "컵까지 가세요", "1box_vert_left", 7, "success", sight)
-    write_lessons(tmp_path / "some.h5", [written, written])
-    one, two = read_lessons(tmp_path, 8)
+    written = TrainingEpisode(frames, commands, "컵까지 가세요", "1box_vert_left", 7, "success", targets)
+    write_training_episodes(tmp_path / "some.h5", [written, written])
+    one, two = read_training_episodes(tmp_path, 8)
     assert (one.instruction, one.scenario, one.seed, one.outcome) == ("컵까지 가세요", "1box_vert_left", 7, "success")
     np.testing.assert_array_equal(one.frames, frames)
     np.testing.assert_array_equal(two.commands, commands)
-    np.testing.assert_array_equal(two.sight, sight)
+    np.testing.assert_array_equal(two.auxiliary_targets, targets)
 
 
 def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
@@ -89,7 +90,7 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
         file["images"] = np.zeros((18, 72, 128, 3), dtype=np.uint8)
         file["actions"] = np.full((18, 3), 1.15, dtype=np.float32)
         file.create_dataset("action_event_types", data=["key"] * 18, dtype=h5py.string_dtype())
-    (episode,) = read_lessons(tmp_path, 14)
+    (episode,) = read_training_episodes(tmp_path, 14)
     assert episode.frames.shape == (18, 14, 14, 3)
     assert "오른쪽" in episode.instruction
 
@@ -100,7 +101,7 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
         (lambda path: None, "does not exist, .*a folder with images/ and actions.csv, or the word world"),
         (lambda path: path.mkdir(), "is an empty folder"),
         (lambda path: path.write_bytes(b"no HDF5"), "can't be read as HDF5"),
-        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks .*called actions"),
+        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks the data sets actions"),
         (lambda path: write_h5(path, images=np.zeros((2, 4, 4)), actions=np.zeros((2, 3))), "has images float64"),
         (
             lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.full((2, 3), np.nan)),
@@ -108,7 +109,7 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
         ),
         (
             lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.zeros((2, 3))),
-            "tells no instruction",
+            "has no instruction",
         ),
     ],
     ids=["nothing", "empty folder", "no HDF5", "no actions", "wrong images", "NaN", "no instruction"],
@@ -118,7 +119,7 @@ def test_what_is_no_episode_is_refused_in_a_sentence(tmp_path, make, message):
     path = tmp_path / "data.h5"
     make(path)
     with pytest.raises(MobileVlaError, match=message):
-        read_lessons(path, 8)
+        read_training_episodes(path, 8)
 
 
 def write_h5(path: Path, **datasets: np.ndarray) -> None:
@@ -129,7 +130,7 @@ def write_h5(path: Path, **datasets: np.ndarray) -> None:
 
 
 def test_real_frames_are_read_with_steering_to_the_left_positive(track_drive_dir):
-    (episode,) = read_lessons(track_drive_dir, 28, "follow the track")
+    (episode,) = read_training_episodes(track_drive_dir, 28, "follow the track")
     assert episode.frames.shape == (600, 28, 28, 3)
     np.testing.assert_allclose(episode.commands[0], [0.539126, 0.0, -0.298604], rtol=1e-6)
 
@@ -176,7 +177,7 @@ def test_without_memory_a_step_does_not_depend_on_the_one_before(network):
     store.add([made_up_episode(1, 6)])
     shuffled = Store(network.model.settings)
     episode = made_up_episode(1, 6)
-    shuffled.add([Lesson(episode.frames[::-1].copy(), episode.commands, episode.instruction)])
+    shuffled.add([TrainingEpisode(episode.frames[::-1].copy(), episode.commands, episode.instruction)])
     forward, backward = (predicted(network, each, memory=False)[0] for each in (store, shuffled))
     torch.testing.assert_close(forward, backward.flip(0))
     remembered = predicted(network, store, memory=True)[0]
@@ -220,19 +221,19 @@ def test_long_episodes_go_through_in_windows_with_the_state_carried(network):
 
 
 def test_a_store_keeps_the_newest():
-    _, settings = starting_member("world")
+    _, settings = starting_config("world")
     store = Store(settings, capacity=3)
     store.add([made_up_episode(seed, 2 + seed) for seed in range(5)])
     assert [len(frames) for frames in store.frames] == [4, 5, 6]
 
 
 def test_baselines():
-    _, settings = starting_member("world")
+    _, settings = starting_config("world")
     training, validation = Store(settings), Store(settings)
     episode = made_up_episode(1, 4)
     commands = np.array([[0.5, 0, 0], [0.25, 0, 0], [0.5, 0, 1.2], [0.5, 0, 1.2]], dtype=np.float32)
     for store in (training, validation):
-        store.add([Lesson(episode.frames, commands, "go")])
+        store.add([TrainingEpisode(episode.frames, commands, "go")])
     errors = baseline_errors(training, validation)
     assert errors["zero"] == pytest.approx((0.5 + 3 + 2) / 8)
     assert errors["previous action"] == pytest.approx((0.5 + 0.5 + 1) / 6)
@@ -261,7 +262,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
     episode = made_up_episode(1, 3)
     network = SequenceModel(loaded_model(out), policy._encoder)
     store = Store(policy.settings)
-    store.add([Lesson(episode.frames, episode.commands, "go left")])
+    store.add([TrainingEpisode(episode.frames, episode.commands, "go left")])
     expected = predicted(network, store, memory=True)[0]
     for frame, values in zip(episode.frames, expected):
         np.testing.assert_allclose(policy.step(frame).values, values.numpy(), rtol=1e-3, atol=1e-4)
@@ -319,16 +320,16 @@ def test_a_converted_folder_of_fp16_is_trained_in_fp32(tiny_checkpoint, tmp_path
 
 
 @pytest.fixture
-def short_course(monkeypatch):
-    """A course of four episodes, and two for validation."""
+def short_curriculum(monkeypatch):
+    """A curriculum of four episodes, and two for validation."""
     pytest.importorskip("panda3d")
     pytest.importorskip("h5py")
-    sizes = {"shown_episodes": 2, "round_episodes": 1, "shown_rounds": 1, "first_updates": 1, "round_updates": 1}
-    monkeypatch.setattr(course, "Course", partial(course.Course, rounds=3, **sizes))
+    sizes = {"expert_episodes": 2, "round_episodes": 1, "expert_rounds": 1, "first_updates": 1, "round_updates": 1}
+    monkeypatch.setattr(curriculum, "Curriculum", partial(curriculum.Curriculum, rounds=3, **sizes))
     monkeypatch.setattr("mobile_vla_inference.tools.train._VALIDATION_EPISODES", 2)
 
 
-def test_a_course_in_the_world_goes_on_where_it_was_interrupted(short_course, tmp_path, monkeypatch):
+def test_a_curriculum_in_the_world_goes_on_where_it_was_interrupted(short_curriculum, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
     assert cli.main(["train", "world", "--out", str(whole), "--batch", "2"]) == 0
     assert not whole.with_suffix(".episodes").exists()
@@ -347,12 +348,12 @@ def test_a_course_in_the_world_goes_on_where_it_was_interrupted(short_course, tm
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_make_episodes_writes_what_train_reads(short_course, tmp_path, capsys):
+def test_make_episodes_writes_what_train_reads(short_curriculum, tmp_path, capsys):
     assert cli.main(["make-episodes", str(tmp_path / "shown.h5"), "--episodes", "2", "--seed", "5"]) == 0
     assert "2 episodes" in capsys.readouterr().out
-    one, two = read_lessons(tmp_path / "shown.h5", SIDE_PX)
+    one, two = read_training_episodes(tmp_path / "shown.h5", SIDE_PX)
     assert (one.scenario, two.scenario) == SCENARIOS[:2]
-    assert len(one.frames) == len(one.commands) == len(one.sight)
+    assert len(one.frames) == len(one.commands) == len(one.auxiliary_targets)
     assert (one.period.period_s, one.period.steps) == (0.3, len(one.frames) - 1)
     assert cli.main(["make-episodes", str(tmp_path / "no.h5"), "--seed", "1000000"]) == 2
     assert "for evaluation" in capsys.readouterr().err
@@ -395,7 +396,7 @@ def two(tmp_path) -> Path:
     return folder
 
 
-SMALL_POLICY = str(Path(course.__file__).resolve().parents[1] / "data/small_policy")
+SMALL_POLICY = str(Path(curriculum.__file__).resolve().parents[1] / "data/small_policy")
 
 
 def test_period_and_scale_come_from_the_episodes_and_are_told(two, tmp_path, capsys):
@@ -474,7 +475,7 @@ def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(t
         ({}, ["--step-period-s", "0.3"], r"--step-period-s is 0.3, but .* has 0.05 s .* by its stamps"),
         ({"period_s": None, "duration_s": 60.0}, [], "expected the same in all"),
         ({"period_s": None, "duration_s": -1.0}, [], "total_duration is -1 s"),
-        ({"period_s": None}, [], "b.h5 tells neither stamps_s nor total_duration"),
+        ({"period_s": None}, [], "b.h5 has neither stamps_s nor total_duration"),
         ({"period_s": 50.0}, [], "check that its times are in seconds"),
         ({"period_s": -0.05}, [], "expected stamps that rise"),
         ({"period_s": float("nan")}, [], "stamps that are NaN"),
@@ -484,7 +485,7 @@ def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(t
         (
             {},
             ["--action-scale", "0.3,0.8"],
-            r"beyond one unit of linear.x, 0.3 m/s .*1.33 times.*--action-scale 0.4,0.8",
+            r"beyond one normalised unit of linear.x, 0.3 m/s .*1.33 times.*--action-scale 0.4,0.8",
         ),
         ({"commands": driven(x=0.6)}, ["--init", SMALL_POLICY, "--step-period-s", "0.05"], "--action-scale 0.6,1.2"),
         ({}, ["--action-axes", "linear.x,angular.z,linear.y", "--init", SMALL_POLICY], "drives linear.x,angular.z"),
@@ -585,7 +586,7 @@ def test_an_instruction_in_place_of_the_recorded_one_is_told(two, tmp_path, caps
 
 
 def test_channels_are_turned_where_the_files_are_bgr(two):
-    plain, turned = (read_lessons(two, 8, channel_order=order)[0].frames for order in ("rgb", "bgr"))
+    plain, turned = (read_training_episodes(two, 8, channel_order=order)[0].frames for order in ("rgb", "bgr"))
     np.testing.assert_array_equal(turned, plain[..., ::-1])
 
 
@@ -618,7 +619,7 @@ def test_a_frames_folder_tells_its_period_and_full_speed_is_told(tmp_path, capsy
     ("lines", "told", "message"),
     [
         ([(0.1 * index, 30.0, 0.5) for index in range(20)], "go", "line 2 has steering 30, expected -1 to 1"),
-        ([(0.1 * index, 0.3, 0.5) for index in range(20)], " ", "tells no instruction"),
+        ([(0.1 * index, 0.3, 0.5) for index in range(20)], " ", "has no instruction"),
         ([(0.1 * index + index // 5, 0.3 - index / 20, 0.5) for index in range(20)], "go", "3 of 19 steps"),
         ([(0.1 * index, 0.3, 0.5) for index in range(60)], "go", "of 60 steps, .* --steps 0:54 --validate-steps 54:60"),
     ],
@@ -640,7 +641,7 @@ def test_a_persons_real_drive_is_neither_slowed_down_nor_clipped(track_drive_dir
     again = [*parts, "--init", SMALL_POLICY, "--step-period-s", "0.05"]
     assert train(track_drive_dir, tmp_path / "y.pth", *again) == 2
     error = capsys.readouterr().err
-    assert "beyond one unit of linear.x, 0.5 m/s" in error
+    assert "beyond one normalised unit of linear.x, 0.5 m/s" in error
     assert not (tmp_path / "y.pth").exists()
 
 

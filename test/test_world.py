@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobile_vla_inference.action import STANDSTILL, VelocityCommand
-from mobile_vla_inference.sim import scenarios
-from mobile_vla_inference.sim.auxiliary_targets import SIGHT, sight
+from mobile_vla_inference.sim.auxiliary_targets import AUXILIARY_TARGETS, auxiliary_targets
 from mobile_vla_inference.sim.closed_loop import (
     EpisodeResult,
     EpisodeTask,
@@ -23,8 +22,10 @@ from mobile_vla_inference.sim.closed_loop import (
     wilson_interval,
 )
 from mobile_vla_inference.sim.expert import Expert, convex_hull, path_length_m
+from mobile_vla_inference.sim.layout import draw_layout
+from mobile_vla_inference.sim.phrases import instruction, training_sentences, with_unknown_word
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, other_side
+from mobile_vla_inference.sim.scenarios import SCENARIOS, other_side
 from mobile_vla_inference.sim.world import (
     BASES,
     MAX_ANGULAR_RADPS,
@@ -60,12 +61,12 @@ def test_a_layout_follows_from_its_seed_and_hides_the_cup(scenario, seed):
     assert y_from < layout.cup[1] < y_to
     assert World(layout).outcome is None
     assert (layout.doorway is not None) == ("_cone_" in scenario)
-    values = dict(zip(SIGHT, sight(World(replace(layout, start=Pose())))))
+    values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(World(replace(layout, start=Pose())))))
     assert values["boxes_seen"] == 1.0
     # The shadow is the one from where the boxes are met: the start, or the doorway where there is one.
     door = layout.doorway
     met = Pose() if door is None else Pose(door.x_m - 0.1, door.y_m)
-    values = dict(zip(SIGHT, sight(World(replace(layout, start=met)))))
+    values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(World(replace(layout, start=met)))))
     assert values["boxes_seen"] == 1.0
     assert values["cup_seen"] == -1.0 or len(layout.boxes) == 2  # to be seen between two boxes only
     assert layout.side == scenario.rpartition("_")[2]
@@ -78,7 +79,7 @@ def test_the_cone_is_seen_before_the_doorway_and_never_behind_it(scenario, seed)
     expert, door = Expert(world), world.layout.doorway
     seen, last_m = 0, -math.inf
     while world.outcome is None:
-        values = dict(zip(SIGHT, sight(world)))
+        values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(world)))
         if values["cone_seen"] > 0:
             seen, last_m = seen + 1, world.pose.x_m
             assert abs(values["cone_bearing"]) < 1.0
@@ -135,7 +136,7 @@ def test_an_instruction_names_its_side_and_no_other(scenario, seed, phrasing):
 
 
 def test_unseen_phrases_are_not_among_those_of_training():
-    trained = {text.lower().rstrip(".!") for text in scenarios.training_sentences()}
+    trained = {text.lower().rstrip(".!") for text in training_sentences()}
     unseen = {instruction(name, seed, "unseen").lower() for name in SCENARIOS for seed in range(60)}
     assert len(unseen) > 40
     assert not unseen & trained
@@ -155,7 +156,7 @@ def test_the_sentence_of_the_original_data():
 @settings(max_examples=30, deadline=None)
 def test_an_unknown_word_is_added_and_nothing_else_changes(scenario, seed):
     text = instruction(scenario, seed)
-    words = scenarios.with_unknown_word(text, np.random.default_rng(seed)).split(" ")
+    words = with_unknown_word(text, np.random.default_rng(seed)).split(" ")
     assert any(" ".join(words[:index] + words[index + 1 :]) == text for index in range(len(words)))
 
 
