@@ -479,7 +479,7 @@ def test_without_the_libraries_there_is_one_sentence():
 READ = """
 import resource, sys
 from mobile_vla_inference.bags.reader import BagReader
-from mobile_vla_inference.frames import MobileVlaError
+from mobile_vla_inference.errors import MobileVlaError
 
 try:
     with BagReader(sys.argv[1]) as bag:
@@ -590,9 +590,7 @@ def test_a_count_of_a_million_million_messages_is_told_and_nothing_else(tmp_path
     data = mcap_record(5, struct.pack("<HIQQ", 1, 0, 1, 1) + b"\0\1\0\0")
     file = mcap_with_chunks(tmp_path / "count.mcap", "", data, len(data), indexed=True, count=10**12)
     line = read_bounded(file)
-    assert (
-        line == f"read|1|count.mcap tells of {10**12} messages on /image_raw, but holds 1: all that it holds were read"
-    )
+    assert line == f"read|1|count.mcap declares {10**12} messages on /image_raw, but holds 1: all of them were read"
 
 
 @pytest.mark.parametrize("opcode", [9, 3, 5, 200], ids=["attachment", "schema", "message", "unknown"])
@@ -689,7 +687,7 @@ def test_rows_of_other_kinds_are_left_out_with_a_note(tmp_path):
     rows += f"(6, 1, {2**62}, x'00')"
     line = read_bounded(hostile_database(tmp_path / "rows.db3", f"{PLAIN} INSERT INTO messages VALUES {rows};"))
     assert line.startswith("read|1|")
-    assert "has rows without a topic or a ROS time: left out" in line
+    assert "has rows without a topic or a ROS time: they are left out" in line
 
 
 def test_a_journal_can_not_have_another_file_removed(tmp_path):
