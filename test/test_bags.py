@@ -638,19 +638,22 @@ PLAIN = "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timesta
     [
         (
             f"CREATE VIEW messages AS {ENDLESS} id, 1 AS topic_id, id AS timestamp, x'00' AS data FROM c;",
-            "messages is no plain table but a view",
+            "messages is not a plain table, but a view",
         ),
         (
             f"{PLAIN} CREATE VIEW topics AS "
             f"{ENDLESS} id, '/t' AS name, 'x' AS type, 'cdr' AS serialization_format FROM c;",
-            "topics is no plain table but a view",
+            "topics is not a plain table, but a view",
         ),
         (
             "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, "
             "data BLOB AS (zeroblob(900000000))); INSERT INTO messages VALUES(1, 1, 1);",
             "it lacks the columns data of messages",
         ),
-        ("CREATE VIRTUAL TABLE messages USING fts5(id, topic_id, timestamp, data);", "messages is no plain table"),
+        (
+            "CREATE VIRTUAL TABLE messages USING fts5(id, topic_id, timestamp, data);",
+            "messages is not a plain table, but a virtual table",
+        ),
         ("CREATE TABLE other(id);", "it lacks messages"),
     ],
     ids=["endless view", "endless topics", "computed column", "virtual table", "no bag"],

@@ -101,7 +101,7 @@ def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
         (lambda path: None, "does not exist, .*a folder with images/ and actions.csv, or the word world"),
         (lambda path: path.mkdir(), "is an empty folder"),
         (lambda path: path.write_bytes(b"no HDF5"), "can't be read as HDF5"),
-        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks the data sets actions"),
+        (lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks the data set actions"),
         (lambda path: write_h5(path, images=np.zeros((2, 4, 4)), actions=np.zeros((2, 3))), "has images float64"),
         (
             lambda path: write_h5(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.full((2, 3), np.nan)),

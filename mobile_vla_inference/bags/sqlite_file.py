@@ -128,7 +128,8 @@ class SqliteFile(StorageReader):
             # A virtual table has no root page; a computed column has `hidden` set.
             found = {row[1] for row in self._rows(f"PRAGMA table_xinfo({table})") if row[6] == 0}
             if kinds and (kinds[0][0] != "table" or not kinds[0][1]):
-                raise self._tables_error(f"{table} is not a plain table, but a {kinds[0][0]}")
+                kind = "virtual table" if kinds[0][0] == "table" else kinds[0][0]
+                raise self._tables_error(f"{table} is not a plain table, but a {kind}")
             if not kinds or not found.issuperset(columns):
                 lacking = f"the columns {', '.join(sorted(set(columns) - found))} of {table}" if kinds else table
                 raise self._tables_error(f"it lacks {lacking}")

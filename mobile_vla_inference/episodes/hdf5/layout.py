@@ -77,7 +77,7 @@ def layout_error(
             "to them as actions"
         )
     return EpisodeError(
-        f"{where} lacks the data sets {' and '.join(missing)}{holds}, expected an episode: images uint8 "
+        f"{where} lacks the data set{'s' * (len(missing) > 1)} {' and '.join(missing)}{holds}, expected an episode: images uint8 "
         f"[steps, height, width, 3] and actions [steps, 3] (m/s, m/s, rad/s); {advice}"
     )
 
