@@ -1,4 +1,4 @@
-"""Training: batches compute what the policy computes, losses fall, what is interrupted goes on, files are whole."""
+"""Training: batches compute what the policy computes, losses fall, interrupted trainings resume, files are whole."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from mobile_vla_inference.bags.step_period import StepPeriod
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.checkpoint import open_checkpoint
 from mobile_vla_inference.policy.preprocess import InstructionEncoder
-from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
+from mobile_vla_inference.policy.storage.checkpoint_files import (
+    ProcessorFolders,
+    find_processors,
+    processor_folders,
+)
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings
 from mobile_vla_inference.policy.synthetic.processors import write_processors
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -39,7 +44,7 @@ SIDE_PX = 56
 
 
 def made_up_episode(seed: int, steps: int) -> TrainingEpisode:
-    """A white bar on black: steer towards it, as fast as the instruction says."""
+    """Make an episode with a white bar on black: steer towards it, at the speed of the instruction."""
     rng = np.random.default_rng(seed)
     frames = np.zeros((steps, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     places = rng.integers(0, SIDE_PX - 8, steps)
@@ -52,11 +57,20 @@ def made_up_episode(seed: int, steps: int) -> TrainingEpisode:
 
 
 @pytest.fixture
-def network(tmp_path) -> SequenceModel:
-    config, settings = starting_config("world")
+def tokenizers(tmp_path) -> ProcessorFolders:
+    config, _ = starting_config("world")
     write_processors(tmp_path / "processors", config, training_sentences())
-    encoder = InstructionEncoder(processor_folders(tmp_path / "processors", config), config, settings)
-    return SequenceModel(starting_model(config, settings, seed=0), encoder)
+    return processor_folders(tmp_path / "processors", config)
+
+
+@pytest.fixture
+def encoder(tokenizers) -> InstructionEncoder:
+    return InstructionEncoder(tokenizers, *starting_config("world"))
+
+
+@pytest.fixture
+def network(encoder) -> SequenceModel:
+    return SequenceModel(starting_model(*starting_config("world"), seed=0), encoder)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +98,7 @@ def test_episodes_come_back_as_they_were_written(tmp_path):
     np.testing.assert_array_equal(two.auxiliary_targets, targets)
 
 
-def test_the_original_layout_tells_the_instruction_by_its_name(tmp_path):
+def test_the_original_layout_gives_the_instruction_by_its_name(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "episode_2box_hori_right_03.h5", "w") as file:
         file["images"] = np.zeros((18, 72, 128, 3), dtype=np.uint8)
@@ -138,12 +152,11 @@ def test_real_frames_are_read_with_steering_to_the_left_positive(track_drive_dir
 # --- instructions ---
 
 
-def test_instructions_of_different_meaning_never_encode_alike_and_none_is_unknown(network):
+def test_instructions_of_different_meaning_never_encode_alike_and_none_is_unknown(encoder, tokenizers):
     sentences = {*training_sentences()} | {
         instruction(name, seed, "unseen") for name in SCENARIOS for seed in range(40)
     }
-    encoder = network.texts._encoder
-    unknown = encoder._kosmos.unk_token_id
+    unknown = AutoTokenizer.from_pretrained(tokenizers.kosmos).unk_token_id
     kosmos, clip = set(), set()
     for sentence in sentences:
         ids = encoder.prompt(sentence).input_ids[0].tolist()
@@ -193,7 +206,7 @@ def trained(network: SequenceModel, updates: int, **recipe) -> Trainer:
     return trainer
 
 
-def test_training_learns_from_picture_and_instruction(network):
+def test_training_learns_from_image_and_instruction(network):
     store = Store(network.model.settings)
     store.add([made_up_episode(seed, 8) for seed in range(100, 110)])
     before = mean_absolute_error(network, store)
@@ -260,7 +273,9 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
     policy = VlaPolicy.load(out)
     policy.set_instruction("go left")
     episode = made_up_episode(1, 3)
-    network = SequenceModel(loaded_model(out), policy._encoder)
+    model = loaded_model(out)
+    folders = processor_folders(find_processors(out), model.config)
+    network = SequenceModel(model, InstructionEncoder(folders, model.config, model.settings))
     store = Store(policy.settings)
     store.add([TrainingEpisode(episode.frames, episode.commands, "go left")])
     expected = predicted(network, store, memory=True)[0]
@@ -268,7 +283,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
         np.testing.assert_allclose(policy.step(frame).values, values.numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_goes_on(episodes_file, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_resumes(episodes_file, tmp_path, monkeypatch):
     monkeypatch.setattr("mobile_vla_inference.tools.train._SAVE_EVERY_UPDATES", 2)
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
     cli.main(["train", str(episodes_file), *options(whole)])
@@ -297,7 +312,7 @@ def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_goes_o
         (["world", "--seed", "-1"], "expected 0 or more"),
     ],
 )
-def test_what_can_not_be_trained_is_told(tmp_path, capsys, arguments, message):
+def test_what_can_not_be_trained_is_refused(tmp_path, capsys, arguments, message):
     pytest.importorskip("h5py")
     assert cli.main(["train", *arguments, "--out", str(tmp_path / "x.pth")]) == 2
     assert message in capsys.readouterr().err
@@ -329,7 +344,7 @@ def short_curriculum(monkeypatch):
     monkeypatch.setattr("mobile_vla_inference.tools.train._VALIDATION_EPISODES", 2)
 
 
-def test_a_curriculum_in_the_world_goes_on_where_it_was_interrupted(short_curriculum, tmp_path, monkeypatch):
+def test_a_curriculum_in_the_world_resumes_where_it_was_interrupted(short_curriculum, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
     assert cli.main(["train", "world", "--out", str(whole), "--batch", "2"]) == 0
     assert not whole.with_suffix(".episodes").exists()
@@ -359,7 +374,7 @@ def test_make_episodes_writes_what_train_reads(short_curriculum, tmp_path, capsy
     assert "for evaluation" in capsys.readouterr().err
 
 
-# --- what the episodes say ---
+# --- settings from the episodes ---
 
 
 def recording(path: Path, commands: np.ndarray, period_s: float | None = 0.05, duration_s: float | None = None) -> Path:
@@ -399,7 +414,7 @@ def two(tmp_path) -> Path:
 SMALL_POLICY = str(Path(curriculum.__file__).resolve().parents[1] / "data/small_policy")
 
 
-def test_period_and_scale_come_from_the_episodes_and_are_told(two, tmp_path, capsys):
+def test_period_and_scale_come_from_the_episodes_and_are_reported(two, tmp_path, capsys):
     out = tmp_path / "x.pth"
     assert train(two, out) == 0
     settings = load_settings(out).settings
@@ -410,14 +425,14 @@ def test_period_and_scale_come_from_the_episodes_and_are_told(two, tmp_path, cap
     assert shown.count("0.0% of 40 samples clipped") == 2
 
 
-def test_a_duration_tells_the_period_where_there_are_no_stamps(tmp_path):
+def test_a_duration_gives_the_period_where_there_are_no_stamps(tmp_path):
     for name in ("a.h5", "b.h5"):
         recording(tmp_path / name, driven(31), None, 3.0)
     assert train(tmp_path, tmp_path / "x.pth") == 0
     assert load_settings(tmp_path / "x.pth").settings.step_period_s == 0.1
 
 
-def test_without_stamps_and_duration_the_option_is_demanded_and_taken(tmp_path, capsys):
+def test_without_stamps_and_duration_the_option_is_required_and_used(tmp_path, capsys):
     for name in ("a.h5", "b.h5"):
         recording(tmp_path / name, driven(), None)
     out = tmp_path / "x.pth"
@@ -428,7 +443,7 @@ def test_without_stamps_and_duration_the_option_is_demanded_and_taken(tmp_path, 
     assert load_settings(out).settings.step_period_s == 0.25
 
 
-def test_a_start_that_learned_at_another_period_needs_the_option(two, tmp_path, capsys):
+def test_a_start_that_was_trained_at_another_period_needs_the_option(two, tmp_path, capsys):
     out = tmp_path / "x.pth"
     assert train(two, out, "--init", SMALL_POLICY) == 2
     error = capsys.readouterr().err
@@ -440,7 +455,7 @@ def test_a_start_that_learned_at_another_period_needs_the_option(two, tmp_path, 
     assert (settings.step_period_s, settings.action_scale) == (
         0.05,
         (0.5, 1.2),
-    )  # the head's own scale: nothing is over
+    )  # the head's own scale: no sample is beyond it
     assert "small_policy had 0.3 s" in capsys.readouterr().out
 
 
@@ -451,7 +466,7 @@ def test_a_start_of_the_same_period_keeps_it_to_the_digit(tmp_path):
     assert load_settings(tmp_path / "x.pth").settings.step_period_s == 0.3
 
 
-def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(two, tmp_path, tiny_checkpoint):
+def test_assumed_settings_of_a_start_contradict_nothing_and_are_confirmed_afterwards(two, tmp_path, tiny_checkpoint):
     start = tmp_path / "start.pth"
     shutil.copy(tiny_checkpoint, start)
     shutil.copytree(tiny_checkpoint.with_suffix(".processors"), start.with_suffix(".processors"))
@@ -470,7 +485,7 @@ def test_what_a_start_only_assumes_contradicts_nothing_and_is_known_afterwards(t
         (
             {"period_s": 0.3},
             [],
-            "has 0.3 s from step to step, .* has 0.05 s|has 0.05 s from step to step, .* has 0.3 s",
+            "has 0.3 s between steps, .* has 0.05 s|has 0.05 s between steps, .* has 0.3 s",
         ),
         ({}, ["--step-period-s", "0.3"], r"--step-period-s is 0.3, but .* has 0.05 s .* by its stamps"),
         ({"period_s": None, "duration_s": 60.0}, [], "expected the same in all"),
@@ -516,7 +531,7 @@ def test_a_contradiction_is_one_sentence_and_leaves_nothing(tmp_path, capsys, se
     assert list(out.parent.iterdir()) == []
 
 
-def test_few_samples_beyond_the_scale_are_clipped_and_told_more_need_the_option(tmp_path, capsys):
+def test_few_samples_beyond_the_scale_are_clipped_and_reported_but_more_need_the_option(tmp_path, capsys):
     commands = driven(200)
     commands[7, 0] = 0.45
     for name in ("a.h5", "b.h5"):
@@ -528,7 +543,7 @@ def test_few_samples_beyond_the_scale_are_clipped_and_told_more_need_the_option(
     assert train(tmp_path, tmp_path / "y.pth", "--action-scale", "0.2,0.8", "--max-clipped", "0.5") == 0
 
 
-def test_an_axis_that_nobody_used_needs_the_option_and_one_that_never_changes_is_told(tmp_path, capsys):
+def test_an_unused_axis_needs_the_option_and_a_constant_one_is_reported(tmp_path, capsys):
     straight = driven(z=0.0)
     straight[:, 0] = 0.3
     for name in ("a.h5", "b.h5"):
@@ -549,7 +564,7 @@ def test_an_axis_that_nobody_used_needs_the_option_and_one_that_never_changes_is
         (driven() * [1, 1, 0] - np.abs(driven()) * [0, 0, 1], "only ever turns right"),
     ],
 )
-def test_a_sign_that_may_be_wrong_is_told(tmp_path, capsys, commands, message):
+def test_a_sign_that_can_be_wrong_is_reported(tmp_path, capsys, commands, message):
     for name in ("a.h5", "b.h5"):
         recording(tmp_path / name, commands)
     assert train(tmp_path, tmp_path / "x.pth") == 0
@@ -580,7 +595,7 @@ def test_what_is_validated_on_is_not_trained_on(monkeypatch, tmp_path):
     assert names == [["a.h5", "b.h5"], ["c.h5"]]
 
 
-def test_an_instruction_in_place_of_the_recorded_one_is_told(two, tmp_path, capsys):
+def test_an_instruction_in_place_of_the_recorded_one_is_reported(two, tmp_path, capsys):
     assert train(two, tmp_path / "x.pth", "--instruction", "turn back") == 0
     assert "--instruction replaces what 2 of 2 episodes tell" in capsys.readouterr().err
 
@@ -602,7 +617,7 @@ def frames_folder(folder: Path, lines: list[tuple[float, float, float]]) -> Path
     return folder
 
 
-def test_a_frames_folder_tells_its_period_and_full_speed_is_told(tmp_path, capsys):
+def test_a_frames_folder_gives_its_period_and_full_speed_is_reported(tmp_path, capsys):
     lines = [(0.1 * index, 0.5 - index / 20, 0.6) for index in range(20)]
     folder, out = frames_folder(tmp_path / "drive", lines), tmp_path / "x.pth"
     halves = ["--instruction", "go", "--steps", "0:15", "--validate-steps", "15:20"]
@@ -616,7 +631,7 @@ def test_a_frames_folder_tells_its_period_and_full_speed_is_told(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("lines", "told", "message"),
+    ("lines", "text", "message"),
     [
         ([(0.1 * index, 30.0, 0.5) for index in range(20)], "go", "line 2 has steering 30, expected -1 to 1"),
         ([(0.1 * index, 0.3, 0.5) for index in range(20)], " ", "has no instruction"),
@@ -624,10 +639,10 @@ def test_a_frames_folder_tells_its_period_and_full_speed_is_told(tmp_path, capsy
         ([(0.1 * index, 0.3, 0.5) for index in range(60)], "go", "of 60 steps, .* --steps 0:54 --validate-steps 54:60"),
     ],
 )
-def test_a_frames_folder_that_can_not_be_is_refused(tmp_path, capsys, lines, told, message):
+def test_a_wrong_frames_folder_is_refused(tmp_path, capsys, lines, text, message):
     folder = frames_folder(tmp_path / "drive", lines)
     halves = [] if len(lines) == 60 else ["--steps", "0:15", "--validate-steps", "15:20"]
-    assert train(folder, tmp_path / "x.pth", "--instruction", told, *halves) == 2
+    assert train(folder, tmp_path / "x.pth", "--instruction", text, *halves) == 2
     assert re.search(message, capsys.readouterr().err)
 
 

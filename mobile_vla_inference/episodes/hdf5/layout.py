@@ -76,9 +76,10 @@ def layout_error(
             f"copy the images with `h5copy -i {path} -o OUT.h5 -s {source} -d /images`, and write the velocities next "
             "to them as actions"
         )
+    lacking = f"the data set{'s' * (len(missing) > 1)} {' and '.join(missing)}"
     return EpisodeError(
-        f"{where} lacks the data set{'s' * (len(missing) > 1)} {' and '.join(missing)}{holds}, expected an episode: images uint8 "
-        f"[steps, height, width, 3] and actions [steps, 3] (m/s, m/s, rad/s); {advice}"
+        f"{where} lacks {lacking}{holds}, expected an episode: images uint8 [steps, height, width, 3] and actions "
+        f"[steps, 3] (m/s, m/s, rad/s); {advice}"
     )
 
 
