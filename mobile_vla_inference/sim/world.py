@@ -94,7 +94,7 @@ class World:
 
     @property
     def outcome(self) -> str | None:
-        """How the episode ended, one of OUTCOMES; None while it goes on."""
+        """How the episode ended, one of OUTCOMES; None before its end."""
         if self.collided:
             return "collision"
         if self.passed_side not in (None, self.layout.side):

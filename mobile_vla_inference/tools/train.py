@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     episodes = [] if args.episodes == WORLD else _episodes(args, config.image_size)
     parts = ([], []) if args.episodes == WORLD else _split(args, episodes)
     agreement = _agreement(args, start, [*parts[0], *parts[1]])
-    print(*agreement.told, sep="\n")
+    print(*agreement.notes, sep="\n")
     for warning in agreement.warnings:
         _warn(warning)
     with tempfile.TemporaryDirectory() as folder:

@@ -66,12 +66,12 @@ class Agreement:
 
     Attributes:
         settings: with a confirmed step period and scale: they were read or given.
-        told: sentences with their values and sources.
-        warnings: sentences about what may be a mistake.
+        notes: sentences with their values and sources.
+        warnings: sentences about possible mistakes.
     """
 
     settings: PolicySettings
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
 

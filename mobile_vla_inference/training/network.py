@@ -83,7 +83,7 @@ def starting_config(size: str, axes: Sequence[str] | None = None) -> tuple[Hybri
 
 
 def starting_model(config: HybridConfig, settings: PolicySettings, seed: int) -> HybridModel:
-    """Build a model with random weights that train well: those of make-checkpoint, but another recurrent cell."""
+    """Build a model with random weights: those of make-checkpoint, adapted so that training converges."""
     model = HybridModel(config, settings)
     weights = {}
     for name, parameter in model.named_parameters():

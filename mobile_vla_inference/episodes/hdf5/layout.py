@@ -21,7 +21,7 @@ from mobile_vla_inference.episodes.hdf5.bounded import h5py, member
 
 SUFFIXES = (".h5", ".hdf5")
 
-#: Orders of an image's channels in a file: documented as RGB, but the original's camera said bgr8.
+#: Orders of an image's channels in a file: documented as RGB, but the original's camera published bgr8.
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 #: Data sets without which a group is no episode.
