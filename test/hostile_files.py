@@ -722,7 +722,7 @@ def _read_all() -> None:
     for module in (
         "policy.vla_policy",
         "policy.preprocess",
-        "policy.engine_choice",
+        "policy.engines.choice",
         "episodes.find",
         "bags.reader",
         "bags.writer",
