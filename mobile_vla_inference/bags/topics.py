@@ -79,7 +79,7 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
                 check_encoding(bag.path, topic)
         found = ", ".join(f"{topic.name} ({topic.type_name or 'of no type'})" for topic in bag.topics.values())
         raise BagError(
-            f"{bag.path} holds no image topic, but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}; record one"
+            f"{bag.path} holds no image topic but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}; record one"
         )
     filled = [topic for topic in images if topic.count] or images
     if len(filled) > 1:
