@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mobile_vla_inference.bags.messages import header_message, twist_message
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import BagWriter
 from mobile_vla_inference.ros.conversions import rgb_to_compressed
-from mobile_vla_inference.tools.make_bag import header_message, twist_message
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
 ACTIONS = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
 
 #: Changes an episode that is open for writing.
@@ -20,7 +20,7 @@ Change = Callable[[h5py.File], Any]
 def write_episode(path: Path, change: Change = lambda file: None) -> Path:
     """Write a good episode of 6 steps, change it, and return its path."""
     with h5py.File(path, "w") as file:
-        file["images"], file["actions"] = PICTURES, ACTIONS
+        file["images"], file["actions"] = IMAGES, ACTIONS
         file.attrs["instruction"] = "go"
         change(file)
     return path
@@ -58,8 +58,8 @@ def circle(file: h5py.File) -> None:
 def virtual(file: h5py.File) -> None:
     """Make the images a view of another file, which does not exist."""
     del file["images"]
-    layout = h5py.VirtualLayout(PICTURES.shape, np.uint8)
-    layout[:] = h5py.VirtualSource("moved_away.h5", "images", PICTURES.shape)
+    layout = h5py.VirtualLayout(IMAGES.shape, np.uint8)
+    layout[:] = h5py.VirtualSource("moved_away.h5", "images", IMAGES.shape)
     file.create_virtual_dataset("images", layout)
 
 
@@ -67,11 +67,11 @@ def another_filter(file: h5py.File) -> None:
     """Store the images with a filter (zstd) that h5py does not include."""
     del file["images"]
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_chunk((1, *PICTURES.shape[1:]))
+    plist.set_chunk((1, *IMAGES.shape[1:]))
     plist.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, ())
-    space = h5py.h5s.create_simple(PICTURES.shape)
+    space = h5py.h5s.create_simple(IMAGES.shape)
     images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plist)
-    for step, picture in enumerate(PICTURES):
+    for step, picture in enumerate(IMAGES):
         images.write_direct_chunk((step, 0, 0, 0), picture.tobytes())
 
 

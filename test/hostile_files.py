@@ -21,7 +21,7 @@ from typing import Any
 import hdf5_files
 import numpy as np
 from archive_files import MEMO_BOMB, Call, zipped
-from hdf5_files import ACTIONS, PICTURES
+from hdf5_files import ACTIONS, IMAGES
 
 REFUSED = 2
 
@@ -175,7 +175,7 @@ def _another_layout(path: Path) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        file["observations/images/top"], file["action"] = PICTURES, ACTIONS
+        file["observations/images/top"], file["action"] = IMAGES, ACTIONS
 
 
 def _h5_bytes() -> bytes:
@@ -219,18 +219,18 @@ def _hdf5_cases() -> Iterator[Case]:
                 file.create_dataset("actions", (10**12, 3), np.float32, chunks=(1, 3)),
             ]
         ),
-        "images that were never written": _declared("images", PICTURES.shape, np.uint8, chunks=(1, 12, 16, 3)),
+        "images that were never written": _declared("images", IMAGES.shape, np.uint8, chunks=(1, 12, 16, 3)),
         "images of 10^5 pixels a side": _declared("images", (6, 10**5, 10**5, 3), np.uint8, chunks=(1, 64, 64, 3)),
         "strings of 1 GB": _declared("actions", (6, 3), f"S{10**9}", chunks=(1, 1)),
         "cameras in a group": _instead(
-            "images", lambda file: file.create_dataset("images/front", data=PICTURES) and None
+            "images", lambda file: file.create_dataset("images/front", data=IMAGES) and None
         ),
         "images are an empty group": _instead("images", lambda file: file.create_group("images") and None),
         "actions are a group": _instead("actions", lambda file: file.create_group("actions") and None),
         "images are a type": _instead("images", lambda file: np.dtype("u1")),
         "images are empty": _instead("images", lambda file: empty),
         "images are a number": _instead("images", lambda file: 3),
-        "images are floats": _instead("images", lambda file: PICTURES.astype(np.float32)),
+        "images are floats": _instead("images", lambda file: IMAGES.astype(np.float32)),
         "images of 4 channels": _instead("images", lambda file: np.zeros((6, 12, 16, 4), np.uint8)),
         "images of no height": _instead("images", lambda file: np.zeros((6, 0, 16, 3), np.uint8)),
         "images are references": _instead(
@@ -247,7 +247,7 @@ def _hdf5_cases() -> Iterator[Case]:
         "link to a pipe": _link_to_a_pipe,
         "values in a lost file": _h5(hdf5_files.virtual),
         "values in /dev/zero": _declared(
-            "images", PICTURES.shape, np.uint8, external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]
+            "images", IMAGES.shape, np.uint8, external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]
         ),
         "a filter that is not here": _h5(hdf5_files.another_filter),
         "a gzip bomb": _h5(hdf5_files.bomb(6, 1024)),

@@ -145,7 +145,7 @@ def _read_all() -> None:
         "policy.vla_policy",
         "policy.preprocess",
         "policy.engines.choice",
-        "episodes.files",
+        "episodes.find",
         "bags.reader",
         "bags.writer",
     ):

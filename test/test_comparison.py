@@ -92,7 +92,7 @@ def test_the_lag_of_a_shifted_series_is_found(shift):
     ],
     ids=["short", "no time passes", "never changes"],
 )
-def test_a_lag_that_nothing_tells_is_none(times_s, predicted):
+def test_an_unknown_lag_is_none(times_s, predicted):
     assert lag(times_s, predicted, np.sin(np.arange(len(times_s)))) == {"lag_s": None, "lag_correlation": None}
 
 

@@ -1,4 +1,4 @@
-"""HDF5 from outside: what a file only declares, keeps elsewhere or packs too tightly is refused before it is read."""
+"""HDF5 from outside: data that are only declared, kept elsewhere or packed too tightly are refused before reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hdf5_files import (
     ACTIONS,
-    PICTURES,
+    IMAGES,
     another_filter,
     attribute,
     bomb,
@@ -23,24 +23,27 @@ from hdf5_files import (
     write_episode,
 )
 
-from mobile_vla_inference.episodes import hdf5, survey
-from mobile_vla_inference.episodes.files import EpisodeError, EpisodeWriter, episodes_in, find_episodes, read_world
-from mobile_vla_inference.training.dataset import read_lessons
+from mobile_vla_inference.episodes.episode import EpisodeError
+from mobile_vla_inference.episodes.find import find_episodes
+from mobile_vla_inference.episodes.hdf5 import bounded, survey
+from mobile_vla_inference.episodes.hdf5.reader import episodes_in
+from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
+from mobile_vla_inference.training.dataset import read_training_episodes
 
-#: What reading a refused file may allocate beside the interpreter, bytes.
-ROOM_BYTES = 64 << 20
+#: What reading a refused file may allocate in addition to the interpreter, bytes.
+MAX_BYTES = 64 << 20
 
 
 def refusal(path: Path) -> str:
-    """Read all of a file that is no good; return the sentence."""
+    """Read all of a bad file; return the message."""
     tracemalloc.start()
     try:
         with pytest.raises(EpisodeError) as error:
             for episode in episodes_in(path):
                 for _ in episode.frames():
                     pass
-                read_world(episode)
-        assert tracemalloc.get_traced_memory()[1] < ROOM_BYTES
+                episode.simulation()
+        assert tracemalloc.get_traced_memory()[1] < MAX_BYTES
     finally:
         tracemalloc.stop()
     sentence = str(error.value)
@@ -51,10 +54,10 @@ def refusal(path: Path) -> str:
 
 
 def only_some(file: h5py.File) -> None:
-    """As a recorder leaves it that was cut off: room for 6 images, 2 of them written."""
+    """Do as a recorder that was cut off: space for 6 images, 2 of them written."""
     del file["images"]
-    images = file.create_dataset("images", PICTURES.shape, np.uint8, chunks=(1, *PICTURES.shape[1:]))
-    images[:2] = PICTURES[:2]
+    images = file.create_dataset("images", IMAGES.shape, np.uint8, chunks=(1, *IMAGES.shape[1:]))
+    images[:2] = IMAGES[:2]
 
 
 def many_names_of_one_text(file: h5py.File) -> None:
@@ -86,7 +89,7 @@ def many_names_of_one_text(file: h5py.File) -> None:
         (replaced("actions", lambda file: np.full((6, 3), np.inf)), "NaN or Inf"),
         (replaced("images", lambda file: h5py.SoftLink("/nothing")), "images is a link to nothing"),
         (replaced("images", lambda file: h5py.ExternalLink("elsewhere.h5", "/images")), "images is a link to another"),
-        (circle, "images is a link in a circle"),
+        (circle, "images is a circle of links"),
         (virtual, "keeps its values in other files"),
         (
             declared("images", (6, 12, 16, 3), external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
@@ -139,38 +142,35 @@ def test_a_pipe_in_a_folder_of_episodes_is_named(tmp_path):
         find_episodes(tmp_path)
 
 
-def test_the_names_that_another_layout_has_are_told(tmp_path):
+def test_the_names_in_another_layout_are_reported(tmp_path):
     with h5py.File(tmp_path / "e.h5", "w") as file:
-        file["observations/images/top"] = PICTURES
+        file["observations/images/top"] = IMAGES
         file["action"] = ACTIONS
     sentence = refusal(tmp_path / "e.h5")
-    assert (
-        f"e.h5 lacks data sets that are called images and actions (it holds action float32 {[*ACTIONS.shape]}"
-        in sentence
-    )
-    assert f"observations/images/top uint8 {[*PICTURES.shape]})" in sentence
+    assert f"e.h5 lacks the data sets images and actions (it holds action float32 {[*ACTIONS.shape]}" in sentence
+    assert f"observations/images/top uint8 {[*IMAGES.shape]})" in sentence
     assert f"`h5copy -i {tmp_path / 'e.h5'} -o OUT.h5 -s /observations/images/top -d /images`" in sentence
 
 
 @pytest.mark.parametrize(
     ("images", "actions", "sentence"),
     [
-        (PICTURES, ACTIONS[:-1], f"has {len(PICTURES)} images but {len(ACTIONS) - 1} actions .*; leave out the steps"),
-        (np.moveaxis(PICTURES, -1, 1), ACTIONS, r"; transpose the images with numpy.moveaxis\(images, 1, -1\)$"),
-        (PICTURES.astype(np.int64), ACTIONS, "has images int64 .*; convert the images to uint8, 0 to 255$"),
-        (PICTURES, np.zeros((len(PICTURES), 14)), "; keep the 3 of 14 columns that are linear x"),
-        (PICTURES, ACTIONS[:, :2], "; add the columns that are not driven as zeros"),
-        (PICTURES[..., 0], ACTIONS, "; repeat the images' one channel three times$"),
-        (PICTURES[:0], ACTIONS[:0], "; record it again$"),
+        (IMAGES, ACTIONS[:-1], f"has {len(IMAGES)} images but {len(ACTIONS) - 1} actions .*; leave out the steps"),
+        (np.moveaxis(IMAGES, -1, 1), ACTIONS, r"; transpose the images with numpy.moveaxis\(images, 1, -1\)$"),
+        (IMAGES.astype(np.int64), ACTIONS, "has images int64 .*; convert the images to uint8, 0 to 255$"),
+        (IMAGES, np.zeros((len(IMAGES), 14)), "; keep the 3 of 14 columns that are linear x"),
+        (IMAGES, ACTIONS[:, :2], "; add the columns that are not driven as zeros"),
+        (IMAGES[..., 0], ACTIONS, "; repeat the images' one channel three times$"),
+        (IMAGES[:0], ACTIONS[:0], "; record it again$"),
     ],
 )
-def test_data_of_another_shape_or_type_tell_how_to_convert_them(tmp_path, images, actions, sentence):
+def test_the_error_about_another_shape_or_type_gives_the_conversion(tmp_path, images, actions, sentence):
     with h5py.File(tmp_path / "e.h5", "w") as file:
         file["images"], file["actions"] = images, actions
     assert re.search(sentence, refusal(tmp_path / "e.h5"))
 
 
-def test_a_path_that_holds_something_else_tells_what_makes_episodes_of_it(tmp_path):
+def test_the_error_about_another_path_gives_the_command_to_make_episodes(tmp_path):
     (tmp_path / "table").mkdir()
     (tmp_path / "table/actions.csv").write_text("frame\n")
     (tmp_path / "bag").mkdir()
@@ -196,7 +196,7 @@ def test_a_link_within_the_file_is_followed(tmp_path):
         file["images"] = h5py.SoftLink("camera/now/frames")
 
     (episode,) = find_episodes(write_episode(tmp_path / "e.h5", change))
-    assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
+    assert np.array_equal(np.stack(list(episode.frames())), IMAGES)
 
 
 def test_attributes_of_one_element_are_texts_and_numbers(tmp_path):
@@ -217,18 +217,18 @@ def test_images_are_the_same_in_any_chunks(tmp_path, chunks, compression):
 
     def change(file: h5py.File) -> None:
         del file["images"]
-        file.create_dataset("images", data=PICTURES, chunks=chunks, compression=compression, shuffle=chunks is not None)
+        file.create_dataset("images", data=IMAGES, chunks=chunks, compression=compression, shuffle=chunks is not None)
 
     (episode,) = find_episodes(write_episode(tmp_path / "e.h5", change))
-    assert np.array_equal(np.stack(list(episode.frames())), PICTURES)
+    assert np.array_equal(np.stack(list(episode.frames())), IMAGES)
 
 
 def test_images_in_chunks_too_large_to_read_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "MAX_READ_BYTES", 2 * PICTURES[0].nbytes)
+    monkeypatch.setattr(bounded, "MAX_READ_BYTES", 2 * IMAGES[0].nbytes)
 
     def change(file: h5py.File) -> None:
         del file["images"]
-        file.create_dataset("images", data=PICTURES, chunks=(3, 12, 16, 3))
+        file.create_dataset("images", data=IMAGES, chunks=(3, 12, 16, 3))
 
     with pytest.raises(EpisodeError, match="h5repack -l images:CHUNK=1x12x16x3 IN OUT"):
         find_episodes(write_episode(tmp_path / "e.h5", change))
@@ -237,8 +237,8 @@ def test_images_in_chunks_too_large_to_read_are_refused(tmp_path, monkeypatch):
 def test_images_that_hardly_pack_are_no_bomb(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 400, 400, 3), dtype=np.uint8)
     with EpisodeWriter(tmp_path / "e.h5", (400, 400), instruction="go") as writer:
-        for step, picture in enumerate(noise):
-            writer.add(float(step), picture, (0.0, 0.0, 0.0))
+        for step, image in enumerate(noise):
+            writer.add(float(step), image, (0.0, 0.0, 0.0))
     (episode,) = find_episodes(tmp_path / "e.h5")
     assert np.array_equal(np.stack(list(episode.frames())), noise)
 
@@ -257,14 +257,14 @@ def whole(tmp_path_factory) -> bytes:
     """Return the bytes of a small file as the package writes it."""
     path = tmp_path_factory.mktemp("whole") / "e.h5"
     with EpisodeWriter(path, (16, 12), instruction="go", scenario="s") as writer:
-        for step, (picture, command) in enumerate(zip(PICTURES, ACTIONS)):
-            writer.add(float(step), picture, command)
+        for step, (image, command) in enumerate(zip(IMAGES, ACTIONS)):
+            writer.add(float(step), image, command)
     return path.read_bytes()
 
 
 @pytest.mark.timeout(60)
 def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatch):
-    """The global heap's first object, which holds the attributes' texts, says that its successor has no size."""
+    """The global heap's first object, which holds the attributes' texts, declares that its successor has no size."""
     monkeypatch.setattr(survey, "EPISODE_LIMIT_S", 1.0)
     heap = whole.index(b"GCOL")
     data = bytearray(whole)
@@ -287,7 +287,7 @@ def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatc
         ("print('rf!c.h5 is no good', end='', flush=True)", "c.h5 is no good"),
     ],
 )
-def test_what_the_child_meets_is_told(tmp_path, monkeypatch, code, sentence):
+def test_what_happens_to_the_child_is_reported(tmp_path, monkeypatch, code, sentence):
     (tmp_path / "child.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(survey, "__name__", "child")
@@ -296,14 +296,14 @@ def test_what_the_child_meets_is_told(tmp_path, monkeypatch, code, sentence):
         survey.survey([tmp_path / "b.h5", tmp_path / "c.h5"])
 
 
-def test_a_child_that_can_not_start_hinders_nobody(tmp_path, monkeypatch):
+def test_a_child_that_can_not_start_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "__name__", "no_such_module")
     assert len(find_episodes(write_episode(tmp_path / "e.h5", lambda file: None))) == 1
 
 
 @pytest.mark.timeout(120)
 def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path):
-    """The same kind of damage at many places: the library's answers differ, ours don't."""
+    """Damage many places: the library's errors differ, the package's don't."""
     generator = np.random.default_rng(0)
     for index in range(12):
         data = bytearray(whole[: len(whole) * 3 // 4] if index % 4 == 3 else whole)
@@ -312,7 +312,7 @@ def test_damaged_bytes_are_a_sentence_or_an_episode(whole, tmp_path):
         path = tmp_path / f"{index}.h5"
         path.write_bytes(data)
         try:
-            for lesson in read_lessons(path, 8, "go"):
-                assert len(lesson.frames) == len(lesson.commands)
+            for episode in read_training_episodes(path, 8, "go"):
+                assert len(episode.frames) == len(episode.commands)
         except EpisodeError as error:
             assert str(error).startswith(str(path))

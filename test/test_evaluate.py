@@ -21,14 +21,11 @@ from hypothesis import strategies as st
 
 from mobile_vla_inference.action import training_values
 from mobile_vla_inference.bags.reader import BagReader
+from mobile_vla_inference.episodes.episode import EpisodeError
 from mobile_vla_inference.episodes.figures import Prediction, confusion, direction_name, directions, figures
-from mobile_vla_inference.episodes.files import (
-    NO_SCENARIO,
-    SCENARIO_INSTRUCTIONS,
-    EpisodeError,
-    EpisodeWriter,
-    find_episodes,
-)
+from mobile_vla_inference.episodes.find import find_episodes
+from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
+from mobile_vla_inference.episodes.scenario_instructions import NO_SCENARIO, SCENARIO_INSTRUCTIONS
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
@@ -114,8 +111,8 @@ def _bad(path: Path, **datasets: np.ndarray) -> Path:
     [
         (lambda path: path.write_bytes(b"no HDF5"), "can't be read as HDF5"),
         (lambda path: _bad(path), "is empty"),
-        (lambda path: _bad(path, actions=np.zeros((2, 3))), "lacks .*called images"),
-        (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks .*called actions"),
+        (lambda path: _bad(path, actions=np.zeros((2, 3))), "lacks the data set images"),
+        (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8)), "lacks the data set actions"),
         (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3)), actions=np.zeros((2, 3))), "has images float64"),
         (lambda path: _bad(path, images=np.zeros((2, 4, 4, 3), np.uint8), actions=np.zeros((3, 3))), r"\[3, 3\]"),
         (
@@ -418,13 +415,13 @@ def test_ctrl_c_leaves_nothing_half_written(tool, episodes_dir, tiny_checkpoint,
     out = tmp_path / "out"
     code = (
         "import sys, os, signal\n"
-        "from mobile_vla_inference.episodes import files\n"
-        "frames = files.Episode.frames\n"
+        "from mobile_vla_inference.episodes.hdf5.reader import Hdf5Episode\n"
+        "frames = Hdf5Episode.frames\n"
         "def interrupted(self):\n"
         "    yield next(frames(self))\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    signal.sigtimedwait([], 10)\n"
-        "files.Episode.frames = interrupted\n"
+        "Hdf5Episode.frames = interrupted\n"
         "from mobile_vla_inference.tools.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from made_up_facts import made_up_facts
 
 from mobile_vla_inference.action import Action, VelocityCommand
+from mobile_vla_inference.bags.messages import twist_message
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, BagError, BagReader, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.control.gate import GateLimits
@@ -31,7 +32,6 @@ from mobile_vla_inference.replay.gate_model import GateModel, limited_by
 from mobile_vla_inference.replay.offline import DUE, STEPS_FILE, ReplayOptions, replay
 from mobile_vla_inference.replay.summary import Step, read_steps, result_json
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.make_bag import twist_message
 
 
 class CountingPolicy:

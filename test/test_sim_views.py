@@ -11,9 +11,10 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore
 
 from mobile_vla_inference.ros.sim_views import fill_odometry, layout_markers, robot_transforms
+from mobile_vla_inference.sim.layout import CUP_HEIGHT_M, draw_layout
 from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import CUP_HEIGHT_M, SCENARIOS, draw_layout
+from mobile_vla_inference.sim.scenarios import SCENARIOS
 from mobile_vla_inference.sim.world import Motion
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)

@@ -1,4 +1,4 @@
-"""The time from step to step: what stamps and durations tell, and what they can't."""
+"""The time between steps: the periods of stamps and durations, and recordings without one."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_uneven_steps_can_be_resampled_or_left_out():
         common_period([uneven, other])
 
 
-def test_nothing_is_told_by_one_step_or_no_duration():
+def test_one_step_or_no_duration_gives_no_period():
     assert period_of_stamps([7.0], "it") is None
     assert period_of_duration(None, 18, "it") is None
     assert period_of_duration(0.0, 18, "it") is None

@@ -1,4 +1,4 @@
-"""The simulated world: layouts and instructions from seeds, motion and its limits, the expert, pictures, judging."""
+"""The simulated world: layouts and instructions from seeds, motion and its limits, the expert, images, outcomes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobile_vla_inference.action import STANDSTILL, VelocityCommand
-from mobile_vla_inference.sim import scenarios
-from mobile_vla_inference.sim.auxiliary_targets import SIGHT, sight
+from mobile_vla_inference.sim.auxiliary_targets import AUXILIARY_TARGETS, auxiliary_targets
 from mobile_vla_inference.sim.closed_loop import (
     EpisodeResult,
     EpisodeTask,
@@ -23,8 +22,10 @@ from mobile_vla_inference.sim.closed_loop import (
     wilson_interval,
 )
 from mobile_vla_inference.sim.expert import Expert, convex_hull, path_length_m
+from mobile_vla_inference.sim.layout import draw_layout
+from mobile_vla_inference.sim.phrases import instruction, training_sentences, with_unknown_word
 from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, other_side
+from mobile_vla_inference.sim.scenarios import SCENARIOS, other_side
 from mobile_vla_inference.sim.world import (
     BASES,
     MAX_ANGULAR_RADPS,
@@ -60,14 +61,14 @@ def test_a_layout_follows_from_its_seed_and_hides_the_cup(scenario, seed):
     assert y_from < layout.cup[1] < y_to
     assert World(layout).outcome is None
     assert (layout.doorway is not None) == ("_cone_" in scenario)
-    values = dict(zip(SIGHT, sight(World(replace(layout, start=Pose())))))
+    values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(World(replace(layout, start=Pose())))))
     assert values["boxes_seen"] == 1.0
-    # The shadow is the one from where the boxes are met: the start, or the doorway where there is one.
+    # The boxes hide the cup from the start, or from the doorway where there is one.
     door = layout.doorway
-    met = Pose() if door is None else Pose(door.x_m - 0.1, door.y_m)
-    values = dict(zip(SIGHT, sight(World(replace(layout, start=met)))))
+    viewpoint = Pose() if door is None else Pose(door.x_m - 0.1, door.y_m)
+    values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(World(replace(layout, start=viewpoint)))))
     assert values["boxes_seen"] == 1.0
-    assert values["cup_seen"] == -1.0 or len(layout.boxes) == 2  # to be seen between two boxes only
+    assert values["cup_seen"] == -1.0 or len(layout.boxes) == 2  # visible only between two boxes
     assert layout.side == scenario.rpartition("_")[2]
 
 
@@ -78,7 +79,7 @@ def test_the_cone_is_seen_before_the_doorway_and_never_behind_it(scenario, seed)
     expert, door = Expert(world), world.layout.doorway
     seen, last_m = 0, -math.inf
     while world.outcome is None:
-        values = dict(zip(SIGHT, sight(world)))
+        values = dict(zip(AUXILIARY_TARGETS, auxiliary_targets(world)))
         if values["cone_seen"] > 0:
             seen, last_m = seen + 1, world.pose.x_m
             assert abs(values["cone_bearing"]) < 1.0
@@ -87,11 +88,11 @@ def test_the_cone_is_seen_before_the_doorway_and_never_behind_it(scenario, seed)
     assert world.outcome == "success"
     assert seen >= 3
     assert last_m < door.x_m - 0.5
-    beside = door.cone[1] - door.y_m
-    assert (beside > 0.0) == (door.cone_side == "left")
+    aside_m = door.cone[1] - door.y_m
+    assert (aside_m > 0.0) == (door.cone_side == "left")
 
 
-def test_the_doorway_lets_the_robot_through_and_its_walls_and_cone_stop_it():
+def test_the_robot_passes_the_doorway_and_collides_with_its_walls_and_cone():
     layout = draw_layout("1box_vert_cone_left", 4)
     door = layout.doorway
     for y_m, outcome in ((door.y_m, None), (door.cone[1], "collision"), (door.y_m - door.half_width_m, "collision")):
@@ -122,7 +123,7 @@ def test_an_instruction_names_its_side_and_no_other(scenario, seed, phrasing):
     text = instruction(scenario, seed, phrasing)
     assert text == instruction(scenario, seed, phrasing)
     assert "{" not in text
-    if "_cone_" in scenario:  # names the cone, and another place where the other side is meant
+    if "_cone_" in scenario:  # the instruction contains the cone and not the side
         assert "cone" in text or "콘" in text
         assert not any(word in text.lower() for word in ("left", "right", "왼쪽", "오른쪽"))
         assert text != instruction(other_side(scenario), seed, phrasing)
@@ -135,7 +136,7 @@ def test_an_instruction_names_its_side_and_no_other(scenario, seed, phrasing):
 
 
 def test_unseen_phrases_are_not_among_those_of_training():
-    trained = {text.lower().rstrip(".!") for text in scenarios.training_sentences()}
+    trained = {text.lower().rstrip(".!") for text in training_sentences()}
     unseen = {instruction(name, seed, "unseen").lower() for name in SCENARIOS for seed in range(60)}
     assert len(unseen) > 40
     assert not unseen & trained
@@ -155,7 +156,7 @@ def test_the_sentence_of_the_original_data():
 @settings(max_examples=30, deadline=None)
 def test_an_unknown_word_is_added_and_nothing_else_changes(scenario, seed):
     text = instruction(scenario, seed)
-    words = scenarios.with_unknown_word(text, np.random.default_rng(seed)).split(" ")
+    words = with_unknown_word(text, np.random.default_rng(seed)).split(" ")
     assert any(" ".join(words[:index] + words[index + 1 :]) == text for index in range(len(words)))
 
 
@@ -185,7 +186,7 @@ def test_an_omnidirectional_base_moves_sideways():
     assert world.pose.x_m == pytest.approx(0.0)
 
 
-def test_a_base_that_nobody_knows_and_a_command_that_is_no_number_are_refused():
+def test_an_unknown_base_and_a_command_of_nan_are_refused():
     layout = draw_layout("1box_vert_left", 0)
     with pytest.raises(ValueError, match="legged"):
         World(layout, "legged")
@@ -193,7 +194,7 @@ def test_a_base_that_nobody_knows_and_a_command_that_is_no_number_are_refused():
         World(layout).command(VelocityCommand(math.nan))
 
 
-# --- what becomes of an episode ---
+# --- outcomes ---
 
 
 def test_driving_straight_on_ends_at_the_box():
@@ -216,7 +217,7 @@ def test_standing_still_is_a_timeout():
     assert world.path_m == 0.0
 
 
-def test_the_right_way_round_the_wrong_side_is_no_success():
+def test_reaching_the_cup_on_the_wrong_side_is_no_success():
     layout = draw_layout("2box_hori_left", 5)
     guide = World(replace(layout, scenario=other_side(layout.scenario)))
     judged = World(layout)
@@ -241,7 +242,7 @@ def test_the_expert_succeeds(scenario, base):
 
 @given(st.sampled_from(SCENARIOS), SEEDS, st.floats(0.0, 3.0), st.floats(-1.0, 1.0), st.floats(-3.0, 3.0))
 @settings(max_examples=80, deadline=None)
-def test_the_expert_has_an_answer_everywhere(scenario, seed, x_m, y_m, yaw_rad):
+def test_the_expert_has_a_command_for_every_pose(scenario, seed, x_m, y_m, yaw_rad):
     world = World(replace(draw_layout(scenario, seed), start=Pose(x_m, y_m, yaw_rad)))
     expert = Expert(world)
     path = expert.path()
@@ -285,7 +286,7 @@ def test_figures_of_some_episodes():
     assert by_scenario["2box_hori_right"]["path_ratio"] is None
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +306,7 @@ def plain(layout):
     return replace(layout, light=light, boxes=boxes, cup_rgb=(0.0, 0.0, 1.0))
 
 
-def test_a_picture_shows_the_box_where_it_stands(renderer):
+def test_an_image_shows_the_box_at_its_place(renderer):
     layout = plain(draw_layout("1box_hori_left", 1))
     box = layout.boxes[0]
     scene = renderer.scene(layout)
@@ -319,7 +320,7 @@ def test_a_picture_shows_the_box_where_it_stands(renderer):
     assert abs(across.mean() - renderer.size_px / 2) < 12
     assert down.min() < renderer.size_px / 2 < down.max()  # taller than the camera
     turned_left, _ = columns(facing + 0.2)
-    assert turned_left.mean() > across.mean() + 20  # the box wanders to the right
+    assert turned_left.mean() > across.mean() + 20  # the box moves to the right
     assert not columns(facing + math.pi)[0].size
     scene.close()
 
@@ -336,7 +337,7 @@ def test_the_cup_is_hidden_at_the_start_and_seen_from_behind_the_boxes(renderer)
     scene.close()
 
 
-def test_pictures_of_two_worlds_do_not_mix_and_noise_follows_the_seed(renderer):
+def test_images_of_two_worlds_do_not_mix_and_noise_follows_the_seed(renderer):
     layouts = [draw_layout("2box_vert_left", seed) for seed in (1, 2)]
     scenes = [renderer.scene(layout) for layout in layouts]
     first = [scene.frame(Pose()) for scene in scenes]
@@ -348,7 +349,7 @@ def test_pictures_of_two_worlds_do_not_mix_and_noise_follows_the_seed(renderer):
 
 
 class Blind:
-    """Drives straight on, and keeps what it was shown."""
+    """Drives straight on, and keeps the frames and instructions that it got."""
 
     def __init__(self):
         self.frames = []
@@ -363,7 +364,7 @@ class Blind:
 
 
 @pytest.mark.parametrize("camera", ["on", "frozen", "black"])
-def test_an_episode_shows_its_driver_what_the_camera_sees(renderer, camera):
+def test_the_driver_of_an_episode_gets_the_cameras_images(renderer, camera):
     driver = Blind()
     shown = []
     result = drive_episode(
@@ -383,7 +384,7 @@ def test_an_episode_shows_its_driver_what_the_camera_sees(renderer, camera):
     assert any(frame.any() for frame in driver.frames) == (camera != "black")
 
 
-def test_without_panda3d_one_sentence_tells_what_to_install(monkeypatch):
+def test_without_panda3d_one_sentence_names_the_requirements(monkeypatch):
     from mobile_vla_inference.sim.renderer import Renderer, SimulatorError
 
     monkeypatch.setitem(sys.modules, "panda3d", None)

@@ -1,1 +1,1 @@
-"""Recorded drives: read and write rosbag 2, run a policy over a bag, compare it with what a person did."""
+"""Recorded drives in the format of rosbag 2: read, written, and their topics, messages and step periods."""

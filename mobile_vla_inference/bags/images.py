@@ -1,4 +1,4 @@
-"""The images of a bag: as the node converts them, and again as small JPEGs for people."""
+"""The images of a bag: converted as in the node, and as small JPEGs for reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobile_vla_inference.decoding import is_jpeg
 from mobile_vla_inference.errors import FrameError
 from mobile_vla_inference.ros import conversions
 
-#: Type of an image message -> what checks it and what converts it to RGB, as in the node.
+#: Type of an image message -> its check and its conversion to RGB, as in the node.
 CONVERSIONS = {
     IMAGE: (conversions.check_image, conversions.image_to_rgb),
     COMPRESSED_IMAGE: (conversions.check_compressed, conversions.compressed_to_rgb),
@@ -23,7 +23,7 @@ _JPEG_QUALITY = 80
 
 
 def decode_or_none(bag: BagReader, message: BagMessage) -> Any | None:
-    """Return a message as an object; None where its bytes are not of its type."""
+    """Return a message as an object; None where its bytes don't fit its type."""
     try:
         return bag.decode(message)
     except BagError:
@@ -46,7 +46,7 @@ def frames_jpeg(path: Path, topic: str, indices: Iterable[int] | None, max_width
 
 
 def _jpeg(message: Any | None, type_name: str, max_width: int) -> bytes | None:
-    """Return an image as JPEG no wider than `max_width`, as it is where it fits; None where it is unreadable."""
+    """Return an image as JPEG no wider than `max_width`, unchanged where it fits; None where it can't be read."""
     if message is None:
         return None
     try:

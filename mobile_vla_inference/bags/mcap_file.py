@@ -1,6 +1,6 @@
-"""Read one mcap file: in the order of time by its index, or in its own order where it has none or breaks off.
+"""Read one mcap file: in order of time by its index, or in the file's order where it has no index or is cut off.
 
-Nothing is unpacked or loaded before its size is known and found sane, whatever the file says about itself.
+Nothing is unpacked or loaded before its size is checked, whatever the file declares.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mobile_vla_inference.bags.source import (
     MAX_TIME_NS,
     BagError,
     BagMessage,
-    Tally,
+    StorageReader,
     Topic,
     add_once,
     is_latched,
@@ -38,11 +38,11 @@ from mobile_vla_inference.bags.source import (
 
 MAGIC = b"\x89MCAP0\r\n"
 
-#: Recorders begin a new chunk after about a MiB; a single message may be longer.
+#: Recorders begin a new chunk after about a MiB, but a single message can be longer.
 MAX_CHUNK_BYTES = 2 * MAX_MESSAGE_BYTES
-#: Unpacked chunks that may be open at the same time, because their times overlap.
+#: Most bytes of unpacked chunks that are open at the same time, because their times overlap.
 _MAX_OPEN_BYTES = 2 * MAX_CHUNK_BYTES
-#: A larger summary is not loaded: the file is read in its order then.
+#: A larger summary is not loaded; then the file is read in its own order.
 _MAX_SUMMARY_BYTES = 32 << 20
 _MAX_TOPIC_CHARACTERS = 1000
 
@@ -51,37 +51,29 @@ _MESSAGE = struct.Struct("<HIQQ")
 _CHUNK = struct.Struct("<QQQII")
 _FOOTER_BYTES = 20
 
-#: What a broken file makes its parsers raise; a record may end anywhere, also inside a compressed chunk.
+#: What the parsers raise on a broken file: a record can end anywhere, also inside a compressed chunk.
 _BROKEN = (McapError, struct.error, zstandard.ZstdError, UnicodeDecodeError, RuntimeError, ValueError, EOFError)
 
 
 class _Record(NamedTuple):
-    """Where a record's content lies."""
+    """Place of a record's content in the file."""
 
     opcode: int
     at: int
     length: int
 
 
-class McapFile:
-    """An mcap file that is open for reading; a context manager."""
+class McapFile(StorageReader):
+    """An mcap file that is open for reading."""
 
     def __init__(self, file: Path, name: Path, notes: list[str]) -> None:
-        """Prepare a file; `name` is what it is called in sentences."""
-        self._file = file
-        self._name = name
-        self._notes = notes
+        super().__init__(file, name, notes)
         self._stream: BinaryIO | None = None
-        self._size = 0
-        self._tally = Tally()
         self._schemas: dict[int, str] = {}
-        self._channels: dict[int, Topic] = {}
         self._chunks: list[ChunkIndex] | None = None
-        self.topics: list[Topic] = []
-        self.start_ns: int | None = None
 
     def __enter__(self) -> McapFile:
-        """Read the summary; without one, the whole file once: channels may be declared in any chunk."""
+        """Read the summary. Without one, read the whole file once: any chunk can declare channels."""
         self._stream = self._file.open("rb")
         try:
             self._size = os.fstat(self._stream.fileno()).st_size
@@ -97,15 +89,15 @@ class McapFile:
         except BaseException:
             self._stream.close()
             raise
-        told = {key: channel for key, channel in self._channels.items() if self._chunks is not None or key in counts}
-        self.topics = topics_of(told, counts)
+        channels = {key: each for key, each in self._channels.items() if self._chunks is not None or key in counts}
+        self.topics = topics_of(channels, counts)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stream.close()
 
     def messages(self, topics: set[str], start_ns: int | None) -> Iterator[BagMessage]:
-        """Yield messages in the order of their time, or of the file where it has no index."""
+        """Yield messages in order of time, or in the file's order where it has no index."""
         wanted = {key for key, channel in self._channels.items() if channel.name in topics}
         found = self._in_file_order(wanted) if self._chunks is None else self._in_time_order(wanted, start_ns)
         number = 0
@@ -113,15 +105,18 @@ class McapFile:
             number += 1
             if start_ns is None or time_ns >= start_ns:
                 yield BagMessage(self._channels[key].name, time_ns, data)
-        told = sum(topic.count for topic in self.topics if topic.name in topics)
-        if start_ns is None and self._chunks is not None and number != told:
-            sentence = f"{self._name.name} tells of {told} messages on {', '.join(sorted(topics))}, but holds {number}"
-            add_once(self._notes, f"{sentence}: all that it holds were read")
+        declared = sum(topic.count for topic in self.topics if topic.name in topics)
+        if start_ns is None and self._chunks is not None and number != declared:
+            names = ", ".join(sorted(topics))
+            add_once(
+                self._notes,
+                f"{self._name.name} declares {declared} messages on {names}, but holds {number}: all of them were read",
+            )
 
     # ---- by the index ------------------------------------------------------------------------------------------------
 
     def _read_summary(self) -> dict[int, int] | None:
-        """Return the messages per channel; None where the file has no summary, or one that can't be trusted."""
+        """Return the messages per channel; None where the file has no summary, or an unsound one."""
         try:
             section = self._summary_section()
             statistics: Statistics | None = None
@@ -146,7 +141,7 @@ class McapFile:
         return dict(statistics.channel_message_counts)
 
     def _summary_section(self) -> bytes | None:
-        """Return the bytes between the data and the footer; None where there are none or too many."""
+        """Return the bytes between data and footer; None where there are none or too many."""
         footer_at = self._size - len(MAGIC) - _FOOTER_BYTES
         if footer_at - _HEAD.size < len(MAGIC):
             return None
@@ -158,7 +153,7 @@ class McapFile:
         return self._read(start, length) if start and 0 < length <= _MAX_SUMMARY_BYTES else None
 
     def _is_sound(self, chunks: list[ChunkIndex], statistics: Statistics) -> bool:
-        """Whether chunks can be read by the index: each once, each telling its channels, few at a time."""
+        """Return whether the index is usable: it has each chunk once, with its channels, and few overlap in time."""
         for chunk in chunks:
             self._check_chunk_size(chunk.uncompressed_size)
             end = chunk.chunk_start_offset + _HEAD.size
@@ -179,7 +174,7 @@ class McapFile:
             if not wanted.isdisjoint(chunk.message_index_offsets)
             and (start_ns is None or chunk.message_end_time >= start_ns)
         ]
-        # A chunk is opened when its time has come: its first entry tells that time and no message.
+        # A chunk's first entry has only its start time: the merge opens the chunk when that time comes.
         merged = heapq.merge(*(self._of_chunk(number, chunk, wanted) for number, chunk in enumerate(chunks)))
         try:
             for time_ns, _, _, key, data in merged:
@@ -187,25 +182,25 @@ class McapFile:
                     yield key, time_ns, data
         except _BROKEN as error:
             raise BagError(
-                f"{self._name} is damaged ({error}), expected a whole mcap file; copy it again, or rescue what is left "
+                f"{self._name} is damaged ({error}), expected a whole mcap file; copy it again, or recover the rest "
                 "with `mcap recover`"
             ) from error
 
     def _of_chunk(
         self, number: int, chunk: ChunkIndex, wanted: set[int]
     ) -> Iterator[tuple[int, int, int, int, bytes | None]]:
-        """Yield (time, chunk, place, channel, bytes) in the order of the time; the first stands for the chunk."""
+        """Yield (time, chunk, place, channel, bytes) in order of time; the first has the chunk's start and no bytes."""
         yield chunk.message_start_time, number, -1, 0, None
         opcode, length = _HEAD.unpack(self._read(chunk.chunk_start_offset, _HEAD.size))
         if opcode != Opcode.CHUNK:
-            raise ValueError("its index names a place where no chunk is")
+            raise ValueError("its index points to a place without a chunk")
         data = self._unpacked(_Record(opcode, chunk.chunk_start_offset + _HEAD.size, length))
         times, places = array("Q"), array("Q")
         for record in _records_in(data):
             if record.opcode == Opcode.MESSAGE:
                 key, _, time_ns, _ = _MESSAGE.unpack_from(data, record.at)
                 if not chunk.message_start_time <= time_ns <= chunk.message_end_time:
-                    raise ValueError("a message lies outside the time that its chunk tells")
+                    raise ValueError("a message is outside the time range of its chunk")
                 if self._is_wanted(key, time_ns, wanted):
                     times.append(time_ns)
                     places.append(record.at)
@@ -215,10 +210,10 @@ class McapFile:
             key, _, time_ns, _ = _MESSAGE.unpack_from(data, at)
             yield time_ns, number, at, key, data[at + _MESSAGE.size : at + length]
 
-    # ---- in the order of the file ------------------------------------------------------------------------------------
+    # ---- in the file's order -----------------------------------------------------------------------------------------
 
     def _in_file_order(self, wanted: set[int] | None) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (channel, time, bytes) up to where the file ends or breaks off; None: all, without their bytes."""
+        """Yield (channel, time, bytes) up to the end or the damage; for None, of all channels, without the bytes."""
         try:
             for record in self._records():
                 if record.opcode == Opcode.CHUNK:
@@ -246,11 +241,11 @@ class McapFile:
                             body = self._message(key, record)
                         yield key, time_ns, body
         except _BROKEN:
-            # Without an index, the first time through counts all that can be read.
+            # Without an index, the first pass counts everything that can be read.
             note_damage(self._notes, self._name, self._tally, empty=self._size == 0)
 
     def _records(self) -> Iterator[_Record]:
-        """Yield the records from the file's beginning to its footer; raise EOFError where it ends before."""
+        """Yield the records from the file's beginning to its footer; raise EOFError where the file ends before it."""
         at = len(MAGIC)
         if self._read(0, at) != MAGIC:
             raise ValueError("no mcap file")
@@ -259,7 +254,7 @@ class McapFile:
             at += _HEAD.size
             if length > self._size - at:
                 raise EOFError("a record that ends after the file")
-            if length == 0:  # no record is empty, but a disk that was full leaves zeros without end
+            if length == 0:  # no record is empty, but a full disk leaves long runs of zeros
                 raise EOFError("an empty record")
             if opcode == Opcode.FOOTER:
                 if self._read(at + length, len(MAGIC)) != MAGIC:
@@ -270,22 +265,22 @@ class McapFile:
 
     def _message(self, key: int, record: _Record) -> bytes:
         if record.length > MAX_MESSAGE_BYTES:
-            raise BagError(
-                f"{self._name} holds a message of {record.length >> 20} MiB on {self._channels[key].name}, expected at "
-                f"most {MAX_MESSAGE_BYTES >> 20} MiB; leave that topic out"
-            )
+            raise self._too_large(record.length, key)
         return self._read(record.at + _MESSAGE.size, record.length - _MESSAGE.size)
 
     def _is_wanted(self, key: int, time_ns: int, wanted: set[int] | None) -> bool:
         if time_ns >= MAX_TIME_NS:
-            add_once(self._notes, f"{self._name.name} holds messages of a time beyond all ROS times: they are left out")
+            add_once(
+                self._notes,
+                f"{self._name.name} holds messages with times that no ROS stamp can hold: they are left out",
+            )
             return False
         return key in (self._channels if wanted is None else wanted)
 
-    # ---- both --------------------------------------------------------------------------------------------------------
+    # ---- both orders -------------------------------------------------------------------------------------------------
 
     def _learn(self, opcode: int, content: ReadDataStream) -> None:
-        """Keep what a schema or a channel says; what it says first stands."""
+        """Keep a schema or a channel; of several with the same id, the first."""
         if opcode == Opcode.SCHEMA:
             schema = Schema.read(content)
             self._schemas.setdefault(schema.id, schema.name[:_MAX_TOPIC_CHARACTERS])
@@ -312,12 +307,12 @@ class McapFile:
         return data
 
     def _unpacked(self, record: _Record) -> bytes:
-        """Return what a chunk holds; its size is checked before and while it is unpacked."""
+        """Return a chunk's content; its size is checked before and during unpacking."""
         _, _, size, crc, name_length = _CHUNK.unpack(self._read(record.at, _CHUNK.size))
         at = record.at + _CHUNK.size
         end = record.at + record.length
         if name_length > end - at:
-            raise EOFError("a chunk that ends in its head")
+            raise EOFError("a chunk that ends in its header")
         compression = self._read(at, name_length)[:_MAX_TOPIC_CHARACTERS].decode()
         at += name_length
         (packed_size,) = struct.unpack("<Q", self._read(at, 8))
@@ -325,11 +320,11 @@ class McapFile:
         if packed_size > end - at:
             raise EOFError("a chunk that is longer than its record")
         self._check_chunk_size(size)
-        # What can't be packed grows a little.
+        # Data that don't compress grow a little.
         self._check_chunk_size(packed_size - (packed_size >> 6) - 4096)
         data = self._unpack(compression, self._read(at, packed_size), size)
         if len(data) != size:
-            raise ValueError(f"a chunk of another size than the {size} bytes that it tells")
+            raise ValueError(f"a chunk of another size than the {size} bytes that it declares")
         if crc and zlib.crc32(data) != crc:
             raise ValueError("a chunk whose checksum is wrong")
         return data
@@ -343,14 +338,14 @@ class McapFile:
         if compression == "lz4":
             return lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=size + 1)
         raise BagError(
-            f"{self._name} is compressed with {compression!r}, expected zstd or lz4; write it anew with `mcap compress`"
+            f"{self._name} is compressed with {compression!r}, expected zstd or lz4; rewrite it with `mcap compress`"
         )
 
     def _check_chunk_size(self, size: int) -> None:
         if size > MAX_CHUNK_BYTES:
             raise BagError(
-                f"{self._name} has a chunk of {size >> 20} MiB, expected at most {MAX_CHUNK_BYTES >> 20} MiB; write it "
-                "anew with smaller chunks (`mcap compress --chunk-size`)"
+                f"{self._name} has a chunk of {size >> 20} MiB, expected at most {MAX_CHUNK_BYTES >> 20} MiB; "
+                "rewrite it with smaller chunks (`mcap compress --chunk-size`)"
             )
 
 
@@ -363,13 +358,13 @@ def _records_in(data: bytes) -> Iterator[_Record]:
         if length > len(data) - at:
             raise EOFError("a record that ends after its chunk")
         if opcode == Opcode.MESSAGE and length < _MESSAGE.size:
-            raise EOFError("a message without a head")
+            raise EOFError("a message without a header")
         yield _Record(opcode, at, length)
         at += length
 
 
 def _most_open_bytes(chunks: list[ChunkIndex]) -> int:
-    """Return how many unpacked bytes are open at most while the chunks are merged by time."""
+    """Return the most unpacked bytes that are open at once while the chunks are merged by time."""
     changes = [(chunk.message_start_time, 0, chunk.uncompressed_size) for chunk in chunks]
     changes += [(chunk.message_end_time, 1, -chunk.uncompressed_size) for chunk in chunks]
     most = now = 0

@@ -1,7 +1,7 @@
-"""Read rosbag 2 recordings, sqlite3 and mcap, one message at a time: memory stays flat whatever the size.
+"""Read rosbag 2 recordings, sqlite3 and mcap, one message at a time: memory does not grow with the bag.
 
-Only what is asked for is understood: a topic of an unknown type, or in another encoding, disturbs nobody who does not
-use it. Which files a bag consists of is told by storage.py; mcap_file.py and sqlite_file.py read one each.
+Only requested topics are decoded: a topic of an unknown type, or in another encoding, is no error until it is used.
+storage.py finds the files of a bag; mcap_file.py and sqlite_file.py read one file each.
 """
 
 from __future__ import annotations
@@ -9,10 +9,20 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.bags.source import CDR, MAX_MESSAGE_BYTES, BagError, BagMessage, Source, Topic, topics_of
+from mobile_vla_inference.bags.source import (
+    CDR,
+    MAX_MESSAGE_BYTES,
+    ZSTD_MAGIC,
+    BagError,
+    BagMessage,
+    StorageReader,
+    Topic,
+    topics_of,
+)
 from mobile_vla_inference.errors import MobileVlaError
 
 try:
@@ -37,20 +47,18 @@ TWIST = "geometry_msgs/msg/Twist"
 TWIST_STAMPED = "geometry_msgs/msg/TwistStamped"
 CLOCK = "rosgraph_msgs/msg/Clock"
 
-#: rosbags checks little of its own: wrong bytes surface as any of these.
+#: What rosbags raises on wrong bytes, besides its own error: it checks little.
 _BROKEN = (
     AssertionError,
     EOFError,
     LookupError,
-    MemoryError,  # a length that is beyond all reason, as are those that overflow
+    MemoryError,  # a length that is far too large, as with OverflowError
     OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
     struct.error,
 )
-#: How a message begins that was compressed by itself; CDR begins with a zero.
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class BagReader:
@@ -59,14 +67,14 @@ class BagReader:
     Attributes:
         path: the bag, a folder or one file.
         topics: name -> Topic.
-        notes: sentences about what was wrong with the bag and could be helped; may grow while messages are read.
+        notes: sentences about damage that was worked around; can grow while messages are read.
     """
 
     def __init__(self, path: Path | str) -> None:
         """Open a bag: a folder with storage files, or one `.mcap` or `.db3` file.
 
         Raises:
-            BagError: there is no bag, or nothing of it can be read.
+            BagError: there is no bag, or nothing in it can be read.
         """
         self.path = Path(path)
         self.notes: list[str] = []
@@ -82,7 +90,7 @@ class BagReader:
         except BaseException:
             self._stack.close()
             raise
-        # A bag that was split goes on in the file that begins next, whatever the files are called.
+        # The files of a split bag follow each other by their times, not by their names.
         self._sources = sorted(sources, key=lambda source: (source.start_ns is None, source.start_ns or 0))
         every = [topic for source in self._sources for topic in source.topics]
         counts = {number: topic.count for number, topic in enumerate(every)}
@@ -105,29 +113,29 @@ class BagReader:
 
     @property
     def message_count(self) -> int:
-        """How many messages the bag holds, as far as it can be read."""
+        """Number of messages in the bag, as far as it can be read."""
         return sum(topic.count for topic in self.topics.values())
 
     def of_type(self, *type_names: str) -> list[Topic]:
-        """Return the topics of some types that can be decoded, in name order."""
+        """Return the topics of some types that can be decoded, sorted by name."""
         found = (topic for topic in self.topics.values() if topic.type_name in type_names and topic.encoding == CDR)
         return sorted(found, key=lambda topic: topic.name)
 
     def check_not_empty(self) -> None:
-        """Raise BagError where the bag holds no message, with what was wrong with it."""
+        """Raise BagError, with the notes, where the bag holds no message."""
         if self.message_count == 0:
             reasons = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise BagError(
-                f"{self.path} holds no messages{reasons}, expected a recorded drive; give another bag, or copy it again"
+                f"{self.path} holds no messages{reasons}, expected a recorded drive; use another bag, or copy it again"
             )
 
     def messages(self, topics: Collection[str] | None = None, start_ns: int | None = None) -> Iterator[BagMessage]:
         """Yield the messages of some topics (None: all) from a time on, in the order of recording.
 
-        Where a file breaks off, the iteration ends there and a note is added.
+        Where a file is cut off, its iteration ends there and a note is added.
 
         Raises:
-            BagError: a message can't be read, or a topic that is named is in another encoding than ROS 2's.
+            BagError: a message can't be read, or a requested topic is in another encoding than ROS 2's.
         """
         for name in topics or ():
             if name in self.topics:
@@ -135,10 +143,11 @@ class BagReader:
         wanted = set(self.topics if topics is None else topics)
         for source in self._sources:
             for message in source.messages(wanted, start_ns):
-                yield self._unpacked(message) if message.data.startswith(_ZSTD_MAGIC) else message
+                # CDR begins with a zero byte: a message with this beginning is compressed.
+                yield self._unpacked(message) if message.data.startswith(ZSTD_MAGIC) else message
 
     def _unpacked(self, message: BagMessage) -> BagMessage:
-        """Return a message that was compressed by itself, as rosbag 2 does in its mode `message`."""
+        """Return a message that rosbag 2 compressed in its mode `message`."""
         try:
             reader = zstandard.ZstdDecompressor().stream_reader(message.data, read_across_frames=True)
             data = reader.read(MAX_MESSAGE_BYTES + 1)
@@ -163,19 +172,14 @@ class BagReader:
         except (SerdeError, *_BROKEN) as error:
             raise BagError(
                 f"a message on {message.topic} ({len(message.data)} bytes) is no {type_name}, expected its CDR bytes; "
-                "see what published there"
+                "check the publisher of that topic"
             ) from error
 
 
+@cache
 def typestore() -> Typestore:
-    """Return the definitions of ROS 2's own messages, made once; those used here are the same in Humble to Lyrical."""
-    global _TYPESTORE
-    if _TYPESTORE is None:
-        _TYPESTORE = get_typestore(Stores.ROS2_HUMBLE)
-    return _TYPESTORE
-
-
-_TYPESTORE: Typestore | None = None
+    """Return the definitions of ROS 2's own messages; those used here are the same in Humble to Lyrical."""
+    return get_typestore(Stores.ROS2_HUMBLE)
 
 
 def check_encoding(bag: Path, topic: Topic) -> None:
@@ -191,6 +195,6 @@ def check_encoding(bag: Path, topic: Topic) -> None:
         )
 
 
-def _source(file: StorageFile, notes: list[str]) -> Source:
+def _source(file: StorageFile, notes: list[str]) -> StorageReader:
     kind = McapFile if file.kind == MCAP else SqliteFile
     return kind(file.path, file.name, notes)

@@ -1,17 +1,21 @@
-"""What the readers of one storage file share: topics, messages, errors and limits that no file can lift."""
+"""What the readers of storage files share: the base class, topics, messages, errors, and limits for any file."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mobile_vla_inference.errors import MobileVlaError
 
 CDR = "cdr"
 
-#: The largest message: an image of the largest side that a frame may have, 16 bits per channel, fits.
+#: How a zstd frame begins.
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+#: The largest message: enough for an image of the largest side of a frame, with 16 bits per channel.
 MAX_MESSAGE_BYTES = 128 << 20
 
 #: Times that a ROS stamp can hold: 32 bits of seconds.
@@ -19,7 +23,7 @@ MAX_TIME_NS = (1 << 31) * 1_000_000_000
 
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
-#: More text than the QoS of a topic's publishers takes.
+#: Longest QoS text that is parsed: more than a topic's publishers need.
 _MAX_QOS_CHARACTERS = 1 << 16
 
 
@@ -32,10 +36,10 @@ class Topic:
     """A topic of a bag.
 
     Attributes:
-        name: as it was recorded.
-        type_name: `sensor_msgs/msg/Image`; empty where the file does not tell.
-        count: how many messages the file says that it holds.
-        encoding: how the messages are serialised; only `cdr` can be decoded.
+        name: as recorded.
+        type_name: such as `sensor_msgs/msg/Image`; empty where the file gives none.
+        count: number of messages, according to the file.
+        encoding: of the messages; only `cdr` can be decoded.
         latched: whether a publisher kept its last messages for late subscribers (transient local).
     """
 
@@ -54,22 +58,12 @@ class BagMessage(NamedTuple):
     data: bytes
 
 
-class Source(Protocol):
-    """One storage file that is open for reading; `start_ns` is None where it holds no message."""
-
-    topics: list[Topic]
-    start_ns: int | None
-
-    def messages(self, topics: set[str], start_ns: int | None) -> Iterator[BagMessage]:
-        """Yield the messages of some topics from a time on."""
-
-
 def is_latched(profiles: str) -> bool:
-    """Whether the recorded QoS (a YAML list in the text that rosbag 2 stores) names a transient local publisher."""
+    """Return whether the QoS text of rosbag 2 (a YAML list) contains a transient local publisher."""
     if len(profiles) > _MAX_QOS_CHARACTERS:
         return False
     values = (line.partition(":") for line in profiles.splitlines())
-    # rosbag 2 wrote the number of rmw's enumeration up to Jazzy, and its name since.
+    # rosbag 2 wrote the number of rmw's enumerator up to Jazzy, and writes its name since.
     return any(
         key.strip(" -{") == "durability" and value.strip(" ,}'\"") in ("1", "transient_local")
         for key, _, value in values
@@ -77,13 +71,13 @@ def is_latched(profiles: str) -> bool:
 
 
 def topics_of(channels: Mapping[int, Topic], counts: Mapping[int, int]) -> list[Topic]:
-    """Return a file's topics, one per name: several publishers may have one channel each."""
+    """Return a file's topics, one per name: a topic has several channels where it has several publishers."""
     topics: dict[str, Topic] = {}
     for key, channel in channels.items():
         known = topics.get(channel.name)
         count = counts.get(key, 0)
         if known is not None:
-            channel = known if known.count or not count else channel  # the type that has messages
+            channel = known if known.count or not count else channel  # the channel that has messages
             count += known.count
         latched = channel.latched or (known is not None and known.latched)
         topics[channel.name] = Topic(channel.name, channel.type_name, count, channel.encoding, latched)
@@ -91,14 +85,14 @@ def topics_of(channels: Mapping[int, Topic], counts: Mapping[int, int]) -> list[
 
 
 def add_once(notes: list[str], sentence: str) -> None:
-    """Add a note that is not there yet."""
+    """Add a note, unless it is there already."""
     if sentence not in notes:
         notes.append(sentence)
 
 
 @dataclass
 class Tally:
-    """What was read of a file that turns out to be damaged: messages, images among them, and the time they span."""
+    """What was read from a damaged file: numbers of messages and images, and the time between first and last."""
 
     messages: int = 0
     images: int = 0
@@ -119,7 +113,7 @@ class Tally:
 
 
 def note_damage(notes: list[str], file: Path, tally: Tally | None = None, empty: bool = False) -> None:
-    """Note once that a file was read as far as it goes, and how far that is where a `tally` of all of it tells."""
+    """Note once that a file was read up to its damage; with a `tally` of the whole file, also how much that is."""
     if empty:
         add_once(notes, f"{file} is empty (0 bytes)")
         return
@@ -129,3 +123,41 @@ def note_damage(notes: list[str], file: Path, tally: Tally | None = None, empty:
         notes.append(sentence if tally is None else f"{sentence} ({tally})")
     elif tally is not None and notes[known] == sentence:
         notes[known] = f"{sentence} ({tally})"
+
+
+class StorageReader(ABC):
+    """One storage file that is open for reading; a context manager.
+
+    Attributes:
+        topics: of the file, known once it is open.
+        start_ns: time of the first message, nanoseconds; None where the file holds none.
+    """
+
+    def __init__(self, file: Path, name: Path, notes: list[str]) -> None:
+        """Prepare a file; messages and notes call it `name`, because `file` can be an unpacked copy."""
+        self._file = file
+        self._name = name
+        self._notes = notes
+        self._size = 0
+        self._channels: dict[int, Topic] = {}
+        self._tally = Tally()
+        self.topics: list[Topic] = []
+        self.start_ns: int | None = None
+
+    @abstractmethod
+    def __enter__(self) -> StorageReader:
+        """Open the file; raise BagError where it can't be read."""
+
+    @abstractmethod
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+
+    @abstractmethod
+    def messages(self, topics: set[str], start_ns: int | None) -> Iterator[BagMessage]:
+        """Yield the messages of some topics, from a time on, in the order of time or else of the file."""
+
+    def _too_large(self, size: int, channel: int) -> BagError:
+        return BagError(
+            f"{self._name} holds a message of {size >> 20} MiB on {self._channels[channel].name}, expected at most "
+            f"{MAX_MESSAGE_BYTES >> 20} MiB; leave that topic out"
+        )

@@ -1,7 +1,7 @@
-"""Read one sqlite3 storage file; one that was cut off or not closed is read as far as it goes.
+"""Read one sqlite3 storage file; one that was cut off or not closed is read up to the damage.
 
-The file is data, not a program: only real tables are read, what it makes sqlite do is bounded by the file's size, and
-the file itself and what lies beside it stay as they are.
+The file comes from outside: only real tables are read, sqlite's work is limited by the file's size, and the file and
+the files next to it stay unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mobile_vla_inference.bags.source import (
     MAX_TIME_NS,
     BagError,
     BagMessage,
-    Tally,
+    StorageReader,
     Topic,
     add_once,
     is_latched,
@@ -34,33 +34,25 @@ _COLUMNS = {
     "topics": ("id", "name", "type", "serialization_format"),
     "messages": ("id", "topic_id", "timestamp", "data"),
 }
-#: Fewer bytes than a row of `messages` takes in the file.
+#: A row of `messages` takes more bytes than this in the file.
 _ROW_BYTES = 8
-#: Steps of sqlite's machine that reading takes at most: per byte of the file, and for anything at all.
+#: Most steps of sqlite's virtual machine for one query: per byte of the file, and at least.
 _STEPS_PER_BYTE = 5
 _MIN_STEPS = 5_000_000
 _STEPS_AT_A_TIME = 10_000
-#: At the end of a journal that belongs to a transaction over several databases, after the name of a file.
+#: End of a journal that belongs to a transaction over several databases; the name of a file comes before it.
 _JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
-class SqliteFile:
-    """A sqlite3 file that is open for reading; a context manager."""
+class SqliteFile(StorageReader):
+    """A sqlite3 file that is open for reading."""
 
     def __init__(self, file: Path, name: Path, notes: list[str]) -> None:
-        """Prepare a file; `name` is what it is called in sentences."""
-        self._file = file
-        self._name = name
-        self._notes = notes
+        super().__init__(file, name, notes)
         self._stack = contextlib.ExitStack()
         self._connection: sqlite3.Connection | None = None
-        self._size = 0
         self._steps_left = 0
-        self._channels: dict[int, Topic] = {}
         self._by_time = True
-        self._tally = Tally()
-        self.topics: list[Topic] = []
-        self.start_ns: int | None = None
 
     def __enter__(self) -> SqliteFile:
         try:
@@ -89,12 +81,12 @@ class SqliteFile:
             add_once(self._notes, f"{self._name.name} was not closed: what its recorder had committed was read")
             uri = database.absolute().as_uri()
         elif broken_page:
-            # sqlite would fill up a page that is cut off with zeros, and an image with it.
+            # sqlite would fill a page that is cut off with zeros, and with it an image.
             database = self._copy([database])
             os.truncate(database, database.stat().st_size - broken_page)
             uri = database.absolute().as_uri()
         else:
-            # Whatever happens, the file and its folder stay as they are.
+            # immutable: sqlite changes neither the file nor its folder.
             uri = f"{database.absolute().as_uri()}?immutable=1"
         self._connection = self._stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
         self._connection.set_progress_handler(self._may_go_on, _STEPS_AT_A_TIME)
@@ -107,36 +99,37 @@ class SqliteFile:
         self.topics = topics_of(self._channels, counts)
 
     def _copy(self, parts: list[Path]) -> Path:
-        """Copy the file, and what belongs to it, where sqlite may put it in order, and return the copy's path."""
+        """Copy the file and its journals to a place where sqlite can repair it; return the path of the copy."""
         size = sum(part.stat().st_size for part in parts)
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_bag.")))
         if shutil.disk_usage(folder).free < 1.1 * size:
             raise BagError(
-                f"{self._name} was not closed and {folder.parent} has no room for a copy of {size >> 20} MiB to "
-                "recover it in, expected more; set TMPDIR to a larger disk"
+                f"{self._name} was not closed, and {folder.parent} has no space for a copy of {size >> 20} MiB to "
+                "recover it, expected more; set TMPDIR to a larger disk"
             )
         for part in parts:
             shutil.copyfile(part, folder / part.name)
         return folder / self._file.name
 
     def _may_go_on(self) -> int:
-        """Tell sqlite, now and then, whether it has worked more than a file of this size can need."""
+        """Return 1, which interrupts sqlite, once a query took more steps than a file of this size can need."""
         self._steps_left -= _STEPS_AT_A_TIME
         return 1 if self._steps_left < 0 else 0
 
     def _rows(self, query: str) -> sqlite3.Cursor:
-        """Begin a query; it is interrupted where it takes more steps than the file can need."""
+        """Begin a query, which is interrupted once it takes more steps than the file can need."""
         self._steps_left = _MIN_STEPS + _STEPS_PER_BYTE * self._size
         return self._connection.execute(query)
 
     def _check_tables(self) -> None:
-        """Raise BagError unless the tables are real ones with plain columns: all else is computed, perhaps for ever."""
+        """Raise BagError unless tables and columns are stored ones: computed ones could go on without end."""
         for table, columns in _COLUMNS.items():
             kinds = self._rows(f"SELECT type, rootpage FROM sqlite_master WHERE name = '{table}'").fetchall()
-            # A virtual table has no page of its own; a column's `hidden` tells of one that is computed.
+            # A virtual table has no root page; a computed column has `hidden` set.
             found = {row[1] for row in self._rows(f"PRAGMA table_xinfo({table})") if row[6] == 0}
             if kinds and (kinds[0][0] != "table" or not kinds[0][1]):
-                raise self._tables_error(f"{table} is no plain table but a {kinds[0][0]}")
+                kind = "virtual table" if kinds[0][0] == "table" else kinds[0][0]
+                raise self._tables_error(f"{table} is not a plain table, but a {kind}")
             if not kinds or not found.issuperset(columns):
                 lacking = f"the columns {', '.join(sorted(set(columns) - found))} of {table}" if kinds else table
                 raise self._tables_error(f"it lacks {lacking}")
@@ -162,7 +155,7 @@ class SqliteFile:
         return channels
 
     def _counts(self) -> dict[int, int]:
-        """Count the messages per topic; a damaged file is counted as far as it can be read, and read in its order."""
+        """Count the messages per topic; a damaged file is counted up to the damage, and read in its own order."""
         try:
             rows = self._rows("SELECT topic_id, count(*) FROM messages NOT INDEXED GROUP BY topic_id").fetchall()
             self.start_ns, end_ns = self._rows(
@@ -186,9 +179,9 @@ class SqliteFile:
         return counts
 
     def messages(self, topics: set[str], start_ns: int | None) -> Iterator[BagMessage]:
-        """Yield messages in the order of their time, of the file where it is damaged."""
+        """Yield messages in order of time, or in the file's order where it is damaged."""
         keys = [key for key, channel in self._channels.items() if channel.name in topics]
-        # Images that nobody asked for are not even read from the disk.
+        # Topics that are not wanted are not read from the disk.
         where = f"WHERE topic_id IN ({', '.join(str(key) for key in keys)})"
         if start_ns is not None:
             where += f" AND timestamp >= {start_ns}"
@@ -197,15 +190,12 @@ class SqliteFile:
             if isinstance(body, bytes):
                 yield BagMessage(self._channels[key].name, time_ns, body)
             elif isinstance(body, int) and body > MAX_MESSAGE_BYTES:
-                raise BagError(
-                    f"{self._name} holds a message of {body >> 20} MiB on {self._channels[key].name}, expected at most "
-                    f"{MAX_MESSAGE_BYTES >> 20} MiB; leave that topic out"
-                )
+                raise self._too_large(body, key)
             else:
                 note_damage(self._notes, self._name)
 
     def _messages(self, data: str, where: str) -> Iterator[tuple[int, int, Any]]:
-        # Sorted by the index alone, one row at a time: a join would have sqlite sort copies of all images first.
+        # Sorted by the index, one row at a time: with a join, sqlite would sort copies of all images first.
         if self._by_time:
             index = self._time_index()
             using, order = (f"INDEXED BY {index}", "timestamp, id") if index else ("", "id")
@@ -222,7 +212,9 @@ class SqliteFile:
                 if key in self._channels and isinstance(time_ns, int) and 0 <= time_ns < MAX_TIME_NS:
                     yield key, time_ns, body
                 else:
-                    add_once(self._notes, f"{self._name.name} has rows without a topic or a ROS time: left out")
+                    add_once(
+                        self._notes, f"{self._name.name} has rows without a topic or a ROS time: they are left out"
+                    )
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._check_steps()
             note_damage(self._notes, self._name, self._tally)
@@ -238,7 +230,7 @@ class SqliteFile:
         )
 
     def _time_index(self) -> str | None:
-        """Return the index over the messages' times, which every recorder makes; None: rows are taken as recorded."""
+        """Return the name of the index over times, which every recorder makes; None where it is missing."""
         # Columns of PRAGMA index_list: number, name, unique, origin, partial.
         names = [row[1] for row in self._rows("PRAGMA index_list(messages)") if not row[4]]
         if "timestamp_idx" not in names:
@@ -248,17 +240,17 @@ class SqliteFile:
 
 
 def _journals(database: Path) -> list[Path]:
-    """Return the files beside a database that hold what belongs into it or out of it."""
-    beside = [database.with_name(database.name + suffix) for suffix in ("-journal", "-wal")]
-    journals = [file for file in beside if file.is_file() and file.stat().st_size > 0]
+    """Return the journals next to a database: changes that are not yet in it, or have to be undone."""
+    candidates = [database.with_name(database.name + suffix) for suffix in ("-journal", "-wal")]
+    journals = [file for file in candidates if file.is_file() and file.stat().st_size > 0]
     for journal in journals:
         with journal.open("rb") as file:
             file.seek(max(0, journal.stat().st_size - len(_JOURNAL_MAGIC)))
             if file.read() == _JOURNAL_MAGIC:
-                # Rolling back would remove the file that the journal names, wherever it is.
+                # A rollback would remove the file that the journal names, anywhere on the disk.
                 raise BagError(
-                    f"{journal} belongs to a transaction over several databases, expected a recorder's; remove it if "
-                    "the bag is to be read without"
+                    f"{journal} belongs to a transaction over several databases, expected one of a recorder; remove it "
+                    "to read the bag without it"
                 )
     return journals
 

@@ -1,7 +1,7 @@
-"""The time from one step of a recording to the next, as its stamps or its duration tell it. Pure numpy.
+"""The time between the steps of a recording, by its stamps or its duration. Pure numpy.
 
-A step of the cell has no dt: what it learned at 20 Hz is wrong at 3 Hz. So the period of a recording is read, never
-assumed, and two recordings that are learned from together must have the same one.
+A step of the recurrent cell has no dt: a policy trained at 20 Hz is wrong at 3 Hz. So the period of a recording is
+read, never assumed, and recordings for one training must have the same period.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
 
-#: Periods this far apart, as a share, are the same: stamps jitter and cameras are not exact.
+#: Relative difference up to which periods are the same: stamps jitter and cameras are not exact.
 TOLERANCE = 0.1
-#: The most that a recording of a few steps may be off, whose times vary.
+#: Largest tolerance of a recording with few steps, whose times vary.
 _TOLERANCE_MOST = 0.5
 _FEW_STEPS = 12
-#: A step is uneven where it is this share of the period longer or shorter; at most MAX_UNEVEN_SHARE of all may be.
+#: A step is uneven if it is longer or shorter by this share of the period. Largest share of uneven steps.
 _UNEVEN = 0.5
 MAX_UNEVEN_SHARE = 0.05
 _NOTABLE = 0.4
-#: Longer than so many medians is a gap and says nothing about the period.
+#: A time of more than this many medians is a gap, and is left out of the mean.
 _GAP_MEDIANS = 2.5
-#: Steps are resampled to so many medians at most; beyond that the recording is too uneven.
+#: Most medians that a resampled step can have; beyond that the recording is too uneven.
 _MOST_MEDIANS = 20
-#: An image that comes this early for its period is a step: stamps jitter.
+#: An image counts as a step up to this long before its time: stamps jitter.
 _EARLY_S = 0.01
-#: A longer time without an image ends an episode that is made of a bag, as it ends the policy's memory on the node.
+#: A longer time without an image ends an episode of a bag, as it resets the policy's hidden state in the node.
 EPISODE_GAP_S = 2.0
-#: What a step of a policy can stand for (policy.json), seconds.
+#: Limits of a policy's step period (policy.json), seconds.
 _LEAST_S, _MOST_S = 0.001, 10.0
 
 
 class StepPeriodError(MobileVlaError):
-    """A recording's times can't be used, or contradict what they should agree with."""
+    """A recording's times can't be used, or contradict an option, a policy or another recording."""
 
 
 @dataclass(frozen=True)
 class StepPeriod:
-    """What a recording tells about the time from step to step.
+    """The time between the steps of a recording.
 
     Attributes:
         where: the recording, for messages.
         period_s: seconds from one step to the next.
-        steps: how many such times there are.
+        steps: number of times between steps.
         uneven: how many of them are more than half a period longer or shorter.
-        by: what told it, `stamps` or `duration`.
-        tolerance: how far off, as a share, it may be.
-        stamps_s: what it was read from, float64 [steps + 1]; None where it was a duration.
+        by: its source, `stamps` or `duration`.
+        tolerance: its possible error, as a share.
+        stamps_s: the stamps, float64 [steps + 1]; None where the source is a duration.
     """
 
     where: str
@@ -62,7 +62,7 @@ class StepPeriod:
     stamps_s: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def agrees(self, period_s: float) -> bool:
-        """Whether another period is the same within the tolerance."""
+        """Return whether another period is the same within the tolerance."""
         return abs(period_s - self.period_s) <= self.tolerance * max(period_s, self.period_s)
 
 
@@ -70,7 +70,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
     """Return the period of rising stamps (seconds); None where there are fewer than two.
 
     Raises:
-        StepPeriodError: a stamp is NaN, they don't rise, or they can't be seconds.
+        StepPeriodError: a stamp is NaN, the stamps don't rise, or they can't be seconds.
     """
     stamps = np.asarray(stamps_s, dtype=np.float64)
     if not np.isfinite(stamps).all():
@@ -84,7 +84,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
             f"{where} has step {index + 1} stamped {stamps[index + 1]:g} s after {stamps[index]:g} s, expected stamps "
             "that rise; correct them or leave it out"
         )
-    # Images that are not a multiple of the period apart give two times in turn: neither is the period, their mean is.
+    # Where a period lies between two multiples of the camera's, two times alternate: then the mean is the period.
     median_s = float(np.median(times))
     mean_s = float(times[times < _GAP_MEDIANS * median_s].mean())
     period_s = min(median_s, mean_s, key=lambda each: _beyond(times, each, _NOTABLE))
@@ -99,7 +99,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
 def period_of_duration(duration_s: float | None, count: int, where: str) -> StepPeriod | None:
     """Return the mean period of `count` steps that took `duration_s` from the first to the last.
 
-    None where nothing is told: no duration, 0, or a single step.
+    None where the duration is missing or 0, or there is a single step.
 
     Raises:
         StepPeriodError: the duration is NaN or negative, or can't be seconds.
@@ -108,7 +108,7 @@ def period_of_duration(duration_s: float | None, count: int, where: str) -> Step
         return None
     if not 0.0 < duration_s < float("inf"):
         raise StepPeriodError(f"{where} lasts {duration_s:g} s, expected more than 0; correct total_duration")
-    # It may count the last step's own time, or not.
+    # The duration can include the time of the last step, or not.
     tolerance = min(_TOLERANCE_MOST, max(TOLERANCE, 1.0 / (count - 1)))
     return _plausible(
         StepPeriod(where, _rounded(duration_s / (count - 1)), count - 1, by="duration", tolerance=tolerance)
@@ -119,7 +119,7 @@ def common_period(periods: Sequence[StepPeriod]) -> StepPeriod:
     """Return the one period of several recordings, at least one.
 
     Raises:
-        StepPeriodError: they have different ones, or too many steps are uneven.
+        StepPeriodError: their periods differ, or too many steps are uneven.
     """
     ordered = sorted(periods, key=lambda each: each.period_s)
     steps = np.cumsum([each.steps for each in ordered])
@@ -128,8 +128,8 @@ def common_period(periods: Sequence[StepPeriod]) -> StepPeriod:
         if not each.agrees(middle.period_s):
             slowest_s = max(each.period_s, middle.period_s)
             raise StepPeriodError(
-                f"{each.where} has {each.period_s:g} s from step to step, {middle.where} has {middle.period_s:g} s, "
-                f"expected the same in all; {resample_advice(slowest_s, 0.0)}, or use them apart"
+                f"{each.where} has {each.period_s:g} s between steps, {middle.where} has {middle.period_s:g} s, "
+                f"expected the same in all; {resample_advice(slowest_s, 0.0)}, or use them separately"
             )
     uneven = sum(each.uneven for each in ordered)
     if _too_uneven(ordered):
@@ -143,14 +143,14 @@ def common_period(periods: Sequence[StepPeriod]) -> StepPeriod:
 
 
 def resample_advice(period_s: float, recorded_s: float) -> str:
-    """Say how a recording gets another period: steps can be left out, not made up."""
+    """Return how to give a recording another period: steps can be left out, but not added."""
     if period_s < recorded_s:
         return f"record it every {period_s:g} s"
     return f"resample (make-bag or episodes-to-bag, then bag-to-episodes --period {period_s:g})"
 
 
 class Pace:
-    """Which images of a recording are steps, where steps have a period: no more than one a period."""
+    """Select the images of a recording that are steps: at most one for each period."""
 
     def __init__(self, period_s: float) -> None:
         """Begin before the first image; `period_s` is the time from one step to the next."""
@@ -158,7 +158,7 @@ class Pace:
         self._due_s = self._taken_s = -math.inf
 
     def takes(self, stamp_s: float) -> bool:
-        """Whether the image of this stamp is a step; one that comes late begins the period anew."""
+        """Return whether the image with this stamp is a step; a late one starts a new sequence of periods."""
         backwards = stamp_s < self._taken_s
         if not backwards and stamp_s < self._due_s - _EARLY_S:
             return False
@@ -169,11 +169,11 @@ class Pace:
 
 
 def even_period(stamps: Sequence[np.ndarray], median_s: float) -> float | None:
-    """Return the shortest multiple of a median at which recordings can be resampled to even steps; None: there is none.
+    """Return the shortest multiple of a median that gives even steps after resampling; None where there is none.
 
     Args:
         stamps: rising stamps of each recording, seconds.
-        median_s: the time from step to step as it is.
+        median_s: the present time between steps.
     """
     for multiple in range(2, _MOST_MEDIANS + 1):
         period_s = _rounded(multiple * median_s)
@@ -188,20 +188,20 @@ def even_period(stamps: Sequence[np.ndarray], median_s: float) -> float | None:
 
 
 def _resampled(stamps_s: np.ndarray, period_s: float) -> list[np.ndarray]:
-    """Return the stamps of the episodes that `bag-to-episodes --period` makes of a recording."""
+    """Return the stamps of the episodes that `bag-to-episodes --period` would make from a recording."""
     pace = Pace(period_s)
     taken = np.array([stamp_s for stamp_s in stamps_s.tolist() if pace.takes(stamp_s)])
     return np.split(taken, np.flatnonzero(np.diff(taken) > EPISODE_GAP_S) + 1)
 
 
 def _even_advice(periods: Sequence[StepPeriod], median_s: float) -> str:
-    """Say how uneven recordings become even, and which to leave out where there are several."""
+    """Return how to make uneven recordings even, and which one to leave out where there are several."""
     worst = max(periods, key=lambda each: each.uneven)
     leave_out = f"leave out {worst.where} (move it out of the folder or file that you give)"
     period_s = even_period([each.stamps_s for each in periods if each.stamps_s is not None], median_s)
     ways = [] if period_s is None else [resample_advice(period_s, 0.0)]
     ways += [leave_out] if len(periods) > 1 else []
-    return ", or ".join(ways) or "record it again with a camera that keeps its rate"
+    return ", or ".join(ways) or "record it again with a camera of constant rate"
 
 
 def _too_uneven(periods: Sequence[StepPeriod]) -> bool:
@@ -213,14 +213,14 @@ def _beyond(times_s: np.ndarray, period_s: float, share: float) -> int:
 
 
 def _rounded(period_s: float) -> float:
-    """Return the period to four digits: stamps are rounded, too."""
+    """Return the period with four digits: stamps are rounded, too."""
     return float(f"{period_s:.4g}")
 
 
 def _plausible(period: StepPeriod) -> StepPeriod:
     if not _LEAST_S <= period.period_s <= _MOST_S:
         raise StepPeriodError(
-            f"{period.where} has {period.period_s:g} s from step to step by its {period.by}, expected {_LEAST_S:g} to "
+            f"{period.where} has {period.period_s:g} s between steps by its {period.by}, expected {_LEAST_S:g} to "
             f"{_MOST_S:g} s; check that its times are in seconds"
         )
     return period

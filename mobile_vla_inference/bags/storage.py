@@ -1,4 +1,4 @@
-"""Which storage files a bag consists of, and what they are by their first bytes, whatever their names say."""
+"""Find the storage files of a bag; their first bytes, not their names, decide what they are."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ from ruamel.yaml.events import (
 )
 
 from mobile_vla_inference.bags import mcap_file, sqlite_file
-from mobile_vla_inference.bags.source import BagError
+from mobile_vla_inference.bags.source import ZSTD_MAGIC, BagError
 from mobile_vla_inference.outside_files import check_regular, open_regular, read_text
 
 METADATA = "metadata.yaml"
 SUFFIXES = (".mcap", ".db3")
-#: What a folder has that `make-bag` makes a bag of.
+#: A folder with this file is input of `make-bag`.
 _TABLE = "actions.csv"
 
 MCAP, SQLITE = "mcap", "sqlite3"
 
 _ZSTD = "zstd"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SUFFIXES = (".zstd", ".zst")
 
-#: What else people take for a bag: first bytes -> what it is, and what to do with it.
+#: Other files that people give as a bag: first bytes, what it is, and what to do.
 _FOREIGN = (
     (b"#ROSBAG V", "is a bag of ROS 1", "convert it with `rosbags-convert --src {path} --dst {stem}`"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the recording", "fetch that with `git lfs pull`"),
-    (b"\x1f\x8b", "is compressed by gzip", "unpack it with `gunzip`, or `tar -xzf` where it is an archive"),
-    (b"BZh", "is compressed by bzip2", "unpack it with `bunzip2`, or `tar -xjf` where it is an archive"),
-    (b"\xfd7zXZ\0", "is compressed by xz", "unpack it with `unxz`, or `tar -xJf` where it is an archive"),
+    (b"\x1f\x8b", "is compressed by gzip", "unpack it with `gunzip`, or `tar -xzf` if it is an archive"),
+    (b"BZh", "is compressed by bzip2", "unpack it with `bunzip2`, or `tar -xjf` if it is an archive"),
+    (b"\xfd7zXZ\0", "is compressed by xz", "unpack it with `unxz`, or `tar -xJf` if it is an archive"),
     (b"\x04\x22\x4d\x18", "is compressed by lz4", "unpack it with `lz4 -d`"),
     (b"PK\x03\x04", "is a zip archive", "unpack it with `unzip`"),
     (b"\x89HDF\r\n", "is an HDF5 file", "make bags of episodes with `mobile_vla episodes-to-bag`"),
@@ -51,20 +50,20 @@ _FOREIGN = (
 )
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 
-#: More than rosbag 2 writes for thousands of files and topics.
+#: Limits of metadata.yaml: more than rosbag 2 writes for thousands of files and topics.
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_METADATA_EVENTS = 200_000
 _MAX_METADATA_DEPTH = 20
-_MAX_NAMES_TOLD = 5
+_MAX_NAMES_LISTED = 5
 
-#: A compressed file unpacks to so much at most: whatever it is worth, or so many times its size.
+#: Most bytes that a compressed file may unpack to: the larger of a fixed size and a multiple of its own.
 _MIN_UNPACKED_BYTES = 1 << 30
 _MAX_UNPACKED_RATIO = 200
 _COPY_BYTES = 1 << 20
 
 
 class StorageFile(NamedTuple):
-    """A file to read, MCAP or SQLITE, and the file of the bag that it is, or was unpacked from."""
+    """A file to read, its kind (MCAP or SQLITE), and its name in messages: of a copy, the file it was unpacked from."""
 
     path: Path
     kind: str
@@ -72,7 +71,7 @@ class StorageFile(NamedTuple):
 
 
 def storage_files(path: Path, notes: list[str], stack: contextlib.ExitStack) -> list[StorageFile]:
-    """Find the files of a bag; those that are compressed are unpacked for as long as `stack` is open.
+    """Find the files of a bag; compressed ones are unpacked, until `stack` is closed.
 
     Raises:
         BagError: there is no bag.
@@ -99,11 +98,11 @@ def _files_of_folder(folder: Path, notes: list[str]) -> list[Path]:
         return found
     others = [file for file in files if file not in found and _looks_like_storage(file)]
     if named:
-        told = f"{folder} lacks {_listed(missing)}, which its {METADATA} names"
+        lacking = f"{folder} lacks {_listed(missing)}, which its {METADATA} names"
         if not found and not others:
-            raise BagError(f"{told}, and holds {_contents(present)}; copy the missing files, too")
+            raise BagError(f"{lacking}, and holds {_contents(present)}; copy the missing files, too")
         instead = f"{_listed([file.name for file in others])} was read instead" if others else "the rest was read"
-        notes.append(f"{told}: {instead}")
+        notes.append(f"{lacking}: {instead}")
     if not found and not others:
         raise _no_storage(folder, present, files)
     return found + others
@@ -130,8 +129,8 @@ def _contents(present: list[Path]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = len(names) - _MAX_NAMES_TOLD
-    return ", ".join(names[:_MAX_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMES_LISTED
+    return ", ".join(names[:_MAX_NAMES_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _looks_like_storage(file: Path) -> bool:
@@ -143,14 +142,14 @@ def _looks_like_storage(file: Path) -> bool:
 
 
 def _named_files(folder: Path, notes: list[str]) -> list[Path]:
-    """Return the files that a bag's metadata names, in its folder; none, with a note, where it is missing or broken."""
+    """Return the files in a bag's metadata; none, and a note, where the metadata is missing or broken."""
     file = folder / METADATA
     if not file.exists():
         notes.append(f"{folder} has no {METADATA} (the recorder was not closed): its files were read without")
         return []
     try:
         text = read_text(file, "the metadata of a bag", _MAX_METADATA_BYTES, error=_MetadataError)
-        # rosbag 2 names files by the bag's own folder in old versions; nothing outside it is ever read.
+        # Old versions of rosbag 2 put the bag's folder before each name. Nothing outside the bag's folder is read.
         return list(dict.fromkeys(folder / name for name in map(_last_part, _relative_paths(text)) if name))
     except _MetadataError as error:
         notes.append(f"{error}; the bag's files were read without it")
@@ -166,14 +165,14 @@ class _MetadataError(Exception):
 def _relative_paths(text: str) -> list[str]:
     """Return rosbag2_bagfile_information.relative_file_paths.
 
-    Read from the parser's events: nothing else in the text is made, however deep or often it is repeated.
+    Read from the parser's events: no other object is built, whatever the text nests or repeats.
     """
-    path: list[str | None] = []  # of each open collection the key that is in work, None in a list
-    keys: list[bool] = []  # of each open mapping whether its next scalar is a key
+    path: list[str | None] = []  # the current key of each open collection, None in a list
+    keys: list[bool] = []  # for each open collection, whether its next scalar is a key
     names: list[str] | None = None
     for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
         if number > _MAX_METADATA_EVENTS or len(path) > _MAX_METADATA_DEPTH or isinstance(event, AliasEvent):
-            raise ValueError("no metadata of rosbag 2")
+            raise ValueError("not the metadata of rosbag 2")
         if isinstance(event, (MappingStartEvent, SequenceStartEvent)):
             is_mapping = isinstance(event, MappingStartEvent)
             if not is_mapping and path == ["rosbag2_bagfile_information", "relative_file_paths"]:
@@ -195,7 +194,7 @@ def _relative_paths(text: str) -> list[str]:
             continue
         if path and isinstance(event, (ScalarEvent, MappingEndEvent, SequenceEndEvent)) and path[-1] is not None:
             keys[-1] = True
-    raise ValueError("no metadata of rosbag 2")
+    raise ValueError("not the metadata of rosbag 2")
 
 
 def _last_part(name: str) -> str:
@@ -218,13 +217,13 @@ def _open(file: Path, stack: contextlib.ExitStack) -> StorageFile:
 
 
 def _kind(file: Path, name: Path) -> str:
-    """Tell what a file is by its first bytes; by its name only where it broke off before they end.
+    """Return the kind of a file by its first bytes; by its name only if the file is too short for them.
 
     Raises:
-        BagError: it is something else.
+        BagError: it is another kind of file.
     """
     start = _first_bytes(file)
-    for magic, kind in ((mcap_file.MAGIC, MCAP), (sqlite_file.MAGIC, SQLITE), (_ZSTD_MAGIC, _ZSTD)):
+    for magic, kind in ((mcap_file.MAGIC, MCAP), (sqlite_file.MAGIC, SQLITE), (ZSTD_MAGIC, _ZSTD)):
         if start.startswith(magic):
             return kind
     if (error := _foreign_error(file, name)) is not None:
@@ -241,7 +240,7 @@ def _kind(file: Path, name: Path) -> str:
 
 
 def _foreign_error(file: Path, name: Path | None = None) -> BagError | None:
-    """Return what to say about a file of another kind that is known; None for any other file."""
+    """Return the error about a file of another known kind; None for any other file."""
     start = _first_bytes(file)
     name = file if name is None else name
     for magic, found, advice in _FOREIGN:
@@ -260,11 +259,11 @@ def _first_bytes(file: Path) -> bytes:
 
 
 def _unpacked(file: Path, stack: contextlib.ExitStack) -> Path:
-    """Unpack a zstd file into a folder that goes with `stack`; its size and the disk's room bound it."""
+    """Unpack a zstd file into a folder that `stack` removes, within limits of its size and of the disk."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_bag.")))
     target = folder / file.stem
     limit = max(_MIN_UNPACKED_BYTES, _MAX_UNPACKED_RATIO * file.stat().st_size)
-    room = int(0.9 * shutil.disk_usage(folder).free)
+    space = int(0.9 * shutil.disk_usage(folder).free)
     size = 0
     try:
         with target.open("wb") as output:
@@ -272,17 +271,17 @@ def _unpacked(file: Path, stack: contextlib.ExitStack) -> Path:
                 size += len(piece)
                 if size > limit:
                     raise BagError(
-                        f"{file} unpacks to more than {limit >> 20} MiB, expected a recording; look at what "
-                        "`zstd -d` makes of it"
+                        f"{file} unpacks to more than {limit >> 20} MiB, expected a recording; check the "
+                        "output of `zstd -d`"
                     )
-                if size > room:
+                if size > space:
                     raise BagError(
-                        f"{file} unpacks to more than the {room >> 20} MiB that {folder.parent} has room for, "
+                        f"{file} unpacks to more than the {space >> 20} MiB that are free in {folder.parent}, "
                         "expected more; set TMPDIR to a larger disk"
                     )
                 output.write(piece)
     except zstandard.ZstdError:
-        pass  # what was unpacked is read up to where it ends, as any file that was cut off
+        pass  # the unpacked part is read like any file that was cut off
     if not size:
         raise BagError(f"{file} can't be unpacked by zstd, expected a whole file; copy it again")
     return target

@@ -16,13 +16,13 @@ from mobile_vla_inference.bags.reader import (
     check_encoding,
 )
 
-#: How ROS 1 calls them, in mcap files too.
+#: Types of images in ROS 1, which mcap files can also hold.
 _ROS_1_IMAGES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
 
 
 @dataclass(frozen=True)
 class BagTopics:
-    """The topics of a bag that a replay uses; instruction and command may be missing."""
+    """The topics of a bag that a replay uses; a bag can be without instruction and command."""
 
     image: Topic
     instruction: Topic | None
@@ -30,7 +30,7 @@ class BagTopics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of those that the bag has."""
+        """The names of the topics that the bag has."""
         return tuple(topic.name for topic in (self.image, self.instruction, self.command) if topic is not None)
 
 
@@ -41,9 +41,9 @@ def choose_topics(
 
     Args:
         bag: an open bag.
-        image_topic: None: the only one of the bag.
-        command_topic: None: the one named cmd_vel, or the only one of the bag.
-        instruction_wanted: whether the bag must tell the instruction.
+        image_topic: None: the only image topic of the bag.
+        command_topic: None: the topic named cmd_vel, or the only velocity topic of the bag.
+        instruction_wanted: whether the bag must have an instruction topic.
 
     Raises:
         BagError: there is no image topic or more than one, or a topic has the wrong type.
@@ -51,7 +51,7 @@ def choose_topics(
     bag.check_not_empty()
     image = _choose_image(bag, image_topic)
     if image.count == 0:
-        raise BagError(f"{bag.path} holds no image on {image.name}, expected some; choose another image topic or bag")
+        raise BagError(f"{bag.path} holds no image on {image.name}, expected images; choose another image topic or bag")
     instruction = _choose_instruction(bag) if instruction_wanted else None
     return BagTopics(image, instruction, _choose_command(bag, command_topic))
 
@@ -109,7 +109,7 @@ def _choose_command(bag: BagReader, wanted: str | None) -> Topic | None:
         return topic
     named = [topic for topic in bag.topics.values() if topic.name.rpartition("/")[2] == "cmd_vel"]
     if named and not set(named) & set(topics):
-        bag.notes.append(f"{named[0].name} is of type {named[0].type_name}, not {TWIST}: nothing was compared")
+        bag.notes.append(f"{named[0].name} is of type {named[0].type_name}, not {TWIST}: it was not compared")
         return None
     for candidates in ([topic for topic in named if topic in topics], topics):
         if len(candidates) == 1:

@@ -1,4 +1,4 @@
-"""Write rosbag 2 recordings, sqlite3 or mcap, that Humble to Lyrical read."""
+"""Write rosbag 2 recordings, sqlite3 or mcap, for Humble to Lyrical."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mobile_vla_inference.bags.reader import BagError, typestore
 
 STORAGES = ("mcap", "sqlite3")
 
-#: Every distribution from Humble on reads this version; 9 writes the QoS in a form that Humble refuses.
+#: Every distribution from Humble on reads this version. Version 9 has a form of QoS that Humble refuses.
 _BAG_VERSION = 8
 
-#: rmw's value for a time that does not end.
+#: rmw's value for infinite time.
 _FOREVER = QosTime(9223372036, 854775807)
 _LATCHED = Qos(
     history=QosHistory.KEEP_LAST,
@@ -44,15 +44,15 @@ _LATCHED = Qos(
 class BagWriter:
     """A bag that is being written; a context manager.
 
-    Written under a hidden name and renamed at the end, so that the bag is there whole or not at all; with `live`,
-    written in place, because a recording that is cut off is still worth having.
+    It is written under a hidden name and renamed at the end, so that no partial bag appears. With `live` it is written
+    in place: a recording that is cut off is still useful.
     """
 
     def __init__(self, path: Path | str, storage: str = "mcap", live: bool = False) -> None:
         """Prepare a bag at `path`, which must not exist yet.
 
         Raises:
-            BagError: the path is taken or can't be written.
+            BagError: the path exists, or can't be written.
         """
         self.path = Path(path)
         self._live = live
@@ -84,7 +84,7 @@ class BagWriter:
         writer, self._writer = self._writer, None
         try:
             if kind is not None and not self._live:
-                with contextlib.suppress(Exception):  # the fault that led here is the one to tell
+                with contextlib.suppress(Exception):  # the first exception is the one to report
                     writer.abort()
                 return
             writer.close()
@@ -103,7 +103,7 @@ class BagWriter:
         `latched`: its publishers keep their last messages for late subscribers (transient local).
         """
         if type_name not in typestore().fielddefs:
-            raise BagError(f"{topic} is of type {type_name}, expected one of ROS 2's own; leave it out")
+            raise BagError(f"{topic} is of type {type_name}, expected one of ROS 2's own types; leave it out")
         self._connections[topic] = self._writer.add_connection(
             topic, type_name, typestore=typestore(), offered_qos_profiles=(_LATCHED,) if latched else ()
         )
@@ -117,7 +117,7 @@ class BagWriter:
         self.write(topic, time_ns, bytes(typestore().serialize_cdr(message, self._connections[topic].msgtype)))
 
     def commit(self) -> None:
-        """Make sure that what was written so far survives this process."""
+        """Flush everything written so far to the file, so that it survives the end of this process."""
         storage = self._writer.storage
         if self._storage == "mcap":
             storage.bio.flush()
@@ -126,7 +126,7 @@ class BagWriter:
 
 
 def check_new_bag(path: Path) -> None:
-    """Raise BagError where a bag can't be made at `path`."""
+    """Raise BagError where `path` exists, or has no parent folder."""
     if path.exists():
         raise BagError(f"{path} exists already, expected a new place for a bag; choose another or remove it")
     if not path.absolute().parent.is_dir():

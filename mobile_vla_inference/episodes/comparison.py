@@ -1,7 +1,7 @@
-"""How near the policy comes to what a person did: errors, baselines, signs and lag. Pure numpy.
+"""Compare predicted with recorded commands: errors, baselines, signs and lag. Pure numpy.
 
-Every error stands beside three baselines that need no camera: always zero, always the mean of what was recorded,
-and the action recorded at the frame before. A policy that is not better than these has learned nothing from images.
+Every error is reported next to three baselines that need no camera: always zero, always the mean of the recording, and
+the action recorded at the frame before. A policy that is not better than these has learned nothing from images.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 BASELINES = ("zero", "mean", "previous")
 
-#: Smaller recorded values (normalised units) have no direction that could be agreed with.
+#: Smaller recorded values (normalised units) have no direction to compare.
 SIGN_DEADBAND = 0.05
 
-#: How far the prediction is shifted in the search for its lag, seconds, either way.
+#: Largest shift of the prediction in the search for its lag, seconds, in both directions.
 MAX_LAG_S = 2.0
 
-#: Fewer samples than this say nothing about a lag.
+#: Least number of samples for a lag.
 _LEAST_LAG_SAMPLES = 16
 
 
@@ -35,8 +35,8 @@ def compare(
 
     Args:
         stamps_s: time of each pair, seconds [n].
-        predicted: command units (m/s, rad/s), float [n, axes].
-        recorded: the same of the record, float [n, axes].
+        predicted: commands in m/s and rad/s, float [n, axes].
+        recorded: the same, of the recording, float [n, axes].
         axes: names of the axes, such as `linear.x`.
         scale: command units per normalised unit, per axis.
         offset: command units at normalised zero, per axis.
@@ -44,8 +44,8 @@ def compare(
     Returns:
         JSON-ready: `frames`, and under `command_units` and `normalised_units` a table
         {`policy`, `zero`, `mean`, `previous`} -> {axis or `all`} -> {`mae`, `rmse`}; under `axes`, per axis,
-        `sign_agreement` (0 to 1, or None), `sign_frames`, `lag_s` (positive: the prediction comes late, or None)
-        and `lag_correlation`. Pairs with a value that is not finite are left out and counted in `not_finite`.
+        `sign_agreement` (0 to 1, or None), `sign_frames`, `lag_s` (positive: the prediction is late; or None) and
+        `lag_correlation`. Pairs with a value that is not finite are left out and counted in `not_finite`.
 
     Raises:
         ValueError: the shapes don't fit together.
@@ -58,7 +58,7 @@ def compare(
     scales, offsets = np.asarray(scale, np.float64), np.asarray(offset, np.float64)
     if scales.shape != (len(axes),) or offsets.shape != (len(axes),):
         raise ValueError(f"scale and offset have {scales.size} and {offsets.size} values, expected {len(axes)} each")
-    divisor = np.where(scales == 0.0, 1.0, scales)  # an axis that is scaled away has no normalised unit of its own
+    divisor = np.where(scales == 0.0, 1.0, scales)  # an axis with scale 0 has no normalised unit
     candidates = {"policy": predicted, **baselines(recorded)}
     normalised = {name: (values - offsets) / divisor for name, values in candidates.items()}
     goal = (recorded - offsets) / divisor
@@ -78,7 +78,7 @@ def compare(
 
 
 def baselines(recorded: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what needs no camera, each [n, axes] in command units: standstill, the mean, the record one frame late.
+    """Return the baselines, each [n, axes] in command units: standstill, the mean, the recording one frame late.
 
     The frame before the first one counts as standstill.
     """
@@ -112,23 +112,23 @@ def sign_agreement(predicted: np.ndarray, goal: np.ndarray) -> dict[str, float |
 def lag(times_s: np.ndarray, predicted: np.ndarray, recorded: np.ndarray) -> dict[str, float | None]:
     """Find the delay of the prediction by the peak of the normalised cross-correlation within MAX_LAG_S.
 
-    Both series are read at the median period of the stamps (linear between them). Positive: the prediction is late.
-    None for both where the series are too short, not in order, or one of them never changes.
+    Both series are interpolated linearly at the median period of the stamps. Positive: the prediction is late.
+    None for both where the series are too short or not in order, or one of them never changes.
     """
-    nothing = {"lag_s": None, "lag_correlation": None}
+    unknown = {"lag_s": None, "lag_correlation": None}
     periods = np.diff(times_s)
     if len(times_s) < _LEAST_LAG_SAMPLES or (periods <= 0.0).any():
-        return nothing
+        return unknown
     period_s = float(np.median(periods))
     count = int((times_s[-1] - times_s[0]) / period_s) + 1
     grid = times_s[0] + period_s * np.arange(min(count, 4 * len(times_s)))
     late = _centred(np.interp(grid, times_s, predicted))
     goal = _centred(np.interp(grid, times_s, recorded))
     if late is None or goal is None:
-        return nothing
-    # Half of the series must overlap, or a few samples at the ends would decide.
+        return unknown
+    # Half of the series must overlap: otherwise a few samples at the ends would decide.
     most = min(int(MAX_LAG_S / period_s + 1e-6), len(grid) // 2)
-    shifts = sorted(range(-most, most + 1), key=abs)  # of equal peaks, the smallest lag
+    shifts = sorted(range(-most, most + 1), key=abs)  # the smallest lag of equal peaks
     correlations = [_correlation(late, goal, shift) for shift in shifts]
     best = int(np.argmax(np.round(correlations, 12)))
     return {"lag_s": round(shifts[best] * period_s, 6), "lag_correlation": round(correlations[best], 6)}

@@ -1,6 +1,6 @@
-"""How well predicted commands follow the recorded ones of episodes: errors, directions, a confusion table. Pure numpy.
+"""Figures of predicted against recorded commands of episodes: errors, directions, a confusion table. Pure numpy.
 
-Every error stands beside three baselines that need no camera: always zero, always the mean of what was recorded, and
+Every error is reported next to three baselines that need no camera: always zero, always the mean of the recordings, and
 the command recorded at the step before in the same episode (zero at its first step).
 """
 
@@ -26,12 +26,12 @@ _STOP = "stop"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a policy said over one episode.
+    """The commands of a policy for one episode.
 
     Attributes:
         scenario: of the episode.
         predicted: commands of the policy over its axes, in command units, float [steps, axes].
-        recorded: the same of the record.
+        recorded: the same, of the recording.
     """
 
     scenario: str
@@ -78,8 +78,8 @@ def _summary(
     goal = training_values(recorded, scale, offset)
     scales = np.where(np.asarray(scale, dtype=np.float64) == 0.0, 1.0, scale)
     unclipped = {name: (values - np.asarray(offset)) / scales for name, values in candidates.items()}
-    said, meant = directions(predicted, key_speed), directions(recorded, key_speed)
-    same = said == meant
+    predicted_keys, recorded_keys = directions(predicted, key_speed), directions(recorded, key_speed)
+    same = predicted_keys == recorded_keys
     return {
         "episodes": len(predictions),
         "steps": len(recorded),
@@ -87,7 +87,7 @@ def _summary(
         "normalised_units": {name: error_table(values, goal, axes) for name, values in unclipped.items()},
         "direction_accuracy": float(same.all(axis=1).mean()),
         "directions": {axis: float(same[:, column].mean()) for column, axis in enumerate(axes)},
-        "confusion": confusion(said, meant, axes),
+        "confusion": confusion(predicted_keys, recorded_keys, axes),
     }
 
 
@@ -96,12 +96,12 @@ def directions(commands: np.ndarray, key_speed: float) -> np.ndarray:
     return np.clip(np.rint(commands / key_speed), -1, 1).astype(int)
 
 
-def confusion(said: np.ndarray, meant: np.ndarray, axes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Count {recorded direction: {predicted direction: steps}}; both sides name every direction that occurs."""
-    names = [direction_name(row, axes) for row in meant], [direction_name(row, axes) for row in said]
-    seen = sorted({*names[0], *names[1]}, key=lambda name: (name.count("+"), name))
-    counts = Counter(zip(*names))
-    return {recorded: {predicted: counts[recorded, predicted] for predicted in seen} for recorded in seen}
+def confusion(predicted: np.ndarray, recorded: np.ndarray, axes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Count {recorded direction: {predicted direction: steps}}; both levels have every direction that occurs."""
+    rows, columns = ([direction_name(keys, axes) for keys in each] for each in (recorded, predicted))
+    names = sorted({*rows, *columns}, key=lambda name: (name.count("+"), name))
+    counts = Counter(zip(rows, columns))
+    return {row: {column: counts[row, column] for column in names} for row in names}
 
 
 def direction_name(keys: Sequence[int], axes: Sequence[str]) -> str:

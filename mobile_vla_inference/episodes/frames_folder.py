@@ -1,4 +1,4 @@
-"""A folder with `images/` and `actions.csv` (frame, stamp_s, image, steering, throttle) as messages of a drive."""
+"""Read a folder with `images/` and `actions.csv` (frame, stamp_s, image, steering, throttle)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobile_vla_inference.outside_files import read_text
 
 COLUMNS = ("frame", "stamp_s", "image", "steering", "throttle")
 
-#: What full throttle and full steering are, where nobody says more: the file knows shares of full only.
+#: Default speeds at full throttle and full steering: the file only has shares of full.
 FULL_LINEAR_MPS, FULL_ANGULAR_RADPS = 1.0, 1.0
 
 
@@ -36,10 +36,10 @@ class RecordedFrame:
 
 
 def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
-    """Read the lines of a folder's actions.csv, in order; every image is known to exist.
+    """Read the lines of a folder's actions.csv, in order, and check that every image exists.
 
-    The table may be as spreadsheets save it: with a byte order mark or in UTF-16, with commas, semicolons or tabs, and
-    a decimal comma where commas don't separate.
+    All formats of spreadsheets are read: with a byte order mark or in UTF-16, with commas, semicolons or tabs, and with
+    decimal commas where commas don't separate.
 
     Raises:
         FrameError: the folder, the file, a column, a value or an image is missing or wrong.
@@ -48,7 +48,7 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     table = folder / "actions.csv"
     if not table.exists():
         raise FrameError(
-            f"{folder} has no actions.csv, expected one beside images/ ({', '.join(COLUMNS)}); check the path"
+            f"{folder} has no actions.csv, expected one next to images/ ({', '.join(COLUMNS)}); check the path"
         )
     try:
         lines = _read_lines(table)
@@ -60,18 +60,18 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     for (former, frame), (number, _) in zip(itertools.pairwise(frames), lines[1:]):
         if frame.stamp_s <= former.stamp_s:
             raise FrameError(
-                f"{table} line {number} is stamped {frame.stamp_s:g} s after {former.stamp_s:g} s, expected times that "
-                "rise; correct it"
+                f"{table} line {number} is stamped {frame.stamp_s:g} s after {former.stamp_s:g} s, expected rising "
+                "times; correct it"
             )
     return frames
 
 
-#: Of a table; one of a million frames has half.
+#: Largest table, bytes: twice that of a million frames.
 _MAX_TABLE_BYTES = 1 << 26
-#: What separates cells: a comma, or what spreadsheets write where the comma is the decimal sign.
+#: Separators of cells: a comma, or those of spreadsheets with decimal commas.
 _DELIMITERS = (",", ";", "\t")
 _NUMBERS = ("stamp_s", "steering", "throttle")
-#: Shares of full -> the option that says what full is, and its unit.
+#: Columns with shares of full, the option for the speed at full, and its unit.
 _FULL = (("throttle", "--max-linear-mps", "m/s"), ("steering", "--max-angular-radps", "rad/s"))
 
 
@@ -126,13 +126,13 @@ def _frame(folder: Path, table: Path, number: int, line: dict[str, str | None]) 
         if abs(values[column]) > 1.0 + 1e-6:
             raise FrameError(
                 f"{table} line {number} has {column} {values[column]:g}, expected -1 to 1, a share of full {column}; "
-                f"divide the column by its value at full {column}, and say with {option} how many {unit} that is"
+                f"divide the column by its value at full {column}, and give the speed at full with {option} in {unit}"
             )
     return RecordedFrame(values["stamp_s"], image, values["steering"], values["throttle"])
 
 
 def _no_image(folder: Path, name: str) -> str:
-    """Return the rest of the sentence about an image that is not where a table says."""
+    """Return the rest of the message about an image that is not at its path."""
     if not name:
         return f"no image, expected a path relative to {folder}; write it into the column image"
     inner = f"images/{Path(name).name}"

@@ -49,9 +49,10 @@ from mobile_vla_inference.ros.sim_views import fill_odometry, layout_markers, ro
 from mobile_vla_inference.ros.startup import start_ros
 from mobile_vla_inference.sim.camera import FolderCamera, SimulatedCamera
 from mobile_vla_inference.sim.live_world import LiveWorld
+from mobile_vla_inference.sim.phrases import instruction
 from mobile_vla_inference.sim.renderer import FIELD_OF_VIEW_DEG, FRAME_PX
 from mobile_vla_inference.sim.robot import DifferentialDrive
-from mobile_vla_inference.sim.scenarios import SCENARIOS, instruction
+from mobile_vla_inference.sim.scenarios import SCENARIOS
 from mobile_vla_inference.sim.world import BASES, Motion
 
 #: A camera drops frames rather than delay the next one: the sensor data profile of ROS 2, with one frame kept.

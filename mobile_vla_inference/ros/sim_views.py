@@ -9,9 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
-from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import (
+from mobile_vla_inference.sim.layout import (
     CONE_HEIGHT_M,
     CONE_RADIUS_M,
     CUP_HEIGHT_M,
@@ -20,6 +18,8 @@ from mobile_vla_inference.sim.scenarios import (
     Layout,
     Rgb,
 )
+from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, CAMERA_HEIGHT_M
+from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.sim.world import Motion
 
 ODOM_FRAME = "odom"

@@ -1,1 +1,1 @@
-"""A small world that closes the loop: velocity command in, camera image out. Never imports torch or rclpy."""
+"""A small simulated world: velocity command in, camera image out. Never imports torch or rclpy."""

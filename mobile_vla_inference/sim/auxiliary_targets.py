@@ -1,7 +1,7 @@
-"""What there is to see in a frame, read from the map: a second lesson for a network that learns to drive.
+"""Auxiliary targets: what a frame shows, computed from the map, for a network that learns to drive.
 
-A few numbers for each frame say where the boxes and the cup stand in the picture and which side is meant. A network
-that has to tell them too learns to see from far fewer episodes; nothing of it is used when it drives.
+A few numbers for each frame: where the boxes and the cup are in the image, and which side is instructed. A network that
+also predicts them learns to see from far fewer episodes. Nothing of it is used when the network drives.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from mobile_vla_inference.sim.renderer import CAMERA_AHEAD_M, FIELD_OF_VIEW_DEG
 from mobile_vla_inference.sim.world import World
 
-#: What the numbers are: whether boxes are seen, where their left and right edges are (1 at the picture's left edge, -1
-#: at its right), how near they are (1 / (1 + m)); the same for the cup; whether and where the cone is seen; the side
-#: that is told, 1 for left and -1 for right; 1 where the cone's side is told, -1 for the other.
-SIGHT = (
+#: Names of the numbers. Bearings are 1 at the image's left edge and -1 at its right; `seen` is 1 or -1; nearness is
+#: 1 / (1 + metres). The side is 1 for left and -1 for right; `cone_meant` is 1 where the instruction means the cone's
+#: side, and -1 where it means the other.
+AUXILIARY_TARGETS = (
     "boxes_seen",
     "boxes_left",
     "boxes_right",
@@ -31,19 +31,19 @@ SIGHT = (
 )
 
 _HALF_VIEW_RAD = math.radians(FIELD_OF_VIEW_DEG / 2.0)
-#: What is less far ahead of the camera is beside it.
+#: Points less far ahead of the camera are not in the image.
 _AHEAD_M = 0.02
 
 
-def sight(world: World) -> np.ndarray:
-    """Return the numbers of SIGHT for where the robot is now, float32; NaN where there is nothing to tell."""
+def auxiliary_targets(world: World) -> np.ndarray:
+    """Return the numbers of AUXILIARY_TARGETS at the robot's present pose, float32; NaN where one does not apply."""
     pose, layout = world.pose, world.layout
     cos, sin = math.cos(pose.yaw_rad), math.sin(pose.yaw_rad)
     camera = np.array((pose.x_m + CAMERA_AHEAD_M * cos, pose.y_m + CAMERA_AHEAD_M * sin))
     to_robot = np.array(((cos, -sin), (sin, cos)))
     outlines = [(box.corners - camera) @ to_robot for box in layout.boxes]
     walls = [(wall.corners - camera) @ to_robot for wall in layout.door_walls]
-    values = dict.fromkeys(SIGHT, math.nan)
+    values = dict.fromkeys(AUXILIARY_TARGETS, math.nan)
     values["boxes_seen"] = values["cup_seen"] = values["cone_seen"] = -1.0
     edges = _edges(outlines, _opening(walls))
     if edges is not None:
@@ -63,11 +63,11 @@ def sight(world: World) -> np.ndarray:
         bearing = _bearing((np.array(door.cone) - camera) @ to_robot)
         if bearing is not None and camera[0] < door.x_m:
             values |= {"cone_seen": 1.0, "cone_bearing": bearing}
-    return np.array([values[name] for name in SIGHT], dtype=np.float32)
+    return np.array([values[name] for name in AUXILIARY_TARGETS], dtype=np.float32)
 
 
 def _bearing(point: np.ndarray) -> float | None:
-    """Return where a point is in the picture, 1 at its left edge and -1 at its right; None where it is not in it."""
+    """Return the bearing of a point, 1 at the image's left edge and -1 at its right; None outside the image."""
     if point[0] <= _AHEAD_M:
         return None
     bearing = float(_across(point))
@@ -75,12 +75,12 @@ def _bearing(point: np.ndarray) -> float | None:
 
 
 def _across(points: np.ndarray) -> np.ndarray:
-    """Return where points [..., 2] ahead of the camera are in the picture, 1 at its left edge and -1 at its right."""
+    """Return the bearings of points [..., 2] ahead of the camera, 1 at the image's left edge and -1 at its right."""
     return points[..., 1] / points[..., 0] / math.tan(_HALF_VIEW_RAD)
 
 
 def _opening(walls: list[np.ndarray]) -> tuple[float, float]:
-    """Return the left and right end of what a doorway's walls leave to be seen; the whole picture without them."""
+    """Return the bearings of a doorway's left and right end; those of the whole image without walls ahead."""
     if not walls or any(wall[:, 0].min() <= _AHEAD_M for wall in walls):
         return 1.0, -1.0
     right, left = map(_across, walls)
@@ -88,7 +88,7 @@ def _opening(walls: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _edges(outlines: list[np.ndarray], opening: tuple[float, float]) -> tuple[float, float] | None:
-    """Return where the boxes' left and right edges are in the picture; None where they are not in it."""
+    """Return the bearings of the boxes' left and right edge within an opening; None where they are not visible."""
     corners = np.concatenate(outlines)
     ahead = corners[corners[:, 0] > _AHEAD_M]
     if not len(ahead):
@@ -99,7 +99,7 @@ def _edges(outlines: list[np.ndarray], opening: tuple[float, float]) -> tuple[fl
 
 
 def _hides(outline: np.ndarray, point: np.ndarray) -> bool:
-    """Tell whether an outline [corners, 2] lies between the origin and a point."""
+    """Return whether an outline [corners, 2] lies between the origin and a point."""
     crosses = outline[:, 0] * point[1] - outline[:, 1] * point[0]
     if crosses.min() >= 0.0 or crosses.max() <= 0.0:
         return False

@@ -1,7 +1,7 @@
-"""What a robot's camera sees: a plain world drawn in first person, or the frames of a folder in turn.
+"""Cameras of a simulated robot: a plain drawn world in first person, or the images of a folder in turn.
 
-Both cameras have one method, `frame(pose)`. The drawn world repeats every WORLD_M metres, so that a robot can
-drive for hours and never leaves it: a tiled floor with a lane, coloured boxes, and hills at the horizon.
+Both cameras have one method, `frame(pose)`. The drawn world repeats every WORLD_M metres, so that a robot can drive for
+hours without leaving it: a tiled floor with a lane, coloured boxes, and hills at the horizon.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ WORLD_M = 16.0
 
 _CAMERA_HEIGHT_M = 0.35
 _FIELD_OF_VIEW_RAD = math.radians(80.0)
-_HORIZON = 0.42  # rows above the horizon, as a share of the picture's height
+_HORIZON = 0.42  # rows above the horizon, as a share of the image's height
 _NEAR_M = 0.05
 
-_FLOOR_PX = 2048  # side of the floor's drawing
-_PANORAMA_PX = (256, 2048)  # rows, columns of the full turn above the horizon
+_FLOOR_PX = 2048  # side of the drawing of the floor
+_PANORAMA_PX = (256, 2048)  # rows, columns of the 360 degree view above the horizon
 _HAZE_M = 5.0  # distance over which the floor fades by 1 / e; it also hides the aliasing of far tiles
 _HAZE_RGB = np.array([196, 205, 214], dtype=np.float32)
 
@@ -35,7 +35,7 @@ _FACE_LIGHT = (1.0, 0.8, 0.6, 0.7)  # brightness of the faces to the east, north
 
 @dataclass(frozen=True)
 class Box:
-    """An upright box on the floor: centre, half of its side and height in metres, and its colour."""
+    """An upright box on the floor: centre, half side and height in metres, and its colour."""
 
     x_m: float
     y_m: float
@@ -48,7 +48,7 @@ class SimulatedCamera:
     """A pinhole camera that looks ahead, parallel to the floor, in a world drawn from a seed.
 
     Attributes:
-        boxes: what stands in the world, once per period.
+        boxes: of the world, once per period.
     """
 
     def __init__(self, width: int = 320, height: int = 240, seed: int = 0) -> None:
@@ -63,7 +63,7 @@ class SimulatedCamera:
         self._column_bearing_rad = -np.arctan(slope)
         rows = np.arange(self._horizon_row, height) + 0.5 - self._horizon_row
         forward_m = self._focal_px * _CAMERA_HEIGHT_M / rows
-        #: Where each pixel below the horizon meets the floor, seen from the robot; metres.
+        #: Point on the floor of each pixel below the horizon, relative to the robot; metres.
         self._ahead_m = np.repeat(forward_m[:, None], width, axis=1).astype(np.float32)
         self._left_m = (-forward_m[:, None] * slope).astype(np.float32)
         haze = 1.0 - np.exp(-forward_m / _HAZE_M)
@@ -71,28 +71,28 @@ class SimulatedCamera:
         self._haze = ((1.0 - self._clearness) * _HAZE_RGB).astype(np.uint8)
 
     def frame(self, pose: Pose) -> np.ndarray:
-        """Return what the camera sees from `pose` as uint8 RGB [height, width, 3]."""
-        picture = np.empty((self._height, self._width, 3), dtype=np.uint8)
+        """Return the camera's image from `pose`, uint8 RGB [height, width, 3]."""
+        image = np.empty((self._height, self._width, 3), dtype=np.uint8)
         bearing_rad = pose.yaw_rad + self._column_bearing_rad
         columns = np.floor(bearing_rad * (_PANORAMA_PX[1] / math.tau)).astype(np.intp) % _PANORAMA_PX[1]
-        picture[: self._horizon_row] = self._panorama[:, columns]
-        picture[self._horizon_row :] = self._seen_floor(pose)
+        image[: self._horizon_row] = self._panorama[:, columns]
+        image[self._horizon_row :] = self._seen_floor(pose)
         for box in sorted(self.boxes, key=lambda box: -math.hypot(*_offset(box, pose))):
-            self._draw_box(picture, box, pose)
-        return picture
+            self._draw_box(image, box, pose)
+        return image
 
     def _seen_floor(self, pose: Pose) -> np.ndarray:
-        """Look up the floor's drawing for every pixel below the horizon."""
+        """Sample the drawing of the floor for every pixel below the horizon."""
         px_per_m = _FLOOR_PX / WORLD_M
         cos_px, sin_px = px_per_m * math.cos(pose.yaw_rad), px_per_m * math.sin(pose.yaw_rad)
-        # Modulo here keeps the coordinates exact in float32 however far the robot has driven.
+        # The modulo keeps the coordinates exact in float32, even far from the origin.
         x_px = cos_px * self._ahead_m - sin_px * self._left_m + np.float32(pose.x_m % WORLD_M * px_per_m)
         y_px = sin_px * self._ahead_m + cos_px * self._left_m + np.float32(pose.y_m % WORLD_M * px_per_m)
         floor = cv2.remap(self._floor, x_px, y_px, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         clear = cv2.multiply(floor, self._clearness, dtype=cv2.CV_8U)
         return cv2.add(clear, self._haze)
 
-    def _draw_box(self, picture: np.ndarray, box: Box, pose: Pose) -> None:
+    def _draw_box(self, image: np.ndarray, box: Box, pose: Pose) -> None:
         """Paint the sides of a box that face the camera."""
         offset = np.array(_offset(box, pose))
         cos, sin = math.cos(pose.yaw_rad), math.sin(pose.yaw_rad)
@@ -102,12 +102,12 @@ class SimulatedCamera:
         clearness = math.exp(-float(np.hypot(*offset)) / (2.0 * _HAZE_M))
         for face in range(4):
             edge = corners[[face, (face + 1) % 4]]
-            if edge[0] @ normals[face] >= 0.0:  # seen from inside
+            if edge[0] @ normals[face] >= 0.0:  # faces away from the camera
                 continue
             outline = self._project_wall(edge @ to_robot.T, box.height_m)
             if outline is not None:
                 color = _FACE_LIGHT[face] * clearness * np.array(box.rgb) + (1.0 - clearness) * _HAZE_RGB
-                cv2.fillConvexPoly(picture, outline, color.tolist())
+                cv2.fillConvexPoly(image, outline, color.tolist())
 
     def _project_wall(self, edge_m: np.ndarray, height_m: float) -> np.ndarray | None:
         """Project a wall over a floor edge [2, (ahead, left)] to pixels [4, 2]; None where it is behind the camera."""
@@ -128,7 +128,7 @@ class SimulatedCamera:
 
 
 class FolderCamera:
-    """Show the images of a folder in the order of their numbers, over and over; the pose doesn't matter."""
+    """Repeat the images of a folder in the order of their numbers; the pose doesn't matter."""
 
     def __init__(self, folder: Path | str) -> None:
         """List the folder; raise FrameError where it holds no image or the first can't be read."""
@@ -144,7 +144,7 @@ class FolderCamera:
 
 
 def _offset(box: Box, pose: Pose) -> tuple[float, float]:
-    """Return the way from the robot to the nearest repetition of a box, metres in the world's axes."""
+    """Return the offset from the robot to the nearest repetition of a box, metres in the world's axes."""
     return math.remainder(box.x_m - pose.x_m, WORLD_M), math.remainder(box.y_m - pose.y_m, WORLD_M)
 
 
@@ -165,7 +165,7 @@ def _draw_floor(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_panorama(rng: np.random.Generator) -> np.ndarray:
-    """Draw the full turn above the horizon: sky, and hills whose outline repeats after it."""
+    """Draw the 360 degree view above the horizon: sky, and hills whose outline is continuous around it."""
     rows, columns = _PANORAMA_PX
     sky = np.linspace([120, 165, 215], _HAZE_RGB, rows)
     panorama = np.repeat(sky[:, None], columns, axis=1).astype(np.uint8)
@@ -178,7 +178,7 @@ def _draw_panorama(rng: np.random.Generator) -> np.ndarray:
 
 
 def _place_boxes(rng: np.random.Generator) -> list[Box]:
-    """Place one box of each colour beside the lane, spread along it."""
+    """Place one box of each colour next to the lane, spread along it."""
     boxes = []
     for index, rgb in enumerate(_BOX_COLORS):
         x_m = 2.5 + (index + rng.uniform(-0.25, 0.25)) * WORLD_M / len(_BOX_COLORS)

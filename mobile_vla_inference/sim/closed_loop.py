@@ -1,7 +1,7 @@
-"""Closed-loop evaluation: a driver in the world from start to end, and what became of many such episodes.
+"""Closed-loop evaluation: a driver drives whole episodes in the world, and figures over many of them.
 
-A driver gets what a robot gets, the camera's picture and an instruction, and answers with a velocity. Judging needs the
-map, and is done here: success is the cup reached, on the right side of the boxes, with nothing touched.
+A driver gets what a robot gets, the camera's image and an instruction, and returns a velocity. The outcome is judged
+with the map: success is to reach the cup, past the boxes on the instructed side, without touching anything.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ import numpy as np
 
 from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.sim.expert import Expert, path_length_m
+from mobile_vla_inference.sim.layout import draw_layout
 from mobile_vla_inference.sim.renderer import Renderer
-from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout
+from mobile_vla_inference.sim.scenarios import SCENARIOS
 from mobile_vla_inference.sim.world import OUTCOMES, REACH_M, World
 
-#: What can be done to the camera: nothing, its first picture for ever, or no light.
+#: Cameras: as it is, its first image repeated, or black images.
 CAMERAS = ("on", "frozen", "black")
 
 _NORMAL_95 = 1.959964
 
-#: Called after each step with the world, the picture that the driver got and what it did.
+#: Called after each step with the world, the image that the driver got and its command.
 Watcher = Callable[[World, np.ndarray, VelocityCommand], None]
 
 
 class Driver(Protocol):
-    """What is evaluated."""
+    """A policy, or another way to drive, that is evaluated."""
 
     def begin(self, instruction: str) -> None:
-        """Forget the episode before, and follow an instruction."""
+        """Begin an episode with an instruction; nothing is kept from the one before."""
 
     def drive(self, frame: np.ndarray) -> VelocityCommand:
-        """Answer a picture, uint8 RGB [side, side, 3]."""
+        """Return the command for an image, uint8 RGB [side, side, 3]."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class EpisodeTask:
     """One episode to drive.
 
     Attributes:
-        scenario: one of SCENARIOS; its side is the one that counts as right.
+        scenario: one of SCENARIOS; the outcome is judged by its side.
         seed: of the world.
-        instruction: what the driver is told.
+        instruction: that the driver gets.
     """
 
     scenario: str
@@ -55,15 +56,15 @@ class EpisodeTask:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode went.
+    """The result of one episode.
 
     Attributes:
-        scenario, seed, instruction: the task's.
+        scenario, seed, instruction: of the task.
         outcome: one of OUTCOMES.
-        steps: how many times the driver was asked.
-        time_s: how long it took in the world.
-        path_m: how far the robot drove.
-        expert_path_m: the length of the expert's way from the start to where the cup counts as reached.
+        steps: number of commands.
+        time_s: duration in the world.
+        path_m: driven distance.
+        expert_path_m: length of the expert's path from the start until the cup counts as reached.
     """
 
     scenario: str
@@ -86,16 +87,16 @@ def drive_episode(
     camera: str = "on",
     watcher: Watcher | None = None,
 ) -> EpisodeResult:
-    """Let a driver drive one episode to its end.
+    """Drive one episode to its end.
 
     Args:
-        task: where, and what it is told.
-        driver: asked once each period; None: the expert, who sees the map.
-        renderer: draws the pictures.
-        period_s: seconds of the world between two pictures.
+        task: the world and the instruction.
+        driver: called once each period; None: the expert, which sees the map.
+        renderer: draws the images.
+        period_s: seconds of the world between two images.
         base: of the world, one of world.BASES.
         camera: one of CAMERAS.
-        watcher: is shown every step.
+        watcher: called after every step.
     """
     world = World(draw_layout(task.scenario, task.seed), base)
     expert = Expert(world)
@@ -140,7 +141,7 @@ def summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
 
     Returns:
         `episodes`, `success_rate` with its `interval_95`, each other outcome's share, and `path_ratio`: the mean of
-        driven over expert's length in the episodes that succeeded, None where none did.
+        driven distance over the expert's, of the episodes that succeeded; None where none did.
     """
     count = len(results)
     counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in OUTCOMES}

@@ -1,8 +1,8 @@
-"""The expert: it sees the map, and drives the shortest way round the boxes on the side that the instruction names.
+"""The expert: it sees the map, and drives the shortest path around the boxes on the instructed side.
 
-The way is a taut string: the convex hull of the boxes, grown by the robot's radius and a margin, with the robot and the
-cup added, has two chains from the one to the other, one for each side. The expert steers to a point a little
-ahead on the chain of its side. It works from any place, also from where a learner has strayed to.
+The boxes are grown by the robot's radius and a margin. The convex hull of the grown boxes, the robot and the cup has
+two chains from the robot to the cup, one for each side. The expert steers to a point a little ahead on the chain of its
+side. This works from any pose, also from one that a policy's mistakes have led to.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, RO
 
 _MARGIN_M = 0.22
 _CORNER_POINTS = 8
-#: Where the way goes straight through a doorway: from so far before it to so far behind.
+#: The path through a doorway is straight from this far before it to this far behind it.
 _BEFORE_DOOR_M, _BEHIND_DOOR_M = 0.4, 0.25
 _LOOK_AHEAD_M = 0.35
-#: Motion goes on this long before a command has its effect: the expert steers from where it will be.
+#: Time until a command takes effect: the expert steers from the heading predicted for then.
 _PREDICTED_S = 0.1
 _TURN_GAIN = 2.0
-#: With the aim this far to the side, the robot only turns.
+#: Beyond this bearing of the aim, the robot turns in place.
 _TURN_IN_PLACE_RAD = 0.9
 _SLOW_DOWN_M = 0.35
 
@@ -43,7 +43,7 @@ class Expert:
         self._hull = convex_hull([tuple(point) for point in points.tolist()])
 
     def path(self) -> list[Point]:
-        """Return the way from the robot to the cup as points, both included."""
+        """Return the path from the robot to the cup as points, both included."""
         world = self._world
         robot, cup = (world.pose.x_m, world.pose.y_m), world.layout.cup
         door = world.layout.doorway
@@ -59,7 +59,7 @@ class Expert:
         return chain if start == robot else [robot, *chain]
 
     def command(self) -> VelocityCommand:
-        """Return what to do now."""
+        """Return the command for the robot's present pose."""
         world = self._world
         distance_m = world.cup_distance_m
         if distance_m <= STOP_M and world.passed_side == world.layout.side:
@@ -78,7 +78,7 @@ class Expert:
 
 
 def path_length_m(path: list[Point]) -> float:
-    """Return the length of a way."""
+    """Return the length of a path."""
     return sum(math.dist(a, b) for a, b in pairwise(path))
 
 
@@ -102,7 +102,7 @@ def _cross(a: Point, b: Point, c: Point) -> float:
 
 
 def _chain(hull: list[Point], start: Point, end: Point, side: str) -> list[Point]:
-    """Return the taut string from `start` to `end` that passes the hull on a side of it."""
+    """Return the shortest path from `start` to `end` that passes the hull on one side of it."""
     around = convex_hull([*hull, start, end])
     if start not in around or end not in around:
         return [start, end]
@@ -114,7 +114,7 @@ def _chain(hull: list[Point], start: Point, end: Point, side: str) -> list[Point
 
 
 def _pushed_out(hull: list[Point], point: Point) -> Point:
-    """Return the point, or where it lies inside the hull, the nearest one outside."""
+    """Return the point, or the nearest one outside the hull if it is inside."""
     edges = list(zip(hull, [*hull[1:], hull[0]]))
     depths = [_cross(a, b, point) / math.dist(a, b) for a, b in edges]
     depth = min(depths)
@@ -127,7 +127,7 @@ def _pushed_out(hull: list[Point], point: Point) -> Point:
 
 
 def _crosses(hull: list[Point], a: Point, b: Point) -> bool:
-    """Tell whether the line from a to b goes through the hull (Cyrus and Beck's clipping)."""
+    """Return whether the line from a to b goes through the hull (Cyrus-Beck clipping)."""
     enters, leaves = 0.0, 1.0
     for p, q in zip(hull, [*hull[1:], hull[0]]):
         at_a, at_b = _cross(p, q, a), _cross(p, q, b)
@@ -141,7 +141,7 @@ def _crosses(hull: list[Point], a: Point, b: Point) -> bool:
 
 
 def _ahead_on(path: list[Point], distance_m: float) -> Point:
-    """Return the point that lies so far along the way, or its end."""
+    """Return the point at a distance along the path, or its end."""
     for a, b in pairwise(path):
         length_m = math.dist(a, b)
         if length_m >= distance_m > 0.0:

@@ -1,7 +1,7 @@
-"""What the robot's camera sees of a layout, drawn by Panda3D's software renderer: no GPU, no display.
+"""The camera's images of a layout, drawn by Panda3D's software renderer: no GPU, no display.
 
-One Renderer is enough for many worlds: each is a scene of its own, and all share one picture buffer. Panda3D is
-imported when a Renderer is made, so that what needs no picture runs without it.
+One Renderer is enough for many worlds: each is its own scene, and all share one image buffer. Panda3D is imported when
+a Renderer is made, so that code without images runs without it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import (
+from mobile_vla_inference.sim.layout import (
     CONE_HEIGHT_M,
     CONE_RADIUS_M,
     CUP_HEIGHT_M,
@@ -24,14 +23,15 @@ from mobile_vla_inference.sim.scenarios import (
     Layout,
     Rgb,
 )
+from mobile_vla_inference.sim.robot import Pose
 
 if TYPE_CHECKING:
     from panda3d.core import NodePath
 
-#: Side of the camera's square picture, pixels.
+#: Side of the camera's square image, pixels.
 FRAME_PX = 224
 FIELD_OF_VIEW_DEG = 60.0
-#: Where the camera sits: ahead of the robot's middle, and above the floor.
+#: Position of the camera: ahead of the robot's centre, and above the floor.
 CAMERA_AHEAD_M = 0.12
 CAMERA_HEIGHT_M = 0.28
 
@@ -56,7 +56,12 @@ class SimulatorError(MobileVlaError):
 
 
 class Renderer:
-    """A picture buffer, and the camera in front of it."""
+    """An image buffer and its camera.
+
+    Attributes:
+        core: the module panda3d.core.
+        size_px: side of the images.
+    """
 
     def __init__(self, size_px: int = FRAME_PX) -> None:
         """Open the buffer; raise SimulatorError where Panda3D is missing or can't draw."""
@@ -67,7 +72,7 @@ class Renderer:
                 f"Panda3D can't be imported ({error}), expected the version in requirements/world.txt; "
                 f"install it with pip install -r requirements/world.txt"
             ) from error
-        self._core = core
+        self.core = core
         self.size_px = size_px
         core.load_prc_file_data("", _CONFIGURATION)
         pipe = core.GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
@@ -80,7 +85,7 @@ class Renderer:
         self._buffer = pipe and self._engine.make_output(pipe, "camera", 0, properties, size, refuse_window)
         if not self._buffer:
             raise SimulatorError(
-                "Panda3D has no software renderer here, expected p3tinydisplay, which its wheel for Linux holds; "
+                "Panda3D has no software renderer here, expected p3tinydisplay, which its wheel for Linux contains; "
                 "install the wheel"
             )
         self._texture = core.Texture()
@@ -93,15 +98,15 @@ class Renderer:
         region.set_camera(self._camera)
 
     def scene(self, layout: Layout) -> Scene:
-        """Build a layout's scene."""
+        """Build the scene of a layout."""
         return Scene(self, layout)
 
     def close(self) -> None:
-        """Give the buffer back."""
+        """Free the buffer."""
         self._engine.remove_window(self._buffer)
 
     def draw(self, root: NodePath, sky: Rgb, pose: Pose) -> np.ndarray:
-        """Draw what stands under `root` from the camera of a robot at `pose`; uint8 RGB [size, size, 3]."""
+        """Draw the nodes below `root` from the camera of a robot at `pose`; uint8 RGB [size, size, 3]."""
         cos, sin = math.cos(pose.yaw_rad), math.sin(pose.yaw_rad)
         self._buffer.set_clear_color((*sky, 1.0))
         self._camera.reparent_to(root)
@@ -119,9 +124,9 @@ class Scene:
         self._renderer = renderer
         self._layout = layout
         self._rng = np.random.default_rng([layout.seed, 2])
-        self._root = renderer._core.NodePath("scene")
+        self._root = renderer.core.NodePath("scene")
         light = layout.light
-        self._sky = _seen((0.92, 0.93, 0.95), light.gain)
+        self._sky = _shaded((0.92, 0.93, 0.95), light.gain)
         quads = [*_floor(layout), *_walls(layout)]
         for box in (*layout.boxes, *layout.door_walls):
             quads += _box(box, layout)
@@ -129,32 +134,32 @@ class Scene:
         if layout.doorway is not None:
             door = layout.doorway
             quads += _round(layout, door.cone, CONE_RADIUS_M, 0.01, CONE_HEIGHT_M, door.cone_rgb)
-        self._root.attach_new_node(_geometry(renderer._core, quads))
+        self._root.attach_new_node(_geometry(renderer.core, quads))
 
     def frame(self, pose: Pose) -> np.ndarray:
-        """Return the camera's picture from a pose, uint8 RGB [size, size, 3], with its blur and noise."""
-        picture = self._renderer.draw(self._root, self._sky, pose)
+        """Return the camera's image from a pose, uint8 RGB [size, size, 3], with its blur and noise."""
+        image = self._renderer.draw(self._root, self._sky, pose)
         light = self._layout.light
         if light.blur_px:
-            picture = cv2.GaussianBlur(picture, (light.blur_px, light.blur_px), 0)
+            image = cv2.GaussianBlur(image, (light.blur_px, light.blur_px), 0)
         if light.noise_std:
-            top, left = self._rng.integers(0, _NOISE_BANK_PX - picture.shape[0], 2)
-            noise = _noise_bank(light.noise_std)[top : top + picture.shape[0], left : left + picture.shape[1]]
-            picture = cv2.add(picture, noise, dtype=cv2.CV_8U)
-        return picture
+            top, left = self._rng.integers(0, _NOISE_BANK_PX - image.shape[0], 2)
+            noise = _noise_bank(light.noise_std)[top : top + image.shape[0], left : left + image.shape[1]]
+            image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        return image
 
     def close(self) -> None:
-        """Let go of the geometry."""
+        """Free the geometry."""
         self._root.remove_node()
 
 
-_Quad = tuple[np.ndarray, Rgb]  # corners [4, 3] in metres, colour as seen
+_Quad = tuple[np.ndarray, Rgb]  # corners [4, 3] in metres, colour in the image
 
 _banks: dict[float, np.ndarray] = {}
 
 
 def _noise_bank(std: float) -> np.ndarray:
-    """Return noise that pictures cut their part from: drawing as many numbers for each would cost more than drawing."""
+    """Return noise of which each image takes a random part: new noise would cost more than the image itself."""
     if std not in _banks:
         rng = np.random.default_rng(0)
         noise = rng.normal(0.0, std, (_NOISE_BANK_PX, _NOISE_BANK_PX, 3))
@@ -185,8 +190,8 @@ def _geometry(core: object, quads: list[_Quad]) -> object:
     return node
 
 
-def _seen(rgb: Rgb, gain: Rgb, brightness: float = 1.0) -> Rgb:
-    """Return a colour under the light, through the camera's gain, 0 to 1."""
+def _shaded(rgb: Rgb, gain: Rgb, brightness: float = 1.0) -> Rgb:
+    """Return a colour in the image, after light and gain, 0 to 1."""
     return tuple(min(1.0, value * factor * brightness) for value, factor in zip(rgb, gain))
 
 
@@ -195,7 +200,7 @@ def _upright(a: tuple[float, float], b: tuple[float, float], height_m: float) ->
 
 
 def _brightness(layout: Layout, normal_rad: float) -> float:
-    """Return how bright a face is that looks in a direction."""
+    """Return the brightness of a face by the direction of its normal."""
     away = 0.5 * (1.0 - math.cos(normal_rad - layout.light.direction_rad))
     return 1.0 - layout.light.contrast * away
 
@@ -204,7 +209,7 @@ def _floor(layout: Layout) -> list[_Quad]:
     x_from, x_to, y_from, y_to = layout.room
     columns = np.append(np.arange(x_from, x_to, _TILE_M), x_to)
     rows = np.append(np.arange(y_from, y_to, _TILE_M), y_to)
-    colors = [_seen(rgb, layout.light.gain) for rgb in layout.floor_rgb]
+    colors = [_shaded(rgb, layout.light.gain) for rgb in layout.floor_rgb]
     return [
         (np.array([(x, y, 0.0), (x1, y, 0.0), (x1, y1, 0.0), (x, y1, 0.0)]), colors[(i + j) % 2])
         for i, (x, x1) in enumerate(pairwise(columns))
@@ -219,7 +224,7 @@ def _walls(layout: Layout) -> list[_Quad]:
     for index, rgb in enumerate(layout.wall_rgb):
         a, b = corners[index], corners[(index + 1) % 4]
         bright = _brightness(layout, math.pi + index * math.pi / 2.0)
-        quads.append((_upright(a, b, _WALL_HEIGHT_M), _seen(rgb, layout.light.gain, bright)))
+        quads.append((_upright(a, b, _WALL_HEIGHT_M), _shaded(rgb, layout.light.gain, bright)))
     return quads
 
 
@@ -229,16 +234,16 @@ def _box(box: BoxOnFloor, layout: Layout) -> list[_Quad]:
     for index in range(4):
         a, b = corners[index], corners[(index + 1) % 4]
         normal_rad = math.atan2(b[1] - a[1], b[0] - a[0]) - math.pi / 2.0
-        color = _seen(box.rgb, layout.light.gain, _brightness(layout, normal_rad))
+        color = _shaded(box.rgb, layout.light.gain, _brightness(layout, normal_rad))
         quads.append((_upright(a, b, box.height_m), color))
     top = np.array([(*corner, box.height_m) for corner in corners])
-    return [*quads, (top, _seen(box.rgb, layout.light.gain))]
+    return [*quads, (top, _shaded(box.rgb, layout.light.gain))]
 
 
 def _round(
     layout: Layout, centre: tuple[float, float], foot_m: float, top_m: float, height_m: float, rgb: Rgb
 ) -> list[_Quad]:
-    """Build what is round: a cup or a cone, by its radius at the foot and at the top."""
+    """Build a cup or a cone, by its radius at the foot and at the top."""
     turns = [math.tau * index / _ROUND_SIDES for index in range(_ROUND_SIDES + 1)]
     x, y = centre
     rings = [
@@ -249,7 +254,7 @@ def _round(
     return [
         (
             np.array([feet[index], feet[index + 1], tops[index + 1], tops[index]]),
-            _seen(rgb, layout.light.gain, _brightness(layout, (turns[index] + turns[index + 1]) / 2.0)),
+            _shaded(rgb, layout.light.gain, _brightness(layout, (turns[index] + turns[index + 1]) / 2.0)),
         )
         for index in range(_ROUND_SIDES)
     ]

@@ -1,4 +1,4 @@
-"""A differential-drive base: velocity commands in, pose out. Pure: the caller brings the time.
+"""A differential-drive base: velocity commands in, pose out. Pure: the caller gives the time.
 
 Poses follow REP-103: x forward, y left, yaw counter-clockwise, in metres and radians.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Speeds that the base can do; a faster command is clamped, as a motor driver would.
+#: Largest speeds of the base; a faster command is clamped, as by a motor driver.
 MAX_LINEAR_MPS = 2.0
 MAX_ANGULAR_RADPS = 4.0
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the robot stands in the world: metres and radians, yaw in [-pi, pi]."""
+    """Position and heading in the world: metres and radians, yaw in [-pi, pi]."""
 
     x_m: float = 0.0
     y_m: float = 0.0
@@ -23,11 +23,11 @@ class Pose:
 
 
 class DifferentialDrive:
-    """Follow velocity commands exactly, without slip, and stop where they cease.
+    """Follow velocity commands exactly, without slip, and stop when no more come.
 
     Attributes:
-        pose: where the robot stands after the last `step`.
-        linear_x_mps, angular_z_radps: the velocities it moves with.
+        pose: after the last `step`.
+        linear_x_mps, angular_z_radps: velocities of the robot.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DifferentialDrive:
         self._expires_s = -math.inf
 
     def command(self, linear_x_mps: float, angular_z_radps: float, now_s: float) -> None:
-        """Move with these velocities, clamped to what the base can do, until the timeout or the next command.
+        """Move with these velocities, clamped to the base's limits, until the timeout or the next command.
 
         Raises:
             ValueError: a velocity is not finite; the last command stays until its timeout.
@@ -57,14 +57,14 @@ class DifferentialDrive:
                 "check its publisher"
             )
         self.step(now_s)
-        self.linear_x_mps = _clamp(linear_x_mps, self._max_linear_mps)
-        self.angular_z_radps = _clamp(angular_z_radps, self._max_angular_radps)
+        self.linear_x_mps = clamp(linear_x_mps, self._max_linear_mps)
+        self.angular_z_radps = clamp(angular_z_radps, self._max_angular_radps)
         self._expires_s = now_s + self._command_timeout_s
 
     def step(self, now_s: float) -> Pose:
         """Advance to `now_s` (seconds of a clock that never goes back) and return the pose.
 
-        A command that expires on the way moves the robot until that moment, however rare the steps are.
+        A command that expires between two steps moves the robot exactly until it expires.
         """
         last_s = now_s if self._now_s is None else self._now_s
         moving_s = min(now_s, self._expires_s) - last_s
@@ -87,5 +87,6 @@ def _advance(pose: Pose, distance_m: float, turn_rad: float) -> Pose:
     )
 
 
-def _clamp(value: float, limit: float) -> float:
+def clamp(value: float, limit: float) -> float:
+    """Return the nearest value whose magnitude is at most the limit."""
     return max(-limit, min(limit, value))

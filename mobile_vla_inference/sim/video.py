@@ -14,7 +14,7 @@ import numpy as np
 from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.closed_loop import Watcher
-from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
+from mobile_vla_inference.sim.layout import CONE_RADIUS_M, CUP_RADIUS_M, Layout
 from mobile_vla_inference.sim.world import ROBOT_RADIUS_M, World
 
 _SIDE_PX = 336

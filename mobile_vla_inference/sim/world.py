@@ -1,6 +1,6 @@
-"""The world in motion: a base with limits, what it touches, which side it passes on, and when it has reached the cup.
+"""The world in motion: a base with limits, collisions, the side on which it passes, and when it reaches the cup.
 
-Pure: no picture, no clock, no library but numpy. Commands come in as VelocityCommand; time passes only in `step`.
+Pure: no images, no clock, no library but numpy. Commands are VelocityCommand; time passes only in `step`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mobile_vla_inference.action import STANDSTILL, VelocityCommand
-from mobile_vla_inference.sim.robot import Pose
-from mobile_vla_inference.sim.scenarios import CONE_RADIUS_M, CUP_RADIUS_M, Layout
+from mobile_vla_inference.sim.layout import CONE_RADIUS_M, CUP_RADIUS_M, Layout
+from mobile_vla_inference.sim.robot import Pose, clamp
 
 ROBOT_RADIUS_M = 0.18
-#: The robot's middle this near to the cup's has reached it.
+#: The cup is reached where the robot's centre is this near to the cup's.
 REACH_M = 0.45
-#: Where a driver stops before the cup.
+#: Distance from the cup at which the expert stops.
 STOP_M = 0.36
 #: Seconds of one step of the physics.
 PHYSICS_STEP_S = 0.025
@@ -35,7 +35,7 @@ OUTCOMES = ("success", "wrong side", "collision", "timeout")
 
 @dataclass(frozen=True)
 class Motion:
-    """How the base moves now, in its own axes."""
+    """Velocities of the base in its own axes."""
 
     linear_x_mps: float = 0.0
     linear_y_mps: float = 0.0
@@ -48,12 +48,12 @@ class World:
     Attributes:
         layout: what stands where.
         base: one of BASES; the differential one ignores linear.y.
-        pose: where the robot is.
-        motion: how it moves.
+        pose: of the robot.
+        motion: of the robot.
         time_s: since the start.
-        path_m: how far it has driven.
+        path_m: driven distance.
         passed_side: the side on which it has passed the boxes; None before.
-        collided: whether it has touched anything; then it stands for good.
+        collided: whether it has touched anything; after that it never moves.
     """
 
     def __init__(self, layout: Layout, base: str = "differential", timeout_s: float | None = None) -> None:
@@ -62,7 +62,7 @@ class World:
         Args:
             layout: the world.
             base: one of BASES.
-            timeout_s: when an episode is over; None: three times what the straight way takes, and 6 s.
+            timeout_s: when an episode is over; None: three times the time of the straight line, and 6 s.
         """
         if base not in BASES:
             raise ValueError(f"base is {base!r}, expected one of {', '.join(BASES)}")
@@ -89,12 +89,12 @@ class World:
 
     @property
     def cup_distance_m(self) -> float:
-        """From the robot's middle to the cup's."""
+        """From the robot's centre to the cup's."""
         return math.dist((self.pose.x_m, self.pose.y_m), self.layout.cup)
 
     @property
     def outcome(self) -> str | None:
-        """How the episode ended, one of OUTCOMES; None while it goes on."""
+        """How the episode ended, one of OUTCOMES; None before its end."""
         if self.collided:
             return "collision"
         if self.passed_side not in (None, self.layout.side):
@@ -104,7 +104,7 @@ class World:
         return "timeout" if self.time_s >= self.timeout_s else None
 
     def command(self, command: VelocityCommand) -> None:
-        """Take a command; it has its effect after the layout's delay. Values beyond the base's limits are clamped."""
+        """Take a command, which is executed after the layout's delay. Values beyond the base's limits are clamped."""
         if not command.is_finite:
             raise ValueError(f"velocity command is {command.values}, expected finite numbers")
         self._pending.append((self.time_s + self.layout.delay_s, command))
@@ -152,7 +152,7 @@ class World:
         return float((np.array((pose.x_m, pose.y_m)) - self._group_centre) @ self._ahead)
 
     def _note_passing(self) -> None:
-        """Remember the side on which the robot crosses the line through the boxes' middle, across its way."""
+        """Remember the side on which the robot crosses the line through the boxes' centre, across its path."""
         offset_x, offset_y = self.pose.x_m - self._group_centre[0], self.pose.y_m - self._group_centre[1]
         is_before = offset_x * self._ahead[0] + offset_y * self._ahead[1] < 0.0
         if self._was_before and not is_before:
@@ -164,26 +164,22 @@ class World:
 
 
 def _towards(motion: Motion, command: VelocityCommand, base: str, dt_s: float) -> Motion:
-    """Change the speeds towards a command as fast as the base can."""
+    """Change the velocities towards a command, within the base's acceleration."""
     sideways = command.linear_y_mps if base == "omnidirectional" else 0.0
     step = LINEAR_ACCELERATION_MPS2 * dt_s
     return Motion(
-        _limited(motion.linear_x_mps, _clamp(command.linear_x_mps, MAX_LINEAR_MPS), step),
-        _limited(motion.linear_y_mps, _clamp(sideways, MAX_LINEAR_MPS), step),
+        _limited(motion.linear_x_mps, clamp(command.linear_x_mps, MAX_LINEAR_MPS), step),
+        _limited(motion.linear_y_mps, clamp(sideways, MAX_LINEAR_MPS), step),
         _limited(
             motion.angular_z_radps,
-            _clamp(command.angular_z_radps, MAX_ANGULAR_RADPS),
+            clamp(command.angular_z_radps, MAX_ANGULAR_RADPS),
             ANGULAR_ACCELERATION_RADPS2 * dt_s,
         ),
     )
 
 
 def _limited(value: float, target: float, step: float) -> float:
-    return value + _clamp(target - value, step)
-
-
-def _clamp(value: float, limit: float) -> float:
-    return max(-limit, min(limit, value))
+    return value + clamp(target - value, step)
 
 
 def _box_distance_m(box: tuple[float, ...], x: float, y: float) -> float:

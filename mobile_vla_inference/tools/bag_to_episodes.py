@@ -20,7 +20,8 @@ from mobile_vla_inference.bags.images import CONVERSIONS, decode_or_none
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagError, BagReader
 from mobile_vla_inference.bags.step_period import EPISODE_GAP_S, Pace, StepPeriod
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
-from mobile_vla_inference.episodes.files import SCENARIO_INSTRUCTIONS, EpisodeWriter
+from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
+from mobile_vla_inference.episodes.scenario_instructions import SCENARIO_INSTRUCTIONS
 from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.tools.arguments import add_period_argument

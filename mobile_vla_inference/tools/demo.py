@@ -30,7 +30,8 @@ from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.processes import NodeProcess, run_tool
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
-from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
+from mobile_vla_inference.sim.phrases import instruction
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
 from mobile_vla_inference.tools.arguments import SMALL_POLICY, check_output
 
 if TYPE_CHECKING:

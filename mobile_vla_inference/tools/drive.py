@@ -23,7 +23,8 @@ from mobile_vla_inference.sim.closed_loop import (
     summarize,
     summarize_by_scenario,
 )
-from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, instruction, other_side
+from mobile_vla_inference.sim.phrases import instruction
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, other_side
 from mobile_vla_inference.sim.world import BASES, MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
 from mobile_vla_inference.tools.arguments import SMALL_POLICY, VIDEO_OUTPUT, check_output, count
 

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
-from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
-from mobile_vla_inference.episodes.files import Episode
-from mobile_vla_inference.episodes.step_period import episode_period, episode_stamps, named
-from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.tools.arguments import add_period_argument
-from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
-from mobile_vla_inference.tools.make_bag import (
+from mobile_vla_inference.bags.messages import (
     COMMAND_TOPIC,
     FRAME_ID,
     IMAGE_TOPIC,
@@ -24,6 +17,12 @@ from mobile_vla_inference.tools.make_bag import (
     image_message,
     twist_message,
 )
+from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
+from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
+from mobile_vla_inference.episodes.episode import Episode
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.tools.arguments import add_period_argument
+from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
 
 HELP = "make bags from HDF5 episodes, one for each"
 
@@ -68,12 +67,12 @@ def _times(episode: Episode, period_s: float | None) -> np.ndarray:
     """Return when each step is, seconds from the first: by the period that is given, else as the episode tells."""
     steps = len(episode.commands)
     if period_s is None:
-        stamps_s, period = episode_stamps(episode), episode_period(episode)
+        stamps_s, period = episode.stamps_s(), episode.period()
         if stamps_s is not None:
             return stamps_s - stamps_s[0]
         if period is None and steps > 1:
             raise MobileVlaError(
-                f"{named(episode)} tells neither stamps_s nor total_duration, expected the time from step to step; "
+                f"{episode.where} tells neither stamps_s nor total_duration, expected the time from step to step; "
                 "give --period"
             )
         period_s = 0.0 if period is None else period.period_s

@@ -21,15 +21,11 @@ from mobile_vla_inference.action import AXES, clipped_shares
 from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.bags.step_period import resample_advice
 from mobile_vla_inference.episodes.comparison import BASELINES
+from mobile_vla_inference.episodes.episode import Episode, EpisodeError
 from mobile_vla_inference.episodes.figures import KEY_SPEED, Prediction, figures
-from mobile_vla_inference.episodes.files import (
-    CHANNEL_ORDERS,
-    Episode,
-    EpisodeError,
-    find_episodes,
-    read_instructions,
-)
-from mobile_vla_inference.episodes.step_period import episode_period
+from mobile_vla_inference.episodes.find import find_episodes
+from mobile_vla_inference.episodes.hdf5.layout import CHANNEL_ORDERS
+from mobile_vla_inference.episodes.scenario_instructions import read_instructions
 from mobile_vla_inference.errors import CheckpointError, InstructionError
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -218,7 +214,7 @@ def _notes(policy: PolicyFacts, episodes: Sequence[Episode], key_speed: float) -
 def _period_notes(period_s: float, episodes: Sequence[Episode]) -> list[str]:
     """Say where the episodes' time from step to step is not what a step of the policy stands for."""
     notes = []
-    told = [period for each in episodes if (period := episode_period(each)) is not None]
+    told = [period for each in episodes if (period := each.period()) is not None]
     other = [each for each in told if not each.agrees(period_s)]
     if other:
         notes.append(

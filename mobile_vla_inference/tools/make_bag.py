@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mobile_vla_inference.bags.messages import (
+    COMMAND_TOPIC,
+    IMAGE_TOPIC,
+    INSTRUCTION_TOPIC,
+    START_S,
+    compressed_message,
+    raw_message,
+    twist_message,
+)
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.episodes.frames_folder import RecordedFrame, read_frames_folder
-from mobile_vla_inference.errors import FrameError, InstructionError
-from mobile_vla_inference.frames import read_image
+from mobile_vla_inference.errors import InstructionError
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.tools.arguments import add_full_speed_arguments, full_speeds
 
 HELP = "make a bag from a folder with images/ and actions.csv"
 
-IMAGE_TOPIC = "/image_raw"
-INSTRUCTION_TOPIC = "/instruction"
-COMMAND_TOPIC = "/cmd_vel"
-FRAME_ID = "camera_optical_frame"
 DEFAULT_INSTRUCTION = "follow the track"
 
-#: Where a bag's time begins: a stamp of 0 means that there is none.
-START_S = 1_700_000_000
 _NS = 1_000_000_000
 #: The instruction is repeated so often: who listens late to a bag that is played hears it, too.
 _INSTRUCTION_PERIOD_S = 1.0
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,52 +85,3 @@ def _write(bag: BagWriter, frames: list[RecordedFrame], instruction: str, args: 
         twist = twist_message(frame.throttle * linear_mps, -frame.steering * angular_radps)
         bag.write_message(COMMAND_TOPIC, time_ns, twist)
         bag.write_message(image_topic, time_ns, make_image(frame.image, time_ns))
-
-
-def twist_message(linear_x_mps: float, angular_z_radps: float, linear_y_mps: float = 0.0) -> Any:
-    """Return a geometry_msgs/Twist of rosbags' types."""
-    types = typestore().types
-    vector = types["geometry_msgs/msg/Vector3"]
-    return types[TWIST](
-        linear=vector(x=linear_x_mps, y=linear_y_mps, z=0.0), angular=vector(x=0.0, y=0.0, z=angular_z_radps)
-    )
-
-
-def header_message(time_ns: int, frame_id: str) -> Any:
-    """Return a std_msgs/Header of rosbags' types."""
-    types = typestore().types
-    stamp = types["builtin_interfaces/msg/Time"](sec=time_ns // _NS, nanosec=time_ns % _NS)
-    return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
-
-
-def raw_message(path: Path, time_ns: int) -> Any:
-    """Return an image file as sensor_msgs/Image, rgb8."""
-    return image_message(read_image(path), time_ns)
-
-
-def image_message(rgb: np.ndarray, time_ns: int) -> Any:
-    """Return uint8 RGB [height, width, 3] as sensor_msgs/Image of rosbags' types, rgb8."""
-    height, width = rgb.shape[:2]
-    return typestore().types[IMAGE](
-        header=header_message(time_ns, FRAME_ID),
-        height=height,
-        width=width,
-        encoding="rgb8",
-        is_bigendian=0,
-        step=width * 3,
-        data=np.ascontiguousarray(rgb).reshape(-1),
-    )
-
-
-def compressed_message(path: Path, time_ns: int) -> Any:
-    """Return an image file as sensor_msgs/CompressedImage, its bytes as they are; JPEG and PNG only."""
-    suffix = path.suffix.lower()
-    if suffix not in (*_JPEG_SUFFIXES, ".png"):
-        raise FrameError(f"{path} is neither JPEG nor PNG, expected one of them; leave out --compressed")
-    read_image(path)  # nobody wants to find a broken file on the robot
-    kind = "png" if suffix == ".png" else "jpeg"
-    return typestore().types[COMPRESSED_IMAGE](
-        header=header_message(time_ns, FRAME_ID),
-        format=f"rgb8; {kind} compressed bgr8",
-        data=np.fromfile(path, dtype=np.uint8),
-    )

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, training_sentences
+from mobile_vla_inference.sim.phrases import training_sentences
+from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
 from mobile_vla_inference.tools.arguments import check_output, count
 
 HELP = "record episodes of the simulated world as HDF5, driven by the expert or by a policy"
@@ -32,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
     from mobile_vla_inference.policy.synthetic.processors import write_processors
-    from mobile_vla_inference.training.dataset import write_lessons
-    from mobile_vla_inference.training.network import loaded_model, starting_member
+    from mobile_vla_inference.training.dataset import write_training_episodes
+    from mobile_vla_inference.training.network import loaded_model, starting_config
     from mobile_vla_inference.training.rollout import RecorderPool, draw_tasks
 
     check_output(args.out, args.policy, force=args.force)
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         if args.policy is None:
             model, processors = None, Path(folder)
-            config, settings = starting_member("world")
+            config, settings = starting_config("world")
             write_processors(processors, config, training_sentences())
         else:
             model, processors = loaded_model(args.policy), find_processors(args.policy)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 for batch in recording:
                     episodes += batch
                     bar.update(len(batch))
-    write_lessons(args.out, episodes)
+    write_training_episodes(args.out, episodes)
     steps = sum(len(episode.frames) for episode in episodes)
     ends = ", ".join(f"{number} {name}" for name, number in Counter(each.outcome for each in episodes).most_common())
     print(f"{args.out}: {len(episodes)} episodes, {steps} steps ({ends})")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.bags.messages import header_message, twist_message
 from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReader, typestore
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
@@ -26,7 +27,6 @@ from mobile_vla_inference.replay.rerun_recording import require_rerun, write_rec
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
 from mobile_vla_inference.replay.summary import difference, limits_sentence, read_steps, result_json
 from mobile_vla_inference.tools.arguments import HTML_OUTPUT, JSON_OUTPUT, RERUN_OUTPUT, check_output, count
-from mobile_vla_inference.tools.make_bag import header_message, twist_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mobile_vla_inference.action import AXES
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.sim.scenarios import training_sentences
+from mobile_vla_inference.sim.phrases import training_sentences
 from mobile_vla_inference.tools.arguments import (
     add_full_speed_arguments,
     check_absent,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mobile_vla_inference.policy.storage.config import HybridConfig
     from mobile_vla_inference.policy.storage.settings import PolicySettings
     from mobile_vla_inference.training.agreement import Agreement, Start
-    from mobile_vla_inference.training.dataset import Lesson
+    from mobile_vla_inference.training.dataset import TrainingEpisode
     from mobile_vla_inference.training.network import SequenceModel
     from mobile_vla_inference.training.trainer import Store, Trainer
 
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise MobileVlaError("--device is cuda, but torch finds none, expected an NVIDIA GPU; use --device cpu")
     config, start = _start(args)
-    lessons = [] if args.episodes == WORLD else _lessons(args, config.image_size)
-    parts = ([], []) if args.episodes == WORLD else _split(args, lessons)
+    episodes = [] if args.episodes == WORLD else _episodes(args, config.image_size)
+    parts = ([], []) if args.episodes == WORLD else _split(args, episodes)
     agreement = _agreement(args, start, [*parts[0], *parts[1]])
-    print(*agreement.told, sep="\n")
+    print(*agreement.notes, sep="\n")
     for warning in agreement.warnings:
         _warn(warning)
     with tempfile.TemporaryDirectory() as folder:
@@ -156,10 +156,10 @@ def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
     """Return the sizes of what is trained and what it begins with; of a checkpoint, nothing but its index is read."""
     from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
     from mobile_vla_inference.training.agreement import Start
-    from mobile_vla_inference.training.network import starting_member
+    from mobile_vla_inference.training.network import starting_config
 
     if args.init in _SIZES:
-        config, settings = starting_member(args.init, args.action_axes)
+        config, settings = starting_config(args.init, args.action_axes)
         start = Start(settings, False, f"--init {args.init}")
     else:
         checkpoint = open_checkpoint(args.init)
@@ -179,18 +179,18 @@ def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
     return config, start
 
 
-def _agreement(args: argparse.Namespace, start: Start, lessons: list[Lesson]) -> Agreement:
+def _agreement(args: argparse.Namespace, start: Start, episodes: list[TrainingEpisode]) -> Agreement:
     """Return the settings that the training gives, and what to tell about them."""
     from mobile_vla_inference.training.agreement import MAX_CLIPPED_SHARE, Options, agreed_settings, check_world
 
     max_clipped = MAX_CLIPPED_SHARE if args.max_clipped is None else args.max_clipped
     options = Options(args.step_period_s, args.action_scale, args.action_axes is not None, max_clipped)
-    return check_world(start, options) if args.episodes == WORLD else agreed_settings(lessons, start, options)
+    return check_world(start, options) if args.episodes == WORLD else agreed_settings(episodes, start, options)
 
 
-def _lessons(args: argparse.Namespace, side_px: int) -> list[Lesson]:
+def _episodes(args: argparse.Namespace, side_px: int) -> list[TrainingEpisode]:
     """Read the episodes, and tell what options put in place of what they say."""
-    from mobile_vla_inference.training.dataset import read_lessons
+    from mobile_vla_inference.training.dataset import read_training_episodes
 
     is_table = (Path(args.episodes) / "actions.csv").is_file()
     if not is_table and (args.max_linear_mps or args.max_angular_radps):
@@ -199,15 +199,15 @@ def _lessons(args: argparse.Namespace, side_px: int) -> list[Lesson]:
             "m/s and rad/s already; leave them out"
         )
     speeds = full_speeds(args)
-    lessons = read_lessons(
+    episodes = read_training_episodes(
         args.episodes, side_px, args.instruction, channel_order=args.channel_order, full_speeds=speeds
     )
     if is_table:
         print(f"full throttle is {speeds[0]:g} m/s, full steering {speeds[1]:g} rad/s (--max-linear-mps, ...)")
-    replaced = sum(lesson.recorded_instruction not in ("", lesson.instruction) for lesson in lessons)
+    replaced = sum(episode.recorded_instruction not in ("", episode.instruction) for episode in episodes)
     if replaced:
-        _warn(f"--instruction replaces what {replaced} of {len(lessons)} episodes tell")
-    return lessons
+        _warn(f"--instruction replaces what {replaced} of {len(episodes)} episodes tell")
+    return episodes
 
 
 def _warn(sentence: str) -> None:
@@ -241,15 +241,15 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
     """Run the course; what it has recorded lies beside the checkpoint until it is done."""
     from tqdm import tqdm
 
-    from mobile_vla_inference.sim.auxiliary_targets import SIGHT
-    from mobile_vla_inference.training import curriculum as courses
+    from mobile_vla_inference.sim.auxiliary_targets import AUXILIARY_TARGETS
+    from mobile_vla_inference.training import curriculum
     from mobile_vla_inference.training.rollout import RecorderPool
     from mobile_vla_inference.training.saving import episodes_path, load_progress, save_progress
     from mobile_vla_inference.training.trainer import Store, Trainer
 
-    course = courses.Course() if args.rounds is None else courses.Course(rounds=args.rounds)
-    trainer = Trainer(network, _recipe(args, course.updates), len(SIGHT))
-    store = Store(network.model.settings, network.model.device, course.kept_episodes)
+    plan = curriculum.Curriculum() if args.rounds is None else curriculum.Curriculum(rounds=args.rounds)
+    trainer = Trainer(network, _recipe(args, plan.updates), len(AUXILIARY_TARGETS))
+    store = Store(network.model.settings, network.model.device, plan.kept_episodes)
     first_round = 0
     folder = episodes_path(args.out)
     if args.resume:
@@ -260,18 +260,16 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
     else:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    bar = tqdm(total=course.updates, initial=trainer.update, unit="update", disable=None)
+    bar = tqdm(total=plan.updates, initial=trainer.update, unit="update", disable=None)
 
     def done(number: int, loss: float, outcomes: Counter[str]) -> None:
         save_progress(args.out, trainer, {"rounds_done": number + 1, "given": _given(args), "units": _units(trainer)})
         ends = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-        tqdm.write(
-            f"round {number + 1} of {course.rounds}: loss {loss:.4f}; trained on new episodes that ended: {ends}"
-        )
+        tqdm.write(f"round {number + 1} of {plan.rounds}: loss {loss:.4f}; trained on new episodes that ended: {ends}")
 
     with RecorderPool(network.model.config, network.model.settings, processors, args.workers) as pool, bar:
-        courses.run_course(
-            course,
+        curriculum.run_curriculum(
+            plan,
             trainer,
             store,
             pool,
@@ -283,7 +281,7 @@ def _train_in_world(args: argparse.Namespace, network: SequenceModel, processors
         validation = Store(network.model.settings, network.model.device)
         for episodes in pool.start(_validation_tasks(), None, True):
             validation.add(episodes)
-    _finish(args, trainer, store, validation, processors, course.rounds)
+    _finish(args, trainer, store, validation, processors, plan.rounds)
     shutil.rmtree(folder)
 
 
@@ -298,8 +296,8 @@ def _train_on_episodes(
     args: argparse.Namespace,
     network: SequenceModel,
     processors: Path,
-    training: list[Lesson],
-    validating: list[Lesson],
+    training: list[TrainingEpisode],
+    validating: list[TrainingEpisode],
 ) -> None:
     """Train on some episodes, validate on others."""
     from tqdm import tqdm
@@ -313,7 +311,7 @@ def _train_on_episodes(
     validation.add(validating)
     steps = [sum(len(episode.frames) for episode in part) for part in (training, validating)]
     print(f"steps: {steps[0]} to train on, {steps[1]} others to validate on")
-    trainer = Trainer(network, _recipe(args, args.updates or 2000), store.sight_width)
+    trainer = Trainer(network, _recipe(args, args.updates or 2000), store.auxiliary_width)
     if args.resume:
         state = load_progress(args.out)
         _check_same(args, state, trainer)
@@ -327,7 +325,9 @@ def _train_on_episodes(
     _finish(args, trainer, store, validation, processors, epochs)
 
 
-def _split(args: argparse.Namespace, episodes: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+def _split(
+    args: argparse.Namespace, episodes: list[TrainingEpisode]
+) -> tuple[list[TrainingEpisode], list[TrainingEpisode]]:
     """Return what to train on and to validate on, never the same: by --steps, else every tenth episode or the last."""
     if args.steps is None and args.validate_steps is None:
         if len(episodes) < 2:
@@ -361,7 +361,7 @@ def _split(args: argparse.Namespace, episodes: list[Lesson]) -> tuple[list[Lesso
 
 
 def _split_advice(
-    episodes: list[Lesson], train: tuple[int, int] | None = None, validate: tuple[int, int] | None = None
+    episodes: list[TrainingEpisode], train: tuple[int, int] | None = None, validate: tuple[int, int] | None = None
 ) -> str:
     """Say how to split episodes by --steps and --validate-steps, with numbers that every one of them has.
 

@@ -1,1 +1,1 @@
-"""Train members of the family on episodes: sequences through the cell, on the CPU or a GPU. Never imports rclpy."""
+"""Train a policy on episodes: sequences through the recurrent network, on the CPU or a GPU. Never imports rclpy."""

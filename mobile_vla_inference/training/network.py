@@ -1,7 +1,7 @@
-"""What is trained: a member of the family with weights to start from, over batches of sequences.
+"""The network that is trained: a policy with weights to start from, run over batches of sequences.
 
-Batches hold many instructions of different lengths: prompts are padded, and masked by attention and pooling. A
-single row of a batch computes what VlaPolicy computes for the same frame and instruction.
+A batch holds instructions of different lengths: prompts are padded, and attention and pooling mask the padding. Each
+row of a batch computes what VlaPolicy computes for the same frame and instruction.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from mobile_vla_inference.policy.synthetic.checkpoint import synthetic_settings
 from mobile_vla_inference.policy.synthetic.weights import parameter_values
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
 
-#: Parts that the original training moved; Kosmos-2 and CLIP were frozen.
+#: Parts that the original training updated; Kosmos-2 and CLIP were frozen.
 TRAINED_PARTS = ("feature_fusion.", "rnn.", "actions.")
 
-#: Sizes that training can start from: those of make-checkpoint, and the one of the shipped policy.
+#: Sizes that training can start from: those of make-checkpoint, and that of the bundled small policy.
 START_SIZES = ("world", *SIZES)
 
 _POSITION_GAIN = 10.0
@@ -51,12 +51,12 @@ _WORLD_HEAD = (
 )
 
 
-def starting_member(size: str, axes: Sequence[str] | None = None) -> tuple[HybridConfig, PolicySettings]:
-    """Return the sizes and confirmed settings of a member to train from nothing.
+def starting_config(size: str, axes: Sequence[str] | None = None) -> tuple[HybridConfig, PolicySettings]:
+    """Return the sizes and confirmed settings of a policy to train from scratch.
 
     Args:
         size: one of START_SIZES.
-        axes: what it drives, some of AXES; None: linear.x and angular.z.
+        axes: that the policy drives, some of AXES; None: linear.x and angular.z.
     """
     if size != "world":
         config = standard_config(size, "hybrid")
@@ -84,7 +84,7 @@ def starting_member(size: str, axes: Sequence[str] | None = None) -> tuple[Hybri
 
 
 def starting_model(config: HybridConfig, settings: PolicySettings, seed: int) -> HybridModel:
-    """Build a model with random weights that train well: those of make-checkpoint, and a cell that remembers."""
+    """Build a model with random weights: those of make-checkpoint, adapted so that training converges."""
     model = HybridModel(config, settings)
     weights = {}
     for name, parameter in model.named_parameters():
@@ -102,14 +102,14 @@ def starting_model(config: HybridConfig, settings: PolicySettings, seed: int) ->
             if config.cell.kind == "lstm" and name.startswith("bias_ih"):
                 parameter[hidden : 2 * hidden] = 1.0  # the forget gate starts open
         model.actions.mlp[config.head[-1].index].weight.mul_(0.1)
-        # Where a patch lies is what steering needs to know first.
+        # Steering first depends on where a patch is in the image.
         embeddings = model.kosmos_model.vision_model.model.embeddings
         embeddings.position_embedding.weight.mul_(_POSITION_GAIN)
     return model
 
 
 def loaded_model(path: Path | str) -> HybridModel:
-    """Load a checkpoint to train on: all weights as float32 in memory of their own.
+    """Load a checkpoint to train it further: all weights as float32 copies.
 
     Raises:
         CheckpointError: it can't be used, or its weights are int8.
@@ -117,7 +117,8 @@ def loaded_model(path: Path | str) -> HybridModel:
     checkpoint = open_checkpoint(path)
     if checkpoint.quantization is not None:
         raise CheckpointError(
-            f"{path} is {checkpoint.quantization}, expected weights of a floating type; train what it was made from"
+            f"{path} is {checkpoint.quantization}, expected weights of a floating-point type; train the checkpoint "
+            "that it was converted from"
         )
     model = HybridModel(checkpoint.config, checkpoint.settings)
     weights = load_model(checkpoint).state_dict()
@@ -131,20 +132,20 @@ class Texts:
 
     Attributes:
         prompt: for Kosmos-2, padded at the end.
-        clip_ids: for CLIP's text tower, padded with its end of text; None where the member has none.
+        clip_ids: for CLIP's text tower, padded with its end of text; None where the policy has no such tower.
     """
 
     prompt: Prompt
     clip_ids: torch.Tensor | None
 
     def rows(self, index: torch.Tensor) -> Texts:
-        """Return some rows."""
+        """Return the rows of an index [N]."""
         prompt = Prompt(*(part[index] for part in _parts(self.prompt)))
         return Texts(prompt, None if self.clip_ids is None else self.clip_ids[index])
 
 
 class TextBatches:
-    """Turn instructions into padded tokens; each text is tokenised once."""
+    """Tokenise and pad instructions; each text is tokenised once."""
 
     def __init__(self, encoder: InstructionEncoder, pad_token_id: int, device: torch.device | str) -> None:
         self._encoder = encoder
@@ -167,10 +168,10 @@ class TextBatches:
 
 
 class SequenceModel:
-    """Run a model over batches of sequences, with gradients where they are wanted.
+    """Run a model over batches of sequences, with gradients.
 
     Attributes:
-        model: the member.
+        model: the policy's network.
     """
 
     def __init__(self, model: HybridModel, encoder: InstructionEncoder) -> None:
@@ -185,7 +186,7 @@ class SequenceModel:
             model.set_clip_eos_token_id(encoder.clip_eos_token_id)
 
     def features(self, frames: torch.Tensor, texts: Texts, text_rows: torch.Tensor) -> torch.Tensor:
-        """Compute what the cell reads.
+        """Compute the input of the recurrent cell.
 
         Args:
             frames: uint8 RGB [N, side, side, 3].
@@ -203,18 +204,18 @@ class SequenceModel:
         return self.model.fused_features(pixels, texts.rows(text_rows).prompt, feature)
 
     def act(self, features: torch.Tensor, state: HiddenState | None) -> tuple[torch.Tensor, HiddenState]:
-        """Run the cell and the head over [sequences, steps, cell input]; None is the state of a start."""
+        """Run recurrent cell and head over [sequences, steps, cell input]; None is the hidden state at the start."""
         outputs, state = self.model.rnn(features, state)
         return self.model.actions(outputs), state
 
     def act_without_memory(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the cell and the head over [sequences, steps, cell input] with an empty state at every step."""
+        """Run recurrent cell and head over [sequences, steps, cell input], with a new hidden state at every step."""
         flat = features.flatten(0, 1).unsqueeze(1)
         return self.act(flat, None)[0].view(*features.shape[:2], -1)
 
 
 def trained_parameters(model: HybridModel, frozen_towers: bool) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield what is trained: all of it, or with frozen towers only what follows them."""
+    """Yield the parameters to train: all, or with frozen towers only those after the towers."""
     for name, parameter in model.named_parameters():
         if not frozen_towers or name.startswith(TRAINED_PARTS):
             yield name, parameter

@@ -1,8 +1,8 @@
-"""Episodes of the simulated world: somebody drives, and the expert says at each step what it would do.
+"""Record episodes of the simulated world: the expert or the policy drives, and each step gets the expert's command.
 
-With the policy as the driver this is DAgger (Ross et al., 2011): the learner sees the states that its own mistakes lead
-to, with the expert's way out of them. Many worlds are stepped together, so that the network runs on batches. An
-episode depends on its scenario, seed and driver only, and not on what runs beside it.
+With the policy as the driver this is DAgger (Ross et al., 2011): the policy reaches the states that its own mistakes
+lead to, and learns the expert's way out of them. Many worlds are stepped together, so that the network runs on batches.
+An episode depends on its scenario, seed and driver only, not on the others of its batch.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from mobile_vla_inference.policy.preprocess import InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_folders
 from mobile_vla_inference.policy.storage.config import HybridConfig
 from mobile_vla_inference.policy.storage.settings import PolicySettings
-from mobile_vla_inference.sim.auxiliary_targets import sight
+from mobile_vla_inference.sim.auxiliary_targets import auxiliary_targets
 from mobile_vla_inference.sim.expert import Expert
+from mobile_vla_inference.sim.layout import draw_layout
+from mobile_vla_inference.sim.phrases import instruction, with_unknown_word
 from mobile_vla_inference.sim.renderer import Renderer
-from mobile_vla_inference.sim.scenarios import SCENARIOS, draw_layout, instruction, with_unknown_word
+from mobile_vla_inference.sim.scenarios import SCENARIOS
 from mobile_vla_inference.sim.world import MAX_ANGULAR_RADPS, MAX_LINEAR_MPS, World
-from mobile_vla_inference.training.dataset import Lesson
+from mobile_vla_inference.training.dataset import TrainingEpisode
 from mobile_vla_inference.training.network import SequenceModel
 
-#: Steps that are recorded after the cup is reached, so that a policy learns to stand there.
+#: Steps that are recorded after the cup is reached, so that a policy learns to stop there.
 _PARKING_STEPS = 3
 _MAX_EPISODE_S = 19.2  # 64 steps of 0.3 s
 _WORLDS_AT_ONCE = 32
 
-# Disturbances while an episode is recorded: now and then a command of its own for a few steps.
+# Disturbances while an episode is recorded: at random, another command replaces the driver's for a few steps.
 _PUSH_PROBABILITY = 0.08
 _PUSH_STEPS = 4
 _NOISE_STD = 0.1
-#: How often there is a word in the instruction that nobody knows.
+#: How often the instruction contains a made-up word.
 _UNKNOWN_WORD_PROBABILITY = 0.3
 
 
@@ -52,9 +54,9 @@ class Task:
 
     Attributes:
         scenario: one of SCENARIOS.
-        seed: of the world, the words and the disturbances.
+        seed: of the world, the instruction and the disturbances.
         expert_steps: how long the expert drives before the policy takes over; None: to the end.
-        disturbed: whether commands are disturbed on their way to the base.
+        disturbed: whether commands are changed at random before the base gets them.
     """
 
     scenario: str
@@ -64,7 +66,7 @@ class Task:
 
 
 def draw_tasks(count: int, first_seed: int, expert_drives: bool) -> list[Task]:
-    """Return tasks over all scenarios; where a policy drives, the expert begins two episodes of five."""
+    """Return tasks over all scenarios; where a policy drives, the expert begins two episodes in five."""
     tasks = []
     for index in range(count):
         seed = first_seed + index
@@ -76,7 +78,7 @@ def draw_tasks(count: int, first_seed: int, expert_drives: bool) -> list[Task]:
 
 
 class Recorder:
-    """Record episodes with a network of its own, one copy for each process."""
+    """Record episodes with its own network: one recorder for each process."""
 
     def __init__(self, config: HybridConfig, settings: PolicySettings, processors: Path) -> None:
         self._settings = settings
@@ -88,8 +90,10 @@ class Recorder:
         self._renderer = Renderer()
 
     @torch.inference_mode()
-    def record(self, tasks: Sequence[Task], weights: dict[str, torch.Tensor] | None, memory: bool) -> list[Lesson]:
-        """Run the tasks side by side; `weights` of the driving policy, None where the expert drives."""
+    def record(
+        self, tasks: Sequence[Task], weights: dict[str, torch.Tensor] | None, memory: bool
+    ) -> list[TrainingEpisode]:
+        """Run the tasks together; `weights` of the policy that drives, None where the expert drives."""
         if weights is not None:
             self._network.model.load_state_dict(weights)
         period_s = self._settings.step_period_s
@@ -126,27 +130,27 @@ class _Run:
         self._max_steps = round(_MAX_EPISODE_S / period_s)
         self._frames: list[np.ndarray] = []
         self._labels: list[tuple[float, float, float]] = []
-        self._sights: list[np.ndarray] = []
+        self._auxiliary_targets: list[np.ndarray] = []
         self._parked = 0
         self._push = VelocityCommand()
         self._push_left = 0
         self.is_going = True
 
     def see(self) -> np.ndarray:
-        """Return what the policy would get, [side, side, 3]; the last frame again once the episode is over."""
+        """Return the policy's input frame, [side, side, 3]; after the end of the episode, its last frame."""
         if self.is_going:
             self._frames.append(reduce_frame(self._scene.frame(self._world.pose), self._side_px))
         return self._frames[-1]
 
     def drive(self, policy_command: VelocityCommand | None) -> None:
-        """Note what the expert would do, and do what the driver does."""
+        """Record the expert's command as the label, and execute the driver's command."""
         if not self.is_going:
             return
         label = self._expert.command()
         self._labels.append(label.values)
-        self._sights.append(sight(self._world))
-        begins = self._task.expert_steps
-        expert_drives = policy_command is None or begins is None or len(self._labels) <= begins
+        self._auxiliary_targets.append(auxiliary_targets(self._world))
+        expert_steps = self._task.expert_steps
+        expert_drives = policy_command is None or expert_steps is None or len(self._labels) <= expert_steps
         self._world.command(self._disturbed(label if expert_drives else policy_command, expert_drives))
         self._world.step(self._period_s)
         outcome = self._world.outcome
@@ -156,16 +160,16 @@ class _Run:
             self.is_going = False
             self._scene.close()
 
-    def episode(self) -> Lesson:
-        """Return what was recorded."""
-        return Lesson(
+    def episode(self) -> TrainingEpisode:
+        """Return the recorded episode."""
+        return TrainingEpisode(
             np.stack(self._frames),
             np.array(self._labels, dtype=np.float32),
             self.instruction,
             self._task.scenario,
             self._task.seed,
             self._world.outcome or "timeout",
-            np.stack(self._sights),
+            np.stack(self._auxiliary_targets),
             StepPeriod(f"{self._task.scenario} {self._task.seed}", self._period_s, len(self._frames) - 1),
         )
 
@@ -185,7 +189,7 @@ class _Run:
         return VelocityCommand(x + noise[0] * MAX_LINEAR_MPS, y, z + noise[1] * MAX_ANGULAR_RADPS)
 
 
-# --- several processes ---
+# ---- several processes -----------------------------------------------------------------------------------------------
 
 _recorder: Recorder | None = None
 
@@ -196,7 +200,7 @@ def _start_worker(config: HybridConfig, settings: PolicySettings, processors: Pa
     _recorder = Recorder(config, settings, processors)
 
 
-def _work(job: tuple[Sequence[Task], dict[str, Any] | None, bool]) -> list[Lesson]:
+def _work(job: tuple[Sequence[Task], dict[str, Any] | None, bool]) -> list[TrainingEpisode]:
     tasks, weights, memory = job
     if weights is not None:
         weights = {name: torch.from_numpy(values) for name, values in weights.items()}
@@ -204,7 +208,7 @@ def _work(job: tuple[Sequence[Task], dict[str, Any] | None, bool]) -> list[Lesso
 
 
 class RecorderPool:
-    """Record in several processes. Use it as a context."""
+    """Record in several processes; a context manager."""
 
     def __init__(self, config: HybridConfig, settings: PolicySettings, processors: Path, workers: int) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -218,8 +222,8 @@ class RecorderPool:
         self._pool.terminate()
         self._pool.join()
 
-    def start(self, tasks: Sequence[Task], model: HybridModel | None, memory: bool) -> Iterator[list[Lesson]]:
-        """Begin to record, and return at once; the iterator waits for what is ready, in the order of the tasks."""
+    def start(self, tasks: Sequence[Task], model: HybridModel | None, memory: bool) -> Iterator[list[TrainingEpisode]]:
+        """Begin to record, and return at once; the iterator waits for the episodes, in the order of the tasks."""
         weights = None
         if model is not None:
             weights = {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}

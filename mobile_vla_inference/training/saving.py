@@ -1,8 +1,8 @@
-"""What a training leaves: a checkpoint in the published layout with its settings and processors, and where it was.
+"""The files of a training: a checkpoint in the published layout with its settings and processors, and the progress.
 
 For `small.pth` these are `small.pth` itself (epoch, model_state_dict, optimizer_state_dict, val_mae, args),
-`small.pth.policy.json` with every setting confirmed for it, `small.processors/` with the tokenizers, `small.loss.svg`,
-and until it is done `small.training`, which holds everything that --resume needs.
+`small.pth.policy.json` with its confirmed settings, `small.processors/` with the tokenizers, `small.loss.svg`, and,
+until the training is done, `small.training` with everything that --resume needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLOT_POINTS = 400
 
 
 def save_checkpoint(out: Path, trainer: Trainer, epoch: int, val_mae: float, args: Namespace) -> None:
-    """Write the checkpoint and its settings; its processors must be there already. Each file is whole or not there."""
+    """Write the checkpoint, its settings and its plot, each atomically; its processors must be there already."""
     model = trainer.network.model
     content = {
         "epoch": epoch,
@@ -44,7 +44,7 @@ def save_checkpoint(out: Path, trainer: Trainer, epoch: int, val_mae: float, arg
 
 
 def install_processors(source: Path, out: Path) -> None:
-    """Copy the tokenizers of a training to where the checkpoint's loader looks for them."""
+    """Copy the tokenizers of a training to the place where the checkpoint's loader looks for them."""
     target = processor_places(out)[0]
     if source.resolve() == target.resolve():
         return
@@ -56,17 +56,17 @@ def install_processors(source: Path, out: Path) -> None:
 
 
 def training_path(out: Path) -> Path:
-    """Return the file that --resume goes on from."""
+    """Return the file from which --resume continues."""
     return out.with_suffix(".training")
 
 
 def episodes_path(out: Path) -> Path:
-    """Return the folder with what a course has recorded, until it is done."""
+    """Return the folder with the episodes that a curriculum records, until it is done."""
     return out.with_suffix(".episodes")
 
 
 def written_paths(out: Path, in_world: bool) -> tuple[Path, ...]:
-    """Return every file and folder that a training replaces or removes."""
+    """Return every file and folder that a training replaces or removes; `in_world` for a curriculum."""
     paths = (out, settings_path(out), processor_places(out)[0], _plot_path(out), training_path(out))
     return (*paths, episodes_path(out)) if in_world else paths
 
@@ -76,19 +76,19 @@ def _plot_path(out: Path) -> Path:
 
 
 def save_progress(out: Path, trainer: Trainer, extra: dict[str, Any]) -> None:
-    """Write everything that is needed to go on, in one file."""
+    """Write everything that is needed to continue, in one file."""
     state = {**trainer.state(), **extra}
     _write_atomically(training_path(out), lambda path: torch.save(state, path))
 
 
 def load_progress(out: Path) -> dict[str, Any]:
-    """Read what `save_progress` wrote; raise TrainingError where there is nothing to go on from."""
+    """Read what `save_progress` wrote; raise TrainingError where there is no such file."""
     path = training_path(out)
     try:
         return torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(
-            f"{path} doesn't exist, expected what an interrupted training left; leave out --resume"
+            f"{path} doesn't exist, expected the progress of an interrupted training; leave out --resume"
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Read HDF5 from outside with bounds: nothing outside the file is opened, and nothing large is allocated unchecked.
 
 An HDF5 file can declare 10^12 rows and store none, keep its values in another file (external and virtual data sets,
-external links), pack a gigabyte into a megabyte, or need a filter that is not installed. All of it is told by the
-file's metadata; here it is looked at first, and refused with one sentence.
+external links), pack a gigabyte into a megabyte, or need a filter that is not installed. The metadata shows all of
+this; it is checked first, and the file is refused with one sentence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mobile_vla_inference.episodes.episode import EpisodeError
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.outside_files import check_regular
 
@@ -41,20 +42,16 @@ _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowErro
 #: Most soft links that lead to one object.
 _MAX_LINKS = 16
 
-#: A byte of DEFLATE gives at most this many.
+#: Most bytes that one byte of DEFLATE can unpack to.
 _DEFLATE_RATIO = 1032
 
-#: Filters that people know by name, for the sentence about a missing one.
+#: Names of known filters, for the message about a missing one.
 _FILTER_NAMES = {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd", 32026: "blosc2"}
-
-
-class EpisodeError(MobileVlaError):
-    """Episodes can't be read or written."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file to read; whatever is damaged in it becomes EpisodeError, also while it is open."""
+    """Open a file to read. Damage becomes EpisodeError, also while the file is open."""
     check_regular(path, "episodes in HDF5", error=EpisodeError)
     try:
         file = h5py.File(path, "r")
@@ -68,7 +65,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file into EpisodeError."""
+    """Turn the exceptions of h5py on a damaged file into EpisodeError."""
     try:
         yield
     except _DAMAGED as error:
@@ -78,10 +75,10 @@ def readable(where: str) -> Iterator[None]:
 
 
 def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Dataset | None:
-    """Return what a group holds under a name, None where it holds nothing; soft links are followed within the file.
+    """Return what a group holds under a name, None for nothing. Soft links are followed within the file.
 
     Raises:
-        EpisodeError: it is a link to another file (which is not opened), to nothing, or in a circle.
+        EpisodeError: it is a link to another file (which is not opened), a link to nothing, or a circle of links.
     """
     parts, at, links = name.encode("utf-8", "surrogateescape").split(b"/"), group, 0
     while parts:
@@ -91,7 +88,7 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
         if not isinstance(at, h5py.Group) or not at.id.links.exists(part):
             if not links:
                 return None
-            raise EpisodeError(f"{where}: {name} is a link to nothing, expected what it stands for; record it again")
+            raise EpisodeError(f"{where}: {name} is a link to nothing, expected data; record it again")
         kind = at.id.links.get_info(part).type
         if kind == h5py.h5l.TYPE_HARD:
             at = at[part]
@@ -102,7 +99,7 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
                 f"{where}: {name} is a link to another file, expected it in this one; copy it in with h5copy"
             )
         if links > _MAX_LINKS:
-            raise EpisodeError(f"{where}: {name} is a link in a circle, expected data; record it again")
+            raise EpisodeError(f"{where}: {name} is a circle of links, expected data; record it again")
         target = at.id.links.get_val(part)
         if target.startswith(b"/"):
             at = at.file["/"]
@@ -111,10 +108,10 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
 
 
 def dataset(group: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
-    """Return a data set whose values are all in this file and can be unpacked here; None where there is none.
+    """Return a data set with all its values in this file, in filters that are installed; None where there is none.
 
     Raises:
-        EpisodeError: it is something else, its values are elsewhere or missing, or it needs a filter that is not here.
+        EpisodeError: it is something else, its values are elsewhere or missing, or a filter is not installed.
     """
     found = member(group, name, where)
     if found is None:
@@ -127,7 +124,7 @@ def dataset(group: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
         found.dtype  # noqa: B018
     except _DAMAGED as error:
         raise EpisodeError(
-            f"{where}: {name} has a type that numpy does not have ({_reason(error)}), expected numbers; record it again"
+            f"{where}: {name} has a type that numpy doesn't have ({_reason(error)}), expected numbers; record it again"
         ) from error
     _check_filters(found, name, where)
     _check_stored(found, name, where)
@@ -191,7 +188,7 @@ def attribute(group: h5py.Group, name: str, where: str) -> object | None:
     """Return the value of a small attribute; None where there is none.
 
     Raises:
-        EpisodeError: it is empty, large, or of a type that numpy does not have.
+        EpisodeError: it is empty, large, or of a type that numpy doesn't have.
     """
     if name not in group.attrs:
         return None
@@ -242,7 +239,7 @@ def _kind(found: object) -> str:
 
 
 def _check_filters(data: h5py.Dataset, name: str, where: str) -> None:
-    """Raise EpisodeError for a filter that is not here, and for one that unpacks the output of another."""
+    """Raise EpisodeError for a filter that is not installed, and for gzip on top of gzip."""
     plist = data.id.get_create_plist()
     codes = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
     for code in codes:
@@ -250,7 +247,7 @@ def _check_filters(data: h5py.Dataset, name: str, where: str) -> None:
             known = f"{_FILTER_NAMES[code]} (filter {code})" if code in _FILTER_NAMES else f"filter {code}"
             raise EpisodeError(
                 f"{where}: {name} is packed with HDF5's {known}, which is not installed here, expected gzip or none; "
-                f"where it was written, run: h5repack -f {name}:GZIP=1 IN OUT"
+                f"on the machine that wrote it, run: h5repack -f {name}:GZIP=1 IN OUT"
             )
     if codes.count(h5py.h5z.FILTER_DEFLATE) > 1:
         raise EpisodeError(f"{where}: {name} is packed with gzip more than once, expected once; pack it again")
@@ -280,10 +277,10 @@ def _check_stored(data: h5py.Dataset, name: str, where: str) -> None:
 
 
 def _check_expansion(data: h5py.Dataset, start: int, stop: int, name: str, where: str) -> None:
-    """Raise EpisodeError where gzip would unpack a chunk of these rows to more than the chunk is.
+    """Raise EpisodeError where gzip would unpack a chunk of these rows to more than the chunk's size.
 
-    HDF5 grows its buffer as long as the packed data go on. Only chunks that could give more than MAX_READ_BYTES are
-    unpacked on trial.
+    HDF5 grows its buffer for as long as packed data follow. Only chunks that could give more than MAX_READ_BYTES are
+    unpacked here to try them.
     """
     plist = data.id.get_create_plist()
     codes = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
@@ -297,14 +294,14 @@ def _check_expansion(data: h5py.Dataset, start: int, stop: int, name: str, where
         size = data.id.get_chunk_info_by_coord(offset).size
         if size * _DEFLATE_RATIO <= MAX_READ_BYTES:
             continue
-        # Beside its values, a chunk can hold what filters before gzip have added.
-        room = 2 * chunk_bytes + 1024
-        if size > room:
-            unpacked = room
+        # Besides its values, a chunk can hold what filters before gzip have added.
+        limit = 2 * chunk_bytes + 1024
+        if size > limit:
+            unpacked = limit
         else:
             mask, packed = data.id.read_direct_chunk(offset)
-            unpacked = 0 if mask & bit else len(zlib.decompressobj().decompress(packed, room))
-        if unpacked >= room:
+            unpacked = 0 if mask & bit else len(zlib.decompressobj().decompress(packed, limit))
+        if unpacked >= limit:
             raise EpisodeError(
                 f"{where}: {name} unpacks to more than its chunks of {chunk_bytes} bytes, expected images or numbers; "
                 f"leave it out"
@@ -312,6 +309,6 @@ def _check_expansion(data: h5py.Dataset, start: int, stop: int, name: str, where
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what a library says, short."""
-    said = str(error).strip().splitlines()
-    return said[0].strip("'\"")[:200] if said else type(error).__name__
+    """Return the first line of a library's error, shortened."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip("'\"")[:200] if lines else type(error).__name__
