@@ -83,8 +83,12 @@ class NodeListener:
 
     def instruct(self, text: str) -> float:
         """Send an instruction; return when, on the steady clock."""
+        return self.send_instruction(String(data=text))
+
+    def send_instruction(self, message: String | bytes) -> float:
+        """Send a message, or its serialised form, as an instruction; return when, on the steady clock."""
         sent_s = time.monotonic()
-        self._instructions.publish(String(data=text))
+        self._instructions.publish(message)
         return sent_s
 
     def can_instruct(self) -> bool:

@@ -44,7 +44,10 @@ _FAILED = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="CK", help="checkpoint file or folder (default: the small policy of the package)"
+        "--checkpoint",
+        type=Path,
+        metavar="CK",
+        help="checkpoint file or folder (default: the small policy of the package)",
     )
     parser.add_argument(
         "--frames",

@@ -1,7 +1,7 @@
-"""The benchmark's node: vla_node as it is, with the stand-in for a policy, writing down when it did what.
+"""The benchmark's node: vla_node as it is, with the stand-in for its policy and a record of its commands.
 
-One JSON line per command goes to the file that `RECORD_VARIABLE` names: `published_s` and `linear_x_mps`, and for the
-command that a step caused also that step's times. All times are on the steady clock, which all processes share.
+Each command is a JSON line in the file that `RECORD_VARIABLE` names: `published_s` and `linear_x_mps`, and for a
+command that a step caused also the times of that step. All times are on the steady clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mobile_vla_inference.action import VelocityCommand
 from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.worker import StepResult, WorkerEvent
 from mobile_vla_inference.ros import node
-from mobile_vla_inference.tools.bench import node_worker as bench_node_worker
+from mobile_vla_inference.tools.bench import node_worker
 
 _STEP_TIMES = ("stamp_s", "received_s", "started_s", "loaded_s", "finished_s", "step_s")
 
@@ -24,7 +24,7 @@ class TimedNode(node.VlaNode):
 
     def __init__(self, worker_module: str) -> None:
         super().__init__(worker_module)
-        path = Path(os.environ[bench_node_worker.RECORD_VARIABLE])
+        path = Path(os.environ[node_worker.RECORD_VARIABLE])
         self._record = path.open("w", buffering=1)
         self._step: StepResult | None = None
 
@@ -43,4 +43,4 @@ class TimedNode(node.VlaNode):
 
 
 if __name__ == "__main__":
-    raise SystemExit(node.main(worker_module=bench_node_worker.__name__, node_type=TimedNode))
+    raise SystemExit(node.main(worker_module=node_worker.__name__, node_type=TimedNode))
