@@ -56,7 +56,7 @@ def start_tool() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def wait_for_line(process: subprocess.Popen, part: str) -> None:
-    """Read the output until a line holds `part`; fail with all of it where it ends before."""
+    """Read the output until a line contains `part`; fail with all of it if it ends before."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -193,7 +193,7 @@ def all_topics(tmp_path) -> Iterator[BagReader]:
         yield bag
 
 
-def test_only_what_feeds_a_policy_is_played_under_its_own_name(all_topics):
+def test_only_inputs_of_a_policy_are_played_under_their_own_names(all_topics):
     own = {name for name, target in graph_topics(all_topics, {}, None).items() if name == target}
     assert own == set(FED)
     everything = graph_topics(all_topics, {}, None, everything=True)
@@ -206,14 +206,14 @@ def test_a_topic_that_is_chosen_goes_below_recorded_and_to_its_own_only_by_a_rem
     assert graph_topics(all_topics, {}, [name]) == {name: f"/recorded{name}"}
     assert graph_topics(all_topics, {name: "/elsewhere"}, None)[name] == "/elsewhere"
     if name == "/clock":
-        with pytest.raises(MobileVlaError, match="where play tells the time"):
+        with pytest.raises(MobileVlaError, match="where play publishes the time"):
             graph_topics(all_topics, {name: name}, None)
     else:
         assert graph_topics(all_topics, {name: name}, None)[name] == name
 
 
 def test_nothing_takes_the_place_of_the_clock(all_topics):
-    with pytest.raises(MobileVlaError, match="where play tells the time"):
+    with pytest.raises(MobileVlaError, match="where play publishes the time"):
         graph_topics(all_topics, {"/robot1/instruction": "/clock"}, None)
 
 
@@ -244,7 +244,7 @@ def test_topics_that_can_not_be_published_are_left_out_with_a_warning(tmp_path, 
     player = start_tool("play", str(path), "--all-topics", "--wait", "0")
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 0, output
-    assert "'/1st camera/image' is no name that a topic can have: /1st camera/image is left out" in output
+    assert "'/1st camera/image' is not a valid topic name: /1st camera/image is left out" in output
     assert "/bare is left out" in output
     assert "/speech is in the encoding 'json', not ROS 2's: it is left out" in output
     assert "2 messages published" in output
@@ -286,7 +286,7 @@ def test_a_graph_with_a_live_camera_is_refused(tmp_path, start_tool, probe):
     player = start_tool("play", str(write_drive(tmp_path / "drive", stamps(3))), "--wait", "5", "--loop")
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 2, output
-    assert "/image_raw is published by /probe on this graph, expected nobody but this bag" in output
+    assert "/image_raw is published by /probe on this graph, expected only this bag" in output
 
 
 def test_a_graph_with_a_live_clock_is_refused(tmp_path, start_tool, probe):
@@ -298,7 +298,7 @@ def test_a_graph_with_a_live_clock_is_refused(tmp_path, start_tool, probe):
     assert "/clock is published by /probe" in output
 
 
-def test_a_recorded_instruction_reaches_nobody_who_sees_something_else(tmp_path, start_tool, probe):
+def test_a_recorded_instruction_reaches_no_node_with_other_images(tmp_path, start_tool, probe):
     """A robot that stands in front of a live camera, waiting for an instruction, would drive off."""
     heard = []
     probe.node.create_subscription(String, "/instruction", heard.append, 10)
@@ -307,7 +307,7 @@ def test_a_recorded_instruction_reaches_nobody_who_sees_something_else(tmp_path,
     player = start_tool("play", str(path), *options)
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 2, output
-    assert "/instruction is heard by /probe, which does not hear this bag's images" in output
+    assert "/instruction is subscribed by /probe, which does not receive this bag's images" in output
     assert heard == []
     player = start_tool("play", str(path), *options, "--remap", "/instruction:=/instruction")
     probe.wait_for("the instruction that was asked for by name", lambda: bool(heard))
@@ -316,8 +316,8 @@ def test_a_recorded_instruction_reaches_nobody_who_sees_something_else(tmp_path,
     assert player.returncode == 0
 
 
-def test_wheel_commands_and_a_recorded_stop_reach_no_robot(tmp_path, start_tool, probe):
-    """A recorded `stop` false would lift the stop that a person has asked for."""
+def test_recorded_velocities_and_a_recorded_stop_reach_no_robot(tmp_path, start_tool, probe):
+    """A recorded `stop` false would release the stop of a person."""
     types = typestore().types
     path = tmp_path / "drive"
     with BagWriter(path) as bag:
@@ -399,12 +399,12 @@ def test_topics_that_the_bag_lacks_are_one_sentence(tmp_path, capsys, options, s
     assert sentence in capsys.readouterr().err
 
 
-def test_a_start_after_the_end_is_one_sentence_that_tells_the_end(tmp_path):
+def test_a_start_after_the_end_is_one_sentence_with_the_end(tmp_path):
     with BagReader(write_drive(tmp_path / "drive", stamps(3))) as bag:
         length_s = (stamps(3)[-1] - stamps(3)[0]) / 1e9
         check_offset(bag, ["/image_raw"], length_s / 2.0)
         with pytest.raises(
-            MobileVlaError, match=rf"--start-offset is 100 s, but .* after {length_s:.3g} s, expected less"
+            MobileVlaError, match=rf"--start-offset is 100 s, but .* is after {length_s:.3g} s, expected less"
         ):
             check_offset(bag, ["/image_raw"], 100.0)
 
@@ -419,7 +419,7 @@ def test_faulty_options_are_refused(tmp_path, options):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_graph_with_nothing_to_record_is_told(tmp_path, start_tool, storage):
+def test_a_graph_with_nothing_to_record_is_reported(tmp_path, start_tool, storage):
     recorder = start_tool("record", str(tmp_path / "out"), "--storage", storage, "--seconds", "1")
     output, _ = recorder.communicate(timeout=60)
     assert recorder.returncode == 2
