@@ -54,7 +54,7 @@ class Demo:
         )
 
     def wait_for_line(self, part: str) -> None:
-        """Read until a line holds `part`."""
+        """Read until a line contains `part`."""
         for line in self.process.stdout:
             self.lines.append(line)
             if part in line:

@@ -62,7 +62,7 @@ def wait_for_line(process: subprocess.Popen, part: str) -> None:
         lines.append(line)
         if part in line:
             return
-    pytest.fail(f"{part!r} was not told: {''.join(lines)}")
+    pytest.fail(f"{part!r} was not printed: {''.join(lines)}")
 
 
 def contents(path: Path) -> dict[str, list[bytes]]:
@@ -98,29 +98,29 @@ def test_what_is_played_is_what_is_recorded(tmp_path, start_tool, storage, numbe
 
 def test_play_keeps_the_clock_and_the_rate_and_loops_until_it_is_stopped(tmp_path, start_tool, probe):
     path = write_drive(tmp_path / "drive", stamps(10), kind=COMPRESSED_IMAGE, image_topics=("/camera/compressed",))
-    heard: dict[str, list] = {"clock": [], "image": [], "command": [], "text": []}
+    received: dict[str, list] = {"clock": [], "image": [], "command": [], "text": []}
     news = threading.Event()
 
-    def hear(kind: type, topic: str, name: str) -> None:
+    def receive(kind: type, topic: str, name: str) -> None:
         def keep(message: object) -> None:
-            heard[name].append(message)
+            received[name].append(message)
             news.set()
 
         probe.node.create_subscription(kind, topic, keep, 100)
 
-    hear(Clock, "/clock", "clock")
-    hear(CompressedImage, "/image_raw/compressed", "image")
-    hear(Twist, "/cmd_vel_of_a_person", "command")
-    hear(String, "/instruction", "text")
+    receive(Clock, "/clock", "clock")
+    receive(CompressedImage, "/image_raw/compressed", "image")
+    receive(Twist, "/cmd_vel_of_a_person", "command")
+    receive(String, "/instruction", "text")
     remaps = ("/camera/compressed:=/image_raw/compressed", "cmd_vel:=cmd_vel_of_a_person")
     options = [word for remap in remaps for word in ("--remap", remap)]
     player = start_tool("play", str(path), "--loop", "--rate", "5", "--start-offset", "0.2", "--wait", "30", *options)
-    probe.wait_for("three rounds", lambda: len(heard["image"]) >= 18 and len(heard["command"]) >= 18)
+    probe.wait_for("three rounds", lambda: len(received["image"]) >= 18 and len(received["command"]) >= 18)
     player.send_signal(signal.SIGINT)
     output, _ = player.communicate(timeout=30)
     assert player.returncode == 0, output
     assert "/cmd_vel as /cmd_vel_of_a_person" in output
-    nanoseconds = [m.header.stamp.nanosec for m in heard["image"]]
+    nanoseconds = [m.header.stamp.nanosec for m in received["image"]]
     assert nanoseconds[:7] == [
         200_000_000,
         250_000_000,
@@ -130,8 +130,8 @@ def test_play_keeps_the_clock_and_the_rate_and_loops_until_it_is_stopped(tmp_pat
         450_000_000,
         200_000_000,
     ]
-    assert heard["text"] == []  # told before the offset
-    clock = [m.clock.sec * 1_000_000_000 + m.clock.nanosec - stamps(1)[0] for m in heard["clock"]]
+    assert received["text"] == []  # sent before the offset
+    clock = [m.clock.sec * 1_000_000_000 + m.clock.nanosec - stamps(1)[0] for m in received["clock"]]
     assert min(clock) >= 0
     assert max(clock) <= 450_000_000
     assert not probe.commands
@@ -300,17 +300,17 @@ def test_a_graph_with_a_live_clock_is_refused(tmp_path, start_tool, probe):
 
 def test_a_recorded_instruction_reaches_no_node_with_other_images(tmp_path, start_tool, probe):
     """A robot that stands in front of a live camera, waiting for an instruction, would drive off."""
-    heard = []
-    probe.node.create_subscription(String, "/instruction", heard.append, 10)
+    received = []
+    probe.node.create_subscription(String, "/instruction", received.append, 10)
     path = write_drive(tmp_path / "drive", stamps(60), instructions=dict.fromkeys(range(0, 60, 5), "go"))
     options = ("--wait", "5", "--loop", "--remap", "/image_raw:=/played")
     player = start_tool("play", str(path), *options)
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 2, output
     assert "/instruction is subscribed by /probe, which does not receive this bag's images" in output
-    assert heard == []
+    assert received == []
     player = start_tool("play", str(path), *options, "--remap", "/instruction:=/instruction")
-    probe.wait_for("the instruction that was asked for by name", lambda: bool(heard))
+    probe.wait_for("the instruction that was asked for by name", lambda: bool(received))
     player.send_signal(signal.SIGINT)
     player.communicate(timeout=30)
     assert player.returncode == 0
@@ -358,9 +358,9 @@ def test_a_latched_topic_is_recorded_and_played_as_such(tmp_path, start_tool, pr
         try:
             player = BagPlayer(node, bag, {"/camera_info": "/played"})
             player.play(threading.Event())
-            heard = []
-            probe.node.create_subscription(CameraInfo, "/played", heard.append, latched)
-            probe.wait_for("a message that was sent before", lambda: len(heard) == 1)
+            received = []
+            probe.node.create_subscription(CameraInfo, "/played", received.append, latched)
+            probe.wait_for("a message that was sent before", lambda: len(received) == 1)
         finally:
             node.destroy_node()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.session import NodeSession
 
 pytest.importorskip("rclpy")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 #: Modules that are started as nodes; they need no ROS.
 MODULES = {
@@ -126,3 +130,73 @@ def test_what_can_not_be_reserved_gives_the_signals_back(monkeypatch):
         pass
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list(Path("/tmp").glob("mobile_vla_test.*"))
+
+
+#: Runs a command that sends itself SIGINT a moment after its first child process started, and again when a function is
+#: called for the first time after that.
+INTERRUPTED = """
+import importlib, os, signal, sys, threading
+from mobile_vla_inference.harness import processes
+from mobile_vla_inference.tools import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module, owner, name = sys.argv[1:4]
+asked = threading.Event()
+
+
+def ask():
+    asked.set()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def again(function):
+    def wrapped(*arguments, **options):
+        if asked.is_set() and threading.current_thread() is threading.main_thread():
+            asked.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*arguments, **options)
+    return wrapped
+
+
+owner = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+setattr(owner, name, again(getattr(owner, name)))
+start = processes.NodeProcess.__init__
+
+
+def start_and_ask(*arguments, **options):
+    start(*arguments, **options)
+    threading.Timer(0.2, ask).start()
+
+
+processes.NodeProcess.__init__ = start_and_ask
+sys.exit(cli.main(sys.argv[4:]))
+"""
+
+
+DRILL = ("drill", "--only", "disable")
+#: Every tool that starts nodes, but `replay --node`, which needs a bag (test_replay.py).
+TOOLS = (DRILL, ("demo",), ("drive", "--ros"), ("bench", "node"), ("bench", "stop"))
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "owner", "name"),
+    [
+        *((command, "mobile_vla_inference.harness.processes", "NodeProcess", "stop") for command in TOOLS),
+        (DRILL, "rclpy.executors", "SingleThreadedExecutor", "shutdown"),
+        (DRILL, "threading", "Thread", "join"),
+        (DRILL, "rclpy.node", "Node", "destroy_node"),
+        (DRILL, "rclpy", "", "try_shutdown"),
+        (DRILL, "mobile_vla_inference.tools.drill.graph", "DrillGraph", "close"),
+    ],
+)
+def test_ctrl_c_ends_a_tool_in_order_wherever_a_second_one_hits(tmp_path, command, module, owner, name):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, owner, name, *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "terminate" not in done.stderr and "Traceback" not in done.stderr

@@ -125,7 +125,7 @@ def _run_rounds(args: argparse.Namespace, console: Console) -> list[Outcome]:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("drill", total=args.rounds * len(args.only))
             for number in range(1, args.rounds + 1):
-                with contextlib.closing(run_round(nodes, args.only, run_fault)) as round_outcomes:
+                with contextlib.closing(run_round(nodes.start_node, args.only, run_fault)) as round_outcomes:
                     for outcome in round_outcomes:
                         outcomes.append(replace(outcome, round=number))
                         progress.console.print(_outcome_line(outcomes[-1]), highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.processes import NodeProcess
@@ -48,7 +48,6 @@ NODE_PARAMETERS = {
     "max_angular_z_radps": LIMITS.angular_z_radps,
 }
 
-
 _START_LIMIT_S = 120.0
 _MOTION_LIMIT_S = 15.0
 _STOP_LIMIT_S = 10.0
@@ -80,13 +79,6 @@ class Outcome:
     reason: str
     recovered: str
     misses: tuple[str, ...]
-
-
-class NodeSource(Protocol):
-    """Starts the nodes that faults are injected into."""
-
-    def start_node(self, transport: str) -> AbstractContextManager[Rig]:
-        """Run a fresh node until the context ends; raise MobileVlaError if it does not start."""
 
 
 class DrillNodes:
@@ -141,11 +133,15 @@ class DrillNodes:
             self._session.end(node)
 
 
-def run_round(nodes: NodeSource, faults: Sequence[Fault], inject: Callable[[Rig, Fault], Outcome]) -> Iterator[Outcome]:
+def run_round(
+    start_node: Callable[[str], AbstractContextManager[Rig]],
+    faults: Sequence[Fault],
+    inject: Callable[[Rig, Fault], Outcome],
+) -> Iterator[Outcome]:
     """Inject each fault once; faults that need the same node share it while it runs and is as it was.
 
     Args:
-        nodes: starts the nodes.
+        start_node: starts a node with an image transport, as `DrillNodes.start_node`.
         faults: the faults, in order.
         inject: injects one fault and judges it: `run_fault`.
 
@@ -160,7 +156,7 @@ def run_round(nodes: NodeSource, faults: Sequence[Fault], inject: Callable[[Rig,
             for fault in wanted:
                 if rig is None:
                     try:
-                        rig = running.enter_context(nodes.start_node(transport))
+                        rig = running.enter_context(start_node(transport))
                         started = True
                     except MobileVlaError as error:
                         if not started:
