@@ -164,6 +164,7 @@ start = processes.NodeProcess.__init__
 
 
 def start_and_ask(*arguments, **options):
+    processes.NodeProcess.__init__ = start
     start(*arguments, **options)
     threading.Timer(0.2, ask).start()
 

@@ -29,7 +29,7 @@ from mobile_vla_inference.tools.arguments import SMALL_POLICY, check_output, pos
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
 
-HELP = "drive a simulated robot, or on frames of yours, with the real node, and show the figures"
+HELP = "drive a simulated robot, or on your own images, with the real node, and show the figures"
 
 #: The instruction where the simulated world has no boxes and no cup.
 DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one instruction, in one world or on the frames (default: a tour of worlds, or {DEFAULT_INSTRUCTION!r})",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="CK", help="a policy of yours (default: the small policy of the package)"
+        "--checkpoint", type=Path, metavar="CK", help="your own policy (default: the small policy of the package)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
 
