@@ -1,4 +1,4 @@
-"""A real ROS 2 graph for tests: nodes under test as processes, a probe node in this process, waits for events."""
+"""A real ROS 2 graph for tests: nodes under test as processes, and a probe node that waits for events."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Probe:
         self.node.create_subscription(Twist, "cmd_vel", self._on_command, QoSProfile(depth=100))
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._timer = None
-        self._picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+        self._image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
@@ -110,12 +110,12 @@ class Probe:
                 self._news.wait(min(remaining_s, 0.1))
 
     def start_images(self, rate_hz: float = 20.0, stamp_offset_s: float = 0.0) -> None:
-        """Publish one picture at `rate_hz`, stamped now plus the offset."""
+        """Publish one image at `rate_hz`, stamped now plus the offset."""
         self.stop_images()
 
         def publish() -> None:
             stamp = self.node.get_clock().now() + rclpy.duration.Duration(seconds=stamp_offset_s)
-            self.images.publish(rgb_to_image(self._picture, Image, stamp.to_msg(), "camera_optical_frame"))
+            self.images.publish(rgb_to_image(self._image, Image, stamp.to_msg(), "camera_optical_frame"))
 
         self._timer = self.node.create_timer(1.0 / rate_hz, publish)
 
@@ -129,7 +129,7 @@ class Probe:
         self.instructions.publish(String(data=text))
 
     def drive(self, text: str = "go around the box on the left to the cup") -> None:
-        """Send the node all that it needs, and wait until it moves."""
+        """Send the node images and an instruction, and wait until it moves the robot."""
         self.wait_until_loaded()
         self.start_images()
         self.instruct(text)
@@ -188,7 +188,7 @@ class Probe:
 
 
 def is_zero(twist: Twist) -> bool:
-    """Whether a Twist stands still in every component."""
+    """Whether every component of a Twist is zero."""
     return not any((twist.linear.x, twist.linear.y, twist.linear.z, twist.angular.x, twist.angular.y, twist.angular.z))
 
 

@@ -16,8 +16,7 @@ from mobile_vla_inference.errors import CheckpointError, MobileVlaError
 from mobile_vla_inference.policy.convert import convert
 from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.storage.checkpoint import open_checkpoint
-from mobile_vla_inference.tools.bench import load as bench_load
-from mobile_vla_inference.tools.bench import page_cache
+from mobile_vla_inference.tools.bench import command, load, page_cache
 from mobile_vla_inference.tools.bench.load import LoadFigures, Sample
 from mobile_vla_inference.tools.bench.load_child import load_as_usual
 from mobile_vla_inference.tools.bench.machine import read_memory_mib
@@ -37,8 +36,8 @@ def group_allowed() -> None:
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    bench_load.add_arguments(parser)
-    return bench_load.run(parser.parse_args([str(argument) for argument in arguments]))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["load", *map(str, arguments)]))
 
 
 def test_both_ways_are_measured_and_compared(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -68,9 +67,9 @@ def test_the_naive_way_loads_the_same_weights(tiny_checkpoint: Path) -> None:
 
 def test_a_converted_folder_is_measured_but_not_naively(tiny_checkpoint: Path, tmp_path: Path) -> None:
     convert(tiny_checkpoint, tmp_path / "folder", dtype="float16")
-    figures = bench_load.measure_load(open_checkpoint(tmp_path / "folder"), "ours", "cpu", "float16", "flat")
+    figures = load.measure_load(open_checkpoint(tmp_path / "folder"), "ours", "cpu", "float16", "flat")
     assert figures.outcome == "lived" and figures.first_action_s > 0.0
-    with pytest.raises(MobileVlaError, match=r"is no \.pth"):
+    with pytest.raises(MobileVlaError, match=r"is not a \.pth"):
         run(tmp_path / "folder", "--naive")
 
 
@@ -99,7 +98,7 @@ def test_memory_is_told_apart_by_stage() -> None:
         for stage, time_s in (("imported", 1.5), ("loaded", 3.0), ("acted", 5.0))
     ]
     checkpoint = argparse.Namespace(index=argparse.Namespace(stored={}))
-    figures = LoadFigures("lived", "", **bench_load._figures(checkpoint, 0.5, answers, samples, 95.0))
+    figures = LoadFigures("lived", "", **load._figures(checkpoint, 0.5, answers, samples, 95.0))
     assert (figures.import_s, figures.load_s, figures.first_action_s, figures.start_to_action_s) == (1.0, 1.5, 2.0, 4.5)
     assert (figures.import_anonymous_mib, figures.load_anonymous_mib, figures.anonymous_mib) == (10.0, 70.0, 70.0)
     assert (figures.load_file_mib, figures.file_mib, figures.resident_mib) == (2.0, 90.0, 95.0)

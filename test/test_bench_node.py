@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.tools.bench import node as bench_node
+from mobile_vla_inference.tools.bench import command
+from mobile_vla_inference.tools.bench.node import FLAT_LIMIT_MIB, find_misses
 from mobile_vla_inference.tools.bench.node_figures import (
     STAGES,
     account,
@@ -29,8 +30,8 @@ SAMPLES = 100
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    bench_node.add_arguments(parser)
-    return bench_node.run(parser.parse_args([str(argument) for argument in arguments]))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["node", *map(str, arguments)]))
 
 
 @given(st.lists(st.floats(0.0, 10.0)))
@@ -85,13 +86,13 @@ def test_noise_is_flat_and_a_leak_is_not(base_mib: float, noise_mib: float, seed
 
 
 @given(st.floats(-1e3, 1e3), st.floats(0.0, 1e3))
-def test_what_a_soak_tells_is_what_it_judges_by(growth: float, range_: float) -> None:
+def test_a_soak_reports_the_deviation_by_which_it_judges(growth: float, range_: float) -> None:
     series = {"range": range_, "growth": growth, "slope_per_hour": 0.0, "last": 0.0}
     figures = {"drift": dict.fromkeys(("resident_mib", "shared_mib", "threads", "descriptors"), series)}
     report = {"frames": {"missing": 0}, "processes": {"node": figures}, "left_behind": []}
     off = max(range_, abs(growth))
-    told = [f"resident_mib of the node is not flat (off by {off:.1f})"] if off > bench_node.FLAT_LIMIT_MIB else []
-    assert [miss for miss in bench_node._misses(report, soak=True) if "resident" in miss] == told
+    expected = [f"resident_mib of the node is not flat (off by {off:.1f})"] if off > FLAT_LIMIT_MIB else []
+    assert [miss for miss in find_misses(report, soak=True) if "resident" in miss] == expected
 
 
 def test_what_happens_while_it_warms_up_does_not_count() -> None:

@@ -12,19 +12,18 @@ import pytest
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy.storage.config import standard_config
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.tools.bench import step as bench_step
-from mobile_vla_inference.tools.bench import step_parity
+from mobile_vla_inference.tools.bench import command, step_parity
 from mobile_vla_inference.tools.bench.step_cost import ORIN_NX_16GB, project, step_cost
 from mobile_vla_inference.tools.bench.step_parity import Trace, compare, soak
-from mobile_vla_inference.tools.bench.step_timing import made_up_frames
+from mobile_vla_inference.tools.bench.step_timing import synthetic_frames
 
 FULL_FEATURES = ("kosmos_text", "clip_text")
 
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    bench_step.add_arguments(parser)
-    return bench_step.run(parser.parse_args([str(argument) for argument in arguments]))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["step", *map(str, arguments)]))
 
 
 def test_everything_is_measured_and_compared(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -146,14 +145,14 @@ def test_not_a_number_fails() -> None:
 def test_a_state_that_survives_a_reset_shows_as_drift(tiny_checkpoint: Path, monkeypatch) -> None:
     monkeypatch.setattr(step_parity, "_SOAK_EPISODE_STEPS", 4)
     policy = VlaPolicy.load(tiny_checkpoint, device="cpu")
-    frames = made_up_frames(policy.config.image_size, 4)
+    frames = synthetic_frames(policy.config.image_size, 4)
     assert soak(policy, frames, ["go", "stop there"], 14) == {"steps": 14, "episodes": 4, "largest_change": 0.0}
     monkeypatch.setattr(policy.engine, "reset", lambda: None)
     assert soak(policy, frames, ["go", "stop there"], 14)["largest_change"] > 0.0
 
 
-def test_made_up_frames_look_like_a_drive() -> None:
-    frames = made_up_frames(56, 10)
+def test_synthetic_frames_look_like_a_drive() -> None:
+    frames = synthetic_frames(56, 10)
     assert {(frame.shape, frame.dtype.name) for frame in frames} == {((56, 56, 3), "uint8")}
     assert len({frame.tobytes() for frame in frames}) == 10
     assert all(frame.std() > 30 for frame in frames)

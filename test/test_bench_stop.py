@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.tools.bench import stop as bench_stop
+from mobile_vla_inference.tools.bench import command
 from mobile_vla_inference.tools.bench.stop import reactions
 
 
@@ -22,8 +22,8 @@ def arrivals(*entries: tuple[float, float]) -> list[dict[str, float]]:
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    bench_stop.add_arguments(parser)
-    return bench_stop.run(parser.parse_args([str(argument) for argument in arguments]))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["stop", *map(str, arguments)]))
 
 
 def test_a_stop_lasts_until_the_first_zero_that_arrives_after_it():
@@ -33,7 +33,7 @@ def test_a_stop_lasts_until_the_first_zero_that_arrives_after_it():
     assert standing == 0
 
 
-def test_a_stop_without_a_zero_and_one_of_a_robot_that_stands_are_told_apart():
+def test_a_stop_without_a_zero_and_a_stop_of_a_standing_robot_are_distinguished():
     assert reactions([1.0, 2.0], arrivals((0.9, 0.1), (1.1, 0.1), (2.1, 0.0))) == ([None, pytest.approx(0.1)], 0)
     assert reactions([1.0], arrivals((0.9, 0.0), (1.1, 0.0))) == ([], 1)
     assert reactions([1.0], arrivals((1.1, 0.0))) == ([], 1)
@@ -57,7 +57,7 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         run("--json", tmp_path / "missing" / "out.json")
 
 
-def test_a_few_stops_are_timed_beside_what_the_machine_does(tmp_path: Path, capsys) -> None:
+def test_a_few_stops_are_timed_with_the_delays_of_the_machine(tmp_path: Path, capsys) -> None:
     pytest.importorskip("rclpy")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     options = ("--width", 320, "--height", 240, "--rate-hz", 20, "--service-rate-hz", 10)

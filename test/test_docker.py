@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from mobile_vla_inference.tools.bench.images_profile import IMAGES_PROFILE
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCKER = REPOSITORY / "docker"
 BIN = Path(sys.executable).parent
@@ -311,6 +313,10 @@ exit 0
 
 def _installed(tmp_path: Path) -> list[str]:
     return (tmp_path / "pip.txt").read_text().splitlines()
+
+
+def test_robots_and_benchmarks_have_the_same_fast_dds_profile():
+    assert (DOCKER / "fastdds_images.xml").read_text() == IMAGES_PROFILE
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -1,4 +1,4 @@
-"""`mobile_vla health` on the graph: a node that is well, one whose policy failed, and none at all."""
+"""`mobile_vla health` on the graph: a healthy node, a node whose policy failed, and no node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def health(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_node_that_is_ready_is_well(probe, start_node, tmp_path):
+def test_a_ready_node_is_healthy(probe, start_node, tmp_path):
     start_node()
     probe.wait_for("the policy", lambda: probe.value("policy", "state") == "ready", timeout_s=60.0)
     done = health("--json", str(tmp_path / "health.json"))
@@ -24,7 +24,7 @@ def test_a_node_that_is_ready_is_well(probe, start_node, tmp_path):
     assert json.loads((tmp_path / "health.json").read_text())["gate"]["reason"] == "no_instruction"
 
 
-def test_a_node_without_a_policy_is_not_well(probe, start_node):
+def test_a_node_without_a_policy_is_not_healthy(probe, start_node):
     start_node("-p", "autostart:=false")
     probe.call(Trigger, "vla_node/reset", Trigger.Request())
     done = health()

@@ -17,13 +17,13 @@ import os, signal, sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 event, part = sys.argv[1:3]
-told = False
+sent = False
 
 
 def watch(name, arguments):
-    global told
-    if not told and name == event and any(part in str(argument) for argument in arguments):
-        told = True
+    global sent
+    if not sent and name == event and any(part in str(argument) for argument in arguments):
+        sent = True
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -80,25 +80,25 @@ def test_no_report_replaces_settings_a_device_or_an_input(tiny_checkpoint, tmp_p
 
 
 #: Every command that writes a report, as it is called; {x} is what it reads: a checkpoint, a folder of frames, ...
-REPORTS = {
-    "bench load {checkpoint} --json": "bench_load",
-    "bench node --json": "bench_node",
-    "bench step --checkpoint {checkpoint} --json": "bench_step",
-    "bench stop --json": "bench_stop",
-    "budget {checkpoint} --json": "budget",
-    "demo --json": "demo",
-    "drill --json": "drill",
-    "drive --checkpoint {checkpoint} --json": "drive",
-    "drive --checkpoint {checkpoint} --video": "drive",
-    "evaluate {frames} --checkpoint {checkpoint} --json": "evaluate",
-    "health --json": "health",
-    "infer --checkpoint {checkpoint} --frames {frames} --instruction go --json": "infer",
-    "inspect {checkpoint} --json": "inspect",
-    "replay {frames} --checkpoint {checkpoint} --json": "replay",
-    "replay {frames} --checkpoint {checkpoint} --report": "replay",
-    "replay {frames} --checkpoint {checkpoint} --rerun": "replay",
-    "verify {frames} --json": "verify",
-}
+REPORTS = (
+    "bench load {checkpoint} --json",
+    "bench node --json",
+    "bench step --checkpoint {checkpoint} --json",
+    "bench stop --json",
+    "budget {checkpoint} --json",
+    "demo --json",
+    "drill --json",
+    "drive --checkpoint {checkpoint} --json",
+    "drive --checkpoint {checkpoint} --video",
+    "evaluate {frames} --checkpoint {checkpoint} --json",
+    "health --json",
+    "infer --checkpoint {checkpoint} --frames {frames} --instruction go --json",
+    "inspect {checkpoint} --json",
+    "replay {frames} --checkpoint {checkpoint} --json",
+    "replay {frames} --checkpoint {checkpoint} --report",
+    "replay {frames} --checkpoint {checkpoint} --rerun",
+    "verify {frames} --json",
+)
 _OPTION = re.compile(r"--(json|report|rerun|video)")
 
 
@@ -128,17 +128,29 @@ def test_every_report_is_refused_in_place_of_another_file(read, tmp_path, capsys
         assert "would overwrite" in capsys.readouterr().err
 
 
+def _declared(words: tuple[str, ...], parser: argparse.ArgumentParser) -> set[tuple[str, str]]:
+    """Return (command, option) of each option that names a report, of a parser and its subparsers."""
+    found = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, subparser in action.choices.items():
+                found |= _declared((*words, name), subparser)
+        elif action.type is Path:
+            found |= {(" ".join(words), option) for option in action.option_strings if _OPTION.fullmatch(option)}
+    return found
+
+
 def test_no_command_with_a_report_is_left_out() -> None:
-    """Every module of tools/ that declares such an option is in the table above, with each of its options."""
+    """Every subcommand that declares such an option is in the table above, with each of its options."""
     declared = set()
-    for path in Path(cli.__file__).parent.glob("*.py"):
-        if "def add_arguments" not in path.read_text():
-            continue
+    for name, (module, _) in cli.TOOLS.items():
         parser = argparse.ArgumentParser()
-        import_module(f"mobile_vla_inference.tools.{path.stem}").add_arguments(parser)
-        options = {option for action in parser._actions if action.type is Path for option in action.option_strings}
-        declared |= {(path.stem, option) for option in options if _OPTION.fullmatch(option)}
-    assert declared == {(module, command.split()[-1]) for command, module in REPORTS.items()}
+        import_module(f"mobile_vla_inference.tools.{module}").add_arguments(parser)
+        declared |= _declared((name,), parser)
+    assert declared == {
+        (" ".join(command.split()[: 2 if command.startswith("bench ") else 1]), command.split()[-1])
+        for command in REPORTS
+    }
 
 
 # --- data: never replaced unless somebody says so ---

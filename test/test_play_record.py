@@ -56,13 +56,13 @@ def start_tool() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def wait_for_line(process: subprocess.Popen, part: str) -> None:
-    """Read the output until a line holds `part`; fail with all of it where it ends before."""
+    """Read the output until a line contains `part`; fail with all of it if it ends before."""
     lines = []
     for line in process.stdout:
         lines.append(line)
         if part in line:
             return
-    pytest.fail(f"{part!r} was not told: {''.join(lines)}")
+    pytest.fail(f"{part!r} was not printed: {''.join(lines)}")
 
 
 def contents(path: Path) -> dict[str, list[bytes]]:
@@ -98,29 +98,29 @@ def test_what_is_played_is_what_is_recorded(tmp_path, start_tool, storage, numbe
 
 def test_play_keeps_the_clock_and_the_rate_and_loops_until_it_is_stopped(tmp_path, start_tool, probe):
     path = write_drive(tmp_path / "drive", stamps(10), kind=COMPRESSED_IMAGE, image_topics=("/camera/compressed",))
-    heard: dict[str, list] = {"clock": [], "image": [], "command": [], "text": []}
+    received: dict[str, list] = {"clock": [], "image": [], "command": [], "text": []}
     news = threading.Event()
 
-    def hear(kind: type, topic: str, name: str) -> None:
+    def receive(kind: type, topic: str, name: str) -> None:
         def keep(message: object) -> None:
-            heard[name].append(message)
+            received[name].append(message)
             news.set()
 
         probe.node.create_subscription(kind, topic, keep, 100)
 
-    hear(Clock, "/clock", "clock")
-    hear(CompressedImage, "/image_raw/compressed", "image")
-    hear(Twist, "/cmd_vel_of_a_person", "command")
-    hear(String, "/instruction", "text")
+    receive(Clock, "/clock", "clock")
+    receive(CompressedImage, "/image_raw/compressed", "image")
+    receive(Twist, "/cmd_vel_of_a_person", "command")
+    receive(String, "/instruction", "text")
     remaps = ("/camera/compressed:=/image_raw/compressed", "cmd_vel:=cmd_vel_of_a_person")
     options = [word for remap in remaps for word in ("--remap", remap)]
     player = start_tool("play", str(path), "--loop", "--rate", "5", "--start-offset", "0.2", "--wait", "30", *options)
-    probe.wait_for("three rounds", lambda: len(heard["image"]) >= 18 and len(heard["command"]) >= 18)
+    probe.wait_for("three rounds", lambda: len(received["image"]) >= 18 and len(received["command"]) >= 18)
     player.send_signal(signal.SIGINT)
     output, _ = player.communicate(timeout=30)
     assert player.returncode == 0, output
     assert "/cmd_vel as /cmd_vel_of_a_person" in output
-    nanoseconds = [m.header.stamp.nanosec for m in heard["image"]]
+    nanoseconds = [m.header.stamp.nanosec for m in received["image"]]
     assert nanoseconds[:7] == [
         200_000_000,
         250_000_000,
@@ -130,8 +130,8 @@ def test_play_keeps_the_clock_and_the_rate_and_loops_until_it_is_stopped(tmp_pat
         450_000_000,
         200_000_000,
     ]
-    assert heard["text"] == []  # told before the offset
-    clock = [m.clock.sec * 1_000_000_000 + m.clock.nanosec - stamps(1)[0] for m in heard["clock"]]
+    assert received["text"] == []  # sent before the offset
+    clock = [m.clock.sec * 1_000_000_000 + m.clock.nanosec - stamps(1)[0] for m in received["clock"]]
     assert min(clock) >= 0
     assert max(clock) <= 450_000_000
     assert not probe.commands
@@ -193,7 +193,7 @@ def all_topics(tmp_path) -> Iterator[BagReader]:
         yield bag
 
 
-def test_only_what_feeds_a_policy_is_played_under_its_own_name(all_topics):
+def test_only_inputs_of_a_policy_are_played_under_their_own_names(all_topics):
     own = {name for name, target in graph_topics(all_topics, {}, None).items() if name == target}
     assert own == set(FED)
     everything = graph_topics(all_topics, {}, None, everything=True)
@@ -206,14 +206,14 @@ def test_a_topic_that_is_chosen_goes_below_recorded_and_to_its_own_only_by_a_rem
     assert graph_topics(all_topics, {}, [name]) == {name: f"/recorded{name}"}
     assert graph_topics(all_topics, {name: "/elsewhere"}, None)[name] == "/elsewhere"
     if name == "/clock":
-        with pytest.raises(MobileVlaError, match="where play tells the time"):
+        with pytest.raises(MobileVlaError, match="where play publishes the time"):
             graph_topics(all_topics, {name: name}, None)
     else:
         assert graph_topics(all_topics, {name: name}, None)[name] == name
 
 
 def test_nothing_takes_the_place_of_the_clock(all_topics):
-    with pytest.raises(MobileVlaError, match="where play tells the time"):
+    with pytest.raises(MobileVlaError, match="where play publishes the time"):
         graph_topics(all_topics, {"/robot1/instruction": "/clock"}, None)
 
 
@@ -244,7 +244,7 @@ def test_topics_that_can_not_be_published_are_left_out_with_a_warning(tmp_path, 
     player = start_tool("play", str(path), "--all-topics", "--wait", "0")
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 0, output
-    assert "'/1st camera/image' is no name that a topic can have: /1st camera/image is left out" in output
+    assert "'/1st camera/image' is not a valid topic name: /1st camera/image is left out" in output
     assert "/bare is left out" in output
     assert "/speech is in the encoding 'json', not ROS 2's: it is left out" in output
     assert "2 messages published" in output
@@ -286,7 +286,7 @@ def test_a_graph_with_a_live_camera_is_refused(tmp_path, start_tool, probe):
     player = start_tool("play", str(write_drive(tmp_path / "drive", stamps(3))), "--wait", "5", "--loop")
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 2, output
-    assert "/image_raw is published by /probe on this graph, expected nobody but this bag" in output
+    assert "/image_raw is published by /probe on this graph, expected only this bag" in output
 
 
 def test_a_graph_with_a_live_clock_is_refused(tmp_path, start_tool, probe):
@@ -298,26 +298,26 @@ def test_a_graph_with_a_live_clock_is_refused(tmp_path, start_tool, probe):
     assert "/clock is published by /probe" in output
 
 
-def test_a_recorded_instruction_reaches_nobody_who_sees_something_else(tmp_path, start_tool, probe):
+def test_a_recorded_instruction_reaches_no_node_with_other_images(tmp_path, start_tool, probe):
     """A robot that stands in front of a live camera, waiting for an instruction, would drive off."""
-    heard = []
-    probe.node.create_subscription(String, "/instruction", heard.append, 10)
+    received = []
+    probe.node.create_subscription(String, "/instruction", received.append, 10)
     path = write_drive(tmp_path / "drive", stamps(60), instructions=dict.fromkeys(range(0, 60, 5), "go"))
     options = ("--wait", "5", "--loop", "--remap", "/image_raw:=/played")
     player = start_tool("play", str(path), *options)
     output, _ = player.communicate(timeout=60)
     assert player.returncode == 2, output
-    assert "/instruction is heard by /probe, which does not hear this bag's images" in output
-    assert heard == []
+    assert "/instruction is subscribed by /probe, which does not receive this bag's images" in output
+    assert received == []
     player = start_tool("play", str(path), *options, "--remap", "/instruction:=/instruction")
-    probe.wait_for("the instruction that was asked for by name", lambda: bool(heard))
+    probe.wait_for("the instruction that was asked for by name", lambda: bool(received))
     player.send_signal(signal.SIGINT)
     player.communicate(timeout=30)
     assert player.returncode == 0
 
 
-def test_wheel_commands_and_a_recorded_stop_reach_no_robot(tmp_path, start_tool, probe):
-    """A recorded `stop` false would lift the stop that a person has asked for."""
+def test_recorded_velocities_and_a_recorded_stop_reach_no_robot(tmp_path, start_tool, probe):
+    """A recorded `stop` false would release the stop of a person."""
     types = typestore().types
     path = tmp_path / "drive"
     with BagWriter(path) as bag:
@@ -358,9 +358,9 @@ def test_a_latched_topic_is_recorded_and_played_as_such(tmp_path, start_tool, pr
         try:
             player = BagPlayer(node, bag, {"/camera_info": "/played"})
             player.play(threading.Event())
-            heard = []
-            probe.node.create_subscription(CameraInfo, "/played", heard.append, latched)
-            probe.wait_for("a message that was sent before", lambda: len(heard) == 1)
+            received = []
+            probe.node.create_subscription(CameraInfo, "/played", received.append, latched)
+            probe.wait_for("a message that was sent before", lambda: len(received) == 1)
         finally:
             node.destroy_node()
 
@@ -399,12 +399,12 @@ def test_topics_that_the_bag_lacks_are_one_sentence(tmp_path, capsys, options, s
     assert sentence in capsys.readouterr().err
 
 
-def test_a_start_after_the_end_is_one_sentence_that_tells_the_end(tmp_path):
+def test_a_start_after_the_end_is_one_sentence_with_the_end(tmp_path):
     with BagReader(write_drive(tmp_path / "drive", stamps(3))) as bag:
         length_s = (stamps(3)[-1] - stamps(3)[0]) / 1e9
         check_offset(bag, ["/image_raw"], length_s / 2.0)
         with pytest.raises(
-            MobileVlaError, match=rf"--start-offset is 100 s, but .* after {length_s:.3g} s, expected less"
+            MobileVlaError, match=rf"--start-offset is 100 s, but .* is after {length_s:.3g} s, expected less"
         ):
             check_offset(bag, ["/image_raw"], 100.0)
 
@@ -419,7 +419,7 @@ def test_faulty_options_are_refused(tmp_path, options):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_graph_with_nothing_to_record_is_told(tmp_path, start_tool, storage):
+def test_a_graph_with_nothing_to_record_is_reported(tmp_path, start_tool, storage):
     recorder = start_tool("record", str(tmp_path / "out"), "--storage", storage, "--seconds", "1")
     output, _ = recorder.communicate(timeout=60)
     assert recorder.returncode == 2

@@ -26,7 +26,6 @@ from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TW
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
 from mobile_vla_inference.control.gate import GateLimits
 from mobile_vla_inference.errors import InstructionError, MobileVlaError
-from mobile_vla_inference.harness.processes import run_tool
 from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.replay.gate_model import GateModel, limited_by
 from mobile_vla_inference.replay.offline import DUE, STEPS_FILE, ReplayOptions, replay
@@ -550,8 +549,13 @@ def test_the_real_nodes_steps_give_the_same_actions_offline(tmp_path, tiny_check
     pytest.importorskip("rclpy")
     path = write_drive(tmp_path / "drive", stamps(40), instructions={0: "go left", 15: "go right"})
     arguments = ["replay", str(path), "--checkpoint", str(tiny_checkpoint)]
-    # In a process of its own: it takes a ROS graph of its own.
-    played = run_tool([*arguments, "--node", "--json", str(tmp_path / "node.json")])
+    # In a process of its own, because it changes the environment to use a private ROS graph.
+    played = subprocess.run(
+        [sys.executable, "-m", "mobile_vla_inference", *arguments, "--node", "--json", str(tmp_path / "node.json")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert played.returncode == 0, played.stderr
     node = json.loads((tmp_path / "node.json").read_text())
     assert node["pace"] == "node"

@@ -1,6 +1,6 @@
-"""Bags and the ROS graph: publish a bag's messages in their time, and record messages as they arrive.
+"""Bags and the ROS graph: publish a bag's messages in time, and record messages as they arrive.
 
-Messages pass as CDR bytes, never unpacked: a subscription is raw, and a publisher takes bytes.
+Messages stay CDR bytes: a subscription is raw, and a publisher takes bytes.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ CLOCK_TOPIC = "/clock"
 _NS = 1_000_000_000
 _CLOCK_PERIOD_S = 0.01
 _COMMIT_PERIOD_S = 1.0
-#: How long the last messages of a topic are waited for.
+#: How long to wait until the last messages of a topic are delivered.
 _DELIVERY_LIMIT_S = 1.0
-#: Others on the graph are known after so long.
+#: After so long other nodes on the graph are known.
 _DISCOVERY_S = 0.5
-#: So long a node may be known in part only.
+#: So long a node can be known only in part.
 _DOUBT_S = 2.0
 _PLAY_DEPTH = 10
-#: `package/msg/Name`; a bag comes from anywhere, and what its types name is imported.
+#: `package/msg/Name`; a bag can come from anywhere, and the packages of its types are imported.
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*/(msg|srv|action)/[A-Za-z0-9_]+", re.ASCII)
-#: Messages that arrive in a burst must not push each other out.
+#: Messages that arrive in a burst must not replace each other.
 _RECORD_DEPTH = 100
 
 
 def message_class(type_name: str) -> type | None:
-    """Return the class of the messages `package/msg/Name`; None where that is no type, or is not installed."""
+    """Return the class of the messages `package/msg/Name`; None if that is not a type, or is not installed."""
     if not _TYPE_NAME.fullmatch(type_name):
         return None
     package, _, name = type_name.replace("/", ".").rpartition(".")
@@ -57,7 +57,7 @@ def message_class(type_name: str) -> type | None:
 
 
 def play_qos(latched: bool) -> QoSProfile:
-    """Return what reaches most subscriptions: reliable, and transient local where the recorded publisher was."""
+    """Return the QoS that matches most subscriptions: reliable, and transient local if the recorded publisher was."""
     return QoSProfile(
         depth=_PLAY_DEPTH,
         reliability=ReliabilityPolicy.RELIABLE,
@@ -68,8 +68,8 @@ def play_qos(latched: bool) -> QoSProfile:
 class BagPlayer:
     """Publish the messages of a bag in their order and time, with `/clock`.
 
-    The time is that of the recording. Where the bag holds a clock of its own, that of a simulation, it is exactly that
-    clock: the stamps of the messages belong to it, and two clocks on one topic would make time jump.
+    The time is that of the recording. If the bag contains a clock, that of a simulation, it is exactly that clock: the
+    stamps of the messages belong to it, and two clocks on one topic would make time jump.
 
     Attributes:
         published: messages sent so far, per topic on the graph.
@@ -87,10 +87,10 @@ class BagPlayer:
         """Create the publishers.
 
         Args:
-            node: who publishes.
+            node: the node that publishes.
             bag: an open bag.
-            topics: topic in the bag -> topic on the graph; others are left out.
-            rate: how much faster than recorded.
+            topics: topic in the bag -> topic on the graph; other topics are left out.
+            rate: speed, as a multiple of the recorded one.
             on_message: called with every message just before it is sent.
         """
         self.published: Counter[str] = Counter()
@@ -115,10 +115,10 @@ class BagPlayer:
             try:
                 self._publishers[name] = node.create_publisher(kind, target, play_qos(topic.latched))
             except (InvalidTopicNameException, ValueError):
-                self.left_out.append(f"{target!r} is no name that a topic can have: {name} is left out")
+                self.left_out.append(f"{target!r} is not a valid topic name: {name} is left out")
 
     def wait_for_listeners(self, limit_s: float, stop: threading.Event, start_offset_s: float = 0.0) -> bool:
-        """Wait until every topic but the clock has a subscriber, with the clock standing; return whether that is so."""
+        """Wait until every topic but the clock has a subscriber, while the clock stands; return whether they have."""
         started_s = time.monotonic()
         self._set_first_time(self._first_ns(start_offset_s))
         while not stop.is_set():
@@ -127,35 +127,35 @@ class BagPlayer:
                 return True
             if time.monotonic() - started_s >= limit_s:
                 break
-            self._tell_time()
+            self._publish_time()
             stop.wait(_CLOCK_PERIOD_S)
         return False
 
     def check_alone(self, sensors: Collection[str], commands: Collection[str]) -> None:
-        """See that a live graph is not mixed with the recording.
+        """Check that a live graph is not mixed with the recording.
 
         Args:
-            sensors: topics of the bag that nobody else may publish, as nobody else may publish `/clock`.
-            commands: topics of the bag that make a listener act: it has to hear the sensors from this bag, too.
+            sensors: topics of the bag that no other node may publish; the same holds for `/clock`.
+            commands: topics of the bag on which a subscriber acts: it has to receive the sensors of this bag, too.
 
         Raises:
-            MobileVlaError: somebody else publishes there, or listens to a command but not to the recorded sensors.
+            MobileVlaError: another node publishes there, or subscribes to a command but not to the recorded sensors.
         """
         deadline_s = time.monotonic() + _DOUBT_S
         while (found := self._intruder(sensors, commands)) and time.monotonic() < deadline_s:
-            time.sleep(_CLOCK_PERIOD_S)  # the graph tells of a node piece by piece
+            time.sleep(_CLOCK_PERIOD_S)  # the graph learns of a node piece by piece
         if found:
             raise MobileVlaError(found)
 
     def _intruder(self, sensors: Collection[str], commands: Collection[str]) -> str:
-        """Return the sentence that check_alone raises; empty where all is well."""
+        """Return the sentence that check_alone raises; empty if the graph is not mixed."""
         targets = {name: publisher.topic_name for name, publisher in self._publishers.items()}
         own = Counter([*targets.values(), CLOCK_TOPIC])
         for target in dict.fromkeys([*(targets[name] for name in sensors if name in targets), CLOCK_TOPIC]):
             if self._node.count_publishers(target) > own[target]:
                 others = self._others(self._node.get_publishers_info_by_topic(target))
                 return (
-                    f"{target} is published by {others} on this graph, expected nobody but this bag, or the two mix; "
+                    f"{target} is published by {others} on this graph, expected only this bag, or the two mix; "
                     "end that, play on another ROS_DOMAIN_ID, or give --remap OLD:=NEW"
                 )
         watching = {
@@ -171,9 +171,9 @@ class BagPlayer:
                 blind = [info for info in blind if (info.node_namespace, info.node_name) not in watching]
                 if blind:
                     return (
-                        f"{targets[name]} is heard by {self._others(blind)}, which does not hear this bag's images, "
-                        "expected nobody who would act on a recorded instruction; end that, play on another "
-                        f"ROS_DOMAIN_ID, or ask for it by name with --remap {name}:={targets[name]}"
+                        f"{targets[name]} is subscribed by {self._others(blind)}, which does not receive this bag's "
+                        "images, expected no node that would act on a recorded instruction; end that, play on another "
+                        f"ROS_DOMAIN_ID, or request it with --remap {name}:={targets[name]}"
                     )
         return ""
 
@@ -202,12 +202,12 @@ class BagPlayer:
                 self._time = _clock_message(message.time_ns)
             if message.topic in self._publishers:
                 self._on_message(message)
-            self._tell_time()
+            self._publish_time()
             if message.topic in self._publishers:
                 publisher = self._publishers[message.topic]
                 publisher.publish(message.data)
                 self.published[publisher.topic_name] += 1
-        for publisher in self._publishers.values():  # a process that leaves takes what is on its way with it
+        for publisher in self._publishers.values():  # messages on their way get lost when the process exits
             publisher.wait_for_all_acked(Duration(seconds=_DELIVERY_LIMIT_S))
 
     def _first_ns(self, start_offset_s: float) -> int:
@@ -228,29 +228,29 @@ class BagPlayer:
         clock.clock.sec, clock.clock.nanosec = decoded.clock.sec, decoded.clock.nanosec
         return clock
 
-    def _tell_time(self) -> None:
+    def _publish_time(self) -> None:
         if self._time is not None:
             self._clock.publish(self._time)
 
     def _wait_until(self, due_s: float, started_s: float, first_ns: int, stop: threading.Event) -> bool:
-        """Keep the clock going until `due_s`; return False where playing is to stop."""
+        """Publish the clock until `due_s`; return False if playing has to stop."""
         while (remaining_s := due_s - time.monotonic()) > 0.0:
             if stop.wait(min(remaining_s, _CLOCK_PERIOD_S)):
                 return False
             elapsed_s = min(time.monotonic(), due_s) - started_s
             if self._recorded_clock is None:
                 self._time = _clock_message(first_ns + round(elapsed_s * self._rate * _NS))
-            self._tell_time()
+            self._publish_time()
         return not stop.is_set()
 
 
 def _only_looks(node_name: str) -> bool:
-    """Whether a node is a hidden one of the command line; not one whose name the graph does not know yet."""
+    """Whether a node is a hidden one of the command line, and its name is already known."""
     return node_name.startswith("_") and "UNKNOWN" not in node_name
 
 
 def recorded_clock(bag: BagReader) -> str | None:
-    """Return the topic of the clock that a bag holds, that of a simulation; None where it has none."""
+    """Return the topic of the clock in a bag, that of a simulation; None if it has none."""
     clocks = [topic for topic in bag.of_type(CLOCK) if topic.count]
     named = [topic for topic in clocks if topic.name == CLOCK_TOPIC]
     return (named or clocks)[0].name if clocks else None
@@ -278,7 +278,7 @@ class BagRecorder:
         self._committed_s = time.monotonic()
 
     def subscribe(self, topic: str, type_name: str) -> bool:
-        """Record a topic from now on; return False where its type is not installed here."""
+        """Record a topic from now on; return False if its type is not installed here."""
         kind = message_class(type_name)
         if kind is None:
             return False
@@ -289,7 +289,7 @@ class BagRecorder:
         return True
 
     def _qos(self, topic: str) -> QoSProfile:
-        """Return the most that all present publishers of a topic offer."""
+        """Return the strictest QoS that all present publishers of a topic offer."""
         offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(topic)]
         reliable = bool(offers) and all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
         latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
@@ -304,7 +304,7 @@ class BagRecorder:
         self.recorded[topic] += 1
 
     def commit(self) -> None:
-        """Once a second, make sure that what was written survives this process."""
+        """Once a second, commit what was written, so that it survives this process."""
         if time.monotonic() - self._committed_s >= _COMMIT_PERIOD_S:
             self._committed_s = time.monotonic()
             self._writer.commit()

@@ -1,7 +1,7 @@
-"""Ctrl-C that ends a tool in order: what was opened is closed, and no second Ctrl-C cuts that short.
+"""Ctrl-C that ends a tool in order: everything that was opened is closed, and no second Ctrl-C interrupts this.
 
-A ROS graph that is left half open ends its process by `std::terminate`: threads in the middleware's code are still
-there when the interpreter goes.
+A process that exits with a ROS graph half open is ended by `std::terminate`, because threads of the middleware still
+run when the interpreter ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Cleanup(contextlib.ExitStack):
     """An ExitStack that SIGINT, SIGTERM and SIGHUP can end, but not interrupt; for the main thread.
 
-    The first signal raises KeyboardInterrupt, and only within `interruptible` and outside `held`; one that comes at
-    another time is raised as soon as it may be. Use:
+    The first signal raises KeyboardInterrupt, but only within `interruptible` and outside `held`; a signal at another
+    time waits until then. Further signals are ignored. Use:
 
         with Cleanup() as cleanup, cleanup.interruptible():
             with cleanup.held():
@@ -37,7 +37,7 @@ class Cleanup(contextlib.ExitStack):
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Cleanup:
-        """Take the signals over; what is ignored stays ignored, as behind nohup."""
+        """Take the signals over; an ignored signal stays ignored, as behind nohup."""
         for number in _SIGNALS:
             former = signal.getsignal(number)
             if former is not signal.SIG_IGN:
@@ -46,7 +46,7 @@ class Cleanup(contextlib.ExitStack):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> bool | None:
-        """Close everything, give the signals back, and raise KeyboardInterrupt where one of them waits."""
+        """Close everything, restore the signal handlers, and raise KeyboardInterrupt if a signal waits."""
         try:
             return super().__exit__(*error)
         finally:
@@ -57,8 +57,8 @@ class Cleanup(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal raise KeyboardInterrupt meanwhile."""
-        # A signal that comes while this is left was the one that is raised: the handler disarms itself.
+        """Let a signal raise KeyboardInterrupt within this context."""
+        # A signal while this context is left raises, and the handler disarms itself.
         self._arm()
         try:
             yield
@@ -67,7 +67,7 @@ class Cleanup(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let signals wait meanwhile: something is opened and noted for closing, or closed."""
+        """Let signals wait within this context, in which something is opened and registered for closing, or closed."""
         armed, self._armed = self._armed, False
         try:
             yield
@@ -92,7 +92,7 @@ class Cleanup(contextlib.ExitStack):
 
 @contextlib.contextmanager
 def stop_event() -> Iterator[threading.Event]:
-    """Return an event that SIGINT and SIGTERM set, instead of ending the process."""
+    """Return an event that SIGINT and SIGTERM set instead of ending the process."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]

@@ -1,4 +1,4 @@
-"""Nodes as child processes that never outlive this one, whatever ends it."""
+"""Nodes as child processes, which end with this process however it ends."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pathlib import Path
 from mobile_vla_inference.process_lifetime import kill_on_parent_exit
 
 _TAIL_BYTES = 16384
-#: How ROS opens a line of its log: severity, time, logger.
+#: The start of a line of a ROS log: severity, time, logger.
 _LOG_PREFIX = re.compile(r"^\[(?P<severity>[A-Z]+)\] \[[\d.]+\] \[[^]]*\]: ")
 _ERROR_SEVERITIES = ("ERROR", "FATAL")
 
 
 class OutputPipe:
-    """A pipe whose output a thread writes to a file, until it is told to leave the pipe unread.
+    """A pipe whose output a thread writes to a file; `block` leaves the pipe unread.
 
-    A process that writes to a full pipe waits: so it is behind `| less`, a stopped terminal or a log that hangs.
+    A process that writes to a full pipe waits, as it does behind `| less`, a stopped terminal or a log that hangs.
     """
 
-    #: A process's text holds none of these, so what fills the pipe can be told from it.
+    #: A process writes no NUL bytes, so the bytes that fill the pipe can be removed from its text.
     _FILLING = b"\0"
 
     def __init__(self, log: Path) -> None:
@@ -41,15 +41,15 @@ class OutputPipe:
         self.read()
 
     def read(self) -> None:
-        """Write what comes to the file, from now on."""
+        """Write to the file what arrives from now on."""
         if self._thread is None and not self._log.closed:
             self._thread = threading.Thread(target=self._run, name="output", daemon=True)
             self._thread.start()
 
     def block(self) -> None:
-        """Leave the pipe unread and fill it to the last byte: whoever writes next has to wait."""
+        """Leave the pipe unread and fill it to the last byte: the next write has to wait."""
         self._end_thread()
-        # Opened anew: the flag belongs to the description, and the process's own has to block.
+        # Opened again: O_NONBLOCK belongs to the open file, and the process's own writes have to block.
         filler = os.open(f"/proc/self/fd/{self._reader}", os.O_WRONLY | os.O_NONBLOCK)
         try:
             for size in (select.PIPE_BUF, 1):
@@ -60,7 +60,7 @@ class OutputPipe:
             os.close(filler)
 
     def settle(self) -> None:
-        """Write all that has come so far to the file."""
+        """Write to the file all that has arrived."""
         if self._log.closed:
             return
         reading = self._thread is not None
@@ -70,7 +70,7 @@ class OutputPipe:
             self.read()
 
     def close(self) -> None:
-        """Write what has come to the file and end; safe to call more than once."""
+        """Write to the file what has arrived, and end; can be called again."""
         if self._log.closed:
             return
         self._end_thread()
@@ -101,8 +101,71 @@ class OutputPipe:
         return True
 
 
-class NodeProcess:
-    """A node of this package in a process of its own, its output in a file."""
+class ChildProcess:
+    """A Python process that the kernel kills when this one ends; its output goes to a file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, *, piped: bool = False) -> None:
+        """Start Python.
+
+        Args:
+            name: its name in messages.
+            arguments: of Python, such as `-m` and a module.
+            log: the file for its output.
+            piped: pass its output through `pipe`, so that it can be blocked.
+        """
+        self.name = name
+        self.pipe = OutputPipe(log) if piped else None
+        self._log = log
+        with os.fdopen(self.pipe.writer, "wb") if self.pipe is not None else log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "RCUTILS_COLORIZED_OUTPUT": "0", "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a Ctrl-C in the terminal reaches this process only, which ends the others
+                preexec_fn=partial(die_with, os.getpid()),
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of a process that has ended (below 0: ended by that signal), else None."""
+        return self._process.poll()
+
+    def fault(self) -> str | None:
+        """Return a sentence with the last error in the log if the process has ended, else None."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        if self.pipe is not None:
+            self.pipe.settle()
+        ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"{self.name} {ending}: {last_error(self._log)}"
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the process to exit; after `timeout_s`, kill it and its children. Can be called again."""
+        if self.pipe is not None:
+            self.pipe.read()
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # a stopped process exits like any other
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        if self.pipe is not None:
+            self.pipe.close()
+
+
+class NodeProcess(ChildProcess):
+    """A node of this package in a process of its own."""
 
     def __init__(
         self,
@@ -114,101 +177,32 @@ class NodeProcess:
         *,
         piped: bool = False,
     ) -> None:
-        """Start `python -m module` with ROS parameters and remappings (`__ns` moves the node).
-
-        Args:
-            name: what it is called in sentences.
-            module: what is run.
-            parameters: ROS parameters.
-            log: the file for its output.
-            remappings: ROS remappings.
-            piped: let its output go through `pipe`, so that it can be blocked.
-        """
-        self.name = name
-        self._log = log
-        self.pipe = OutputPipe(log) if piped else None
+        """Start `python -m module` with ROS parameters and remappings (`__ns` sets the namespace)."""
         arguments = [word for key, value in parameters.items() for word in ("-p", f"{key}:={_yaml_text(value)}")]
         arguments += [word for old, new in (remappings or {}).items() for word in ("-r", f"{old}:={new}")]
-        command = [sys.executable, "-m", module, "--ros-args", *arguments]
-        with os.fdopen(self.pipe.writer, "wb") if self.pipe is not None else log.open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "RCUTILS_COLORIZED_OUTPUT": "0", "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
-                preexec_fn=partial(die_with, os.getpid()),
-            )
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """The exit status where it has ended (below 0: ended by that signal), else None."""
-        return self._process.poll()
-
-    def fault(self) -> str | None:
-        """Return a sentence with the last error that the process told where it has ended, else None."""
-        status = self._process.poll()
-        if status is None:
-            return None
-        if self.pipe is not None:
-            self.pipe.settle()
-        ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"{self.name} {ending}: {last_error(self._log)}"
-
-    def stop(self, timeout_s: float) -> None:
-        """Ask the process to end, and kill it and its children after `timeout_s`."""
-        if self.pipe is not None:
-            self.pipe.read()
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.send_signal(signal.SIGCONT)  # one that was stopped ends as any other
-            try:
-                self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-        if self.pipe is not None:
-            self.pipe.close()
-
-
-def run_tool(arguments: Sequence[str]) -> subprocess.CompletedProcess:
-    """Run a subcommand of `mobile_vla` in a process of its own and return its status and output."""
-    return subprocess.run(
-        [sys.executable, "-m", "mobile_vla_inference", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        preexec_fn=partial(die_with, os.getpid()),
-    )
+        super().__init__(name, ["-m", module, "--ros-args", *arguments], log, piped=piped)
 
 
 def last_error(log: Path) -> str:
-    """Return the last line of a log that tells an error, or the last line of all, without ROS's prefix."""
+    """Return the last line of a log that reports an error, else its last line, without ROS's prefix."""
     tail = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    errors = [line for line in lines if _tells_error(line)]
+    errors = [line for line in lines if _is_error(line)]
     line = (errors or lines or ["it printed nothing"])[-1]
     return _LOG_PREFIX.sub("", line)
 
 
-def _tells_error(line: str) -> bool:
+def _is_error(line: str) -> bool:
     prefix = _LOG_PREFIX.match(line)
     return prefix["severity"] in _ERROR_SEVERITIES if prefix else "rror:" in line
 
 
 def _yaml_text(value: str | float) -> str:
-    """Write a value for `-p name:=value`, which is YAML: JSON's strings and numbers are YAML's too."""
+    """Return a value for `-p name:=value`, which is YAML: strings and numbers of JSON are valid YAML."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; runs between fork and exec."""
+    """Have the kernel kill this process when its parent ends; call it between fork and exec."""
     if not kill_on_parent_exit(parent_pid):
         os._exit(1)

@@ -24,6 +24,7 @@ from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.replay.timing import percentiles_ms
+from mobile_vla_inference.tools.arguments import SMALL_POLICY
 from mobile_vla_inference.tools.console_session import (
     ConsoleSession,
     Frames,
@@ -31,7 +32,7 @@ from mobile_vla_inference.tools.console_session import (
     MemoryFigures,
     open_frames,
 )
-from mobile_vla_inference.tools.demo import CACHE_FOLDER, DEFAULT_INSTRUCTION, default_checkpoint
+from mobile_vla_inference.tools.demo import DEFAULT_INSTRUCTION
 
 HELP = "ask a policy by hand at a prompt: infer, benchmark, memory, ..."
 
@@ -43,7 +44,10 @@ _FAILED = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="CK", help="checkpoint file or folder (default: a tiny one, random weights)"
+        "--checkpoint",
+        type=Path,
+        metavar="CK",
+        help="checkpoint file or folder (default: the small policy of the package)",
     )
     parser.add_argument(
         "--frames",
@@ -87,7 +91,7 @@ def _checked(text: str) -> str:
 
 
 def _start(args: argparse.Namespace, console: Console, frames: Frames, instruction: str) -> ConsoleSession:
-    checkpoint = default_checkpoint(CACHE_FOLDER) if args.checkpoint is None else args.checkpoint
+    checkpoint = SMALL_POLICY if args.checkpoint is None else args.checkpoint
     with console.status("loading") as status:
         policy = VlaPolicy.load(
             checkpoint,

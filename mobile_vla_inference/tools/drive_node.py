@@ -1,22 +1,17 @@
 """`mobile_vla drive --ros`: the same episodes through the real vla_node and sim_robot, over topics, in real time.
 
-Both run as processes on a graph of their own, so no robot can hear them. The robot's limits are the node's, too, so
-that the gate changes no command that the base could follow.
+Both run as processes on a private graph, so no robot can receive their commands. The node has the limits of the
+simulated base, so that the gate changes no command that the base could follow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.harness import domain as ros_environment
-from mobile_vla_inference.harness.domain import require_rclpy
-from mobile_vla_inference.harness.processes import NodeProcess
+from mobile_vla_inference.harness.session import NodeSession
 from mobile_vla_inference.sim.closed_loop import EpisodeResult, EpisodeTask
 from mobile_vla_inference.sim.world import (
     ANGULAR_ACCELERATION_RADPS2,
@@ -24,6 +19,12 @@ from mobile_vla_inference.sim.world import (
     MAX_ANGULAR_RADPS,
     MAX_LINEAR_MPS,
 )
+
+if TYPE_CHECKING:
+    from rclpy.task import Future
+
+    from mobile_vla_inference.harness.node_listener import StepListener
+    from mobile_vla_inference.harness.world_client import WorldClient
 
 _NODE_NAME = "vla_node"
 _ROBOT_NAME = "sim_robot"
@@ -37,44 +38,44 @@ _BASE_LIMITS = {
 _START_LIMIT_S = 120.0
 _ANSWER_LIMIT_S = 10.0
 _EPISODE_LIMIT_S = 120.0
-_STOP_LIMIT_S = 10.0
-_SPIN_S = 0.02
-#: Pictures after a reset until none of the world before can be on its way.
-_FRESH_PICTURES = 3
+#: Images after a reset until none of the former world can be on its way.
+_FRESH_IMAGES = 3
 
 
 class NodeDriver:
     """A vla_node that drives a sim_robot."""
 
-    def __init__(self, graph: Any, processes: list[NodeProcess]) -> None:
+    def __init__(self, session: NodeSession, graph: StepListener, world: WorldClient) -> None:
+        """Wait for both nodes; raise MobileVlaError if one ends or is not ready in time."""
+        self._session = session
         self._graph = graph
-        self._processes = processes
-        self._wait("vla_node's policy and sim_robot", self._is_ready, _START_LIMIT_S)
+        self._world = world
+        session.wait_for("vla_node's policy and sim_robot", self._is_ready, _START_LIMIT_S)
 
     @property
     def facts(self) -> dict[str, str]:
-        """What vla_node says of its policy."""
+        """The values of vla_node's diagnostics by key, the facts on its policy among them."""
         return self._graph.facts
 
     def drive(self, task: EpisodeTask) -> EpisodeResult:
         """Drive one episode to its end.
 
         Raises:
-            MobileVlaError: a node ended, or did not do in time what was asked for.
+            MobileVlaError: a node ended, or did not answer in time.
         """
-        graph = self._graph
+        graph, world, wait_for = self._graph, self._world, self._session.wait_for
         graph.instruct("")
-        self._wait("vla_node to wait for an instruction", self._stands_by, _ANSWER_LIMIT_S)
-        self._answer("sim_robot's parameters", graph.choose_world(task.scenario, task.seed))
-        before = graph.episode["number"]
-        self._answer("sim_robot's reset", graph.reset_robot())
-        self._wait("the next world", lambda: graph.episode["number"] > before, _ANSWER_LIMIT_S)
-        fresh = graph.pictures + _FRESH_PICTURES
-        self._wait("pictures of the next world", lambda: graph.pictures >= fresh, _ANSWER_LIMIT_S)
+        wait_for("vla_node to be without an instruction", self._is_uninstructed, _ANSWER_LIMIT_S)
+        self._await_answer("sim_robot's parameters", world.choose(task.scenario, task.seed))
+        before = world.episode["number"]
+        self._await_answer("sim_robot's reset", world.reset())
+        wait_for("the next world", lambda: world.episode["number"] > before, _ANSWER_LIMIT_S)
+        fresh = world.images + _FRESH_IMAGES
+        wait_for("images of the next world", lambda: world.images >= fresh, _ANSWER_LIMIT_S)
         first_step = len(graph.steps)
         graph.instruct(task.instruction)
-        self._wait("the episode's end", lambda: graph.episode["outcome"] is not None, _EPISODE_LIMIT_S)
-        episode = graph.episode
+        wait_for("the episode's end", lambda: world.episode["outcome"] is not None, _EPISODE_LIMIT_S)
+        episode = world.episode
         return EpisodeResult(
             task.scenario,
             task.seed,
@@ -87,50 +88,31 @@ class NodeDriver:
         )
 
     def _is_ready(self) -> bool:
-        return self._graph.is_ready() and bool(self._graph.episode) and "dtype" in self._graph.facts
+        return self._world.is_ready() and self._graph.reason != "" and "dtype" in self._graph.facts
 
-    def _stands_by(self) -> bool:
+    def _is_uninstructed(self) -> bool:
         return self._graph.reason == "no_instruction"
 
-    def _answer(self, what: str, future: Any) -> None:
-        self._wait(what, future.done, _ANSWER_LIMIT_S)
+    def _await_answer(self, what: str, future: Future) -> None:
+        self._session.wait_for(what, future.done, _ANSWER_LIMIT_S)
         future.result()
-
-    def _wait(self, what: str, condition: Callable[[], bool], limit_s: float) -> None:
-        deadline_s = time.monotonic() + limit_s
-        while not condition():
-            for process in self._processes:
-                if (fault := process.fault()) is not None:
-                    raise MobileVlaError(fault)
-            if time.monotonic() > deadline_s:
-                raise MobileVlaError(
-                    f"{what} did not come within {limit_s:g} s, expected it on a machine with time for both nodes; "
-                    f"vla_node says: {self._graph.advice}"
-                )
-            self._graph.spin(_SPIN_S)
 
 
 @contextlib.contextmanager
 def node_driver(checkpoint: Path, base: str, first: EpisodeTask) -> Iterator[NodeDriver]:
-    """Start both nodes on a graph of their own, and end them at the end.
+    """Start both nodes on a private graph, and end them at the end.
 
     Raises:
-        MobileVlaError: ROS is missing, or a node can't be started.
+        MobileVlaError: ROS 2 is missing, or a node can't be started.
     """
-    require_rclpy()
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(ros_environment.isolate().close)
-        logs = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_drive.")))
+    with NodeSession("drive") as session, session.interruptible():
         world = {"scenario": first.scenario, "seed": first.seed, "base": base}
+        session.start(_ROBOT_NAME, "mobile_vla_inference.ros.sim_robot", world)
         parameters = {"checkpoint": str(checkpoint.resolve()), **_BASE_LIMITS}
-        processes = []
-        for name, module, values in ((_ROBOT_NAME, "sim_robot", world), (_NODE_NAME, "node", parameters)):
-            process = NodeProcess(name, f"mobile_vla_inference.ros.{module}", values, logs / f"{name}.log")
-            cleanup.callback(process.stop, _STOP_LIMIT_S)
-            processes.append(process)
+        session.start(_NODE_NAME, "mobile_vla_inference.ros.node", parameters)
 
-        from mobile_vla_inference.harness.world_client import DriveGraph
+        from mobile_vla_inference.harness.node_listener import StepListener
+        from mobile_vla_inference.harness.world_client import WorldClient
 
-        graph = DriveGraph(_NODE_NAME, _ROBOT_NAME)
-        cleanup.callback(graph.close)
-        yield NodeDriver(graph, processes)
+        graph = session.join(lambda: StepListener("drive", _NODE_NAME))
+        yield NodeDriver(session, graph, WorldClient(graph.node, _ROBOT_NAME))

@@ -1,7 +1,7 @@
-"""`mobile_vla health`: whether a running vla_node is well, by its own diagnostics; a container's health check.
+"""`mobile_vla health`: whether a running vla_node is healthy, by its own diagnostics; for a container's health check.
 
-Well is a node that reports and whose policy loads, runs or restarts. A robot that stands still for a reason (no
-instruction, a latched stop) is well: starting it again would not help.
+A node is healthy if it sends diagnostics and its policy is loading, ready or restarting. A robot that stands for a
+reason (no instruction, a latched stop) is healthy: a restart would not help.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import check_output
 
-HELP = "tell whether a running vla_node is well, by its own diagnostics"
+HELP = "check whether a running vla_node is healthy, by its own diagnostics"
 
-#: States of the policy in which there is nothing to repair.
-_WELL = ("loading", "ready", "restarting")
+#: States of the policy that need no repair.
+_HEALTHY = ("loading", "ready", "restarting")
 
 
 class HealthError(MobileVlaError):
@@ -36,20 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line about the node; return 0 where it is well.
+    """Print one line about the node; return 0 if it is healthy.
 
     Raises:
-        HealthError: it does not report, or its policy has failed.
+        HealthError: it sends no diagnostics, or its policy has failed.
     """
     check_output(args.json)
     statuses = _diagnostics(args.node.strip("/"), args.timeout)
     if args.json is not None:
         write_text_atomically(args.json, json.dumps(statuses, indent=2, ensure_ascii=False) + "\n")
     policy, gate = statuses["policy"], statuses["gate"]
-    if policy["state"] not in _WELL:
+    if policy["state"] not in _HEALTHY:
         cause = policy["last_error"] or policy["message"]
         raise HealthError(
-            f"the policy of {args.node} is {policy['state']} ({cause}), expected one of {', '.join(_WELL)}; see the "
+            f"the policy of {args.node} is {policy['state']} ({cause}), expected one of {', '.join(_HEALTHY)}; see the "
             "node's log, then configure it again or restart it"
         )
     print(f"{args.node}: policy {policy['state']}, {policy['steps']} steps; {gate['message']}")
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _diagnostics(node_name: str, timeout_s: float) -> dict[str, dict[str, str]]:
-    """Return the newest diagnostics of a node by subject: key to value, with `message`."""
-    # Shared memory of another user's processes can't be read, which loses messages without a word; UDP needs no rights.
+    """Return the newest diagnostics of a node: subject -> key -> value, with `message`."""
+    # Shared memory of another user can't be read, and messages get lost without an error; UDP needs no permission.
     os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray

@@ -1,9 +1,9 @@
 """`mobile_vla play`: publish a bag on the ROS graph with `/clock`, on machines without `ros2 bag`.
 
-What a policy is fed with goes out under its own name: the images and the instruction. Whatever else is asked for is
-published below `/recorded`, never on its own topic unless a remap says so: no robot must drive, reach or let go of
-its stop because somebody looks at a recording. For the same reason a graph is refused where a live camera or clock
-publishes on the same topics, or where somebody would act on the instruction without seeing the recorded images.
+The inputs of a policy, images and instruction, are published under their own names. Every other topic is published
+below `/recorded`, and on its own topic only by `--remap`: no robot must drive, move an arm or release its stop because
+somebody plays a recording. For the same reason `play` refuses a graph on which a live camera or clock publishes on the
+same topics, or a node would follow the instruction without receiving the recorded images.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ HELP = "publish a bag on the ROS graph, with /clock"
 RECORDED_PREFIX = "/recorded"
 
 _CLOCK_TOPIC = "/clock"
-#: The last part of the name of what the node itself publishes: no camera.
+#: The last part of the topic of vla_node's own images, which are not a camera's.
 _DEBUG_IMAGE = "debug_image"
 _INSTRUCTION = "instruction"
 _CHECK_PERIOD_S = 1.0
-_TOPICS_TOLD = 20
+_TOPICS_LISTED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_number,
         default=1.0,
         metavar="R",
-        help="times as fast as recorded (default: %(default)g)",
+        help="speed, as a multiple of the recorded one (default: %(default)g)",
     )
-    parser.add_argument("--loop", action="store_true", help="begin again at the end, until stopped")
+    parser.add_argument("--loop", action="store_true", help="start again at the end, until stopped")
     parser.add_argument(
-        "--start-offset", type=time_s, default=0.0, metavar="S", help="leave out the first seconds of the bag"
+        "--start-offset", type=time_s, default=0.0, metavar="S", help="skip the first seconds of the bag"
     )
     parser.add_argument(
         "--remap",
@@ -63,15 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD:=NEW",
-        help=f"publish a topic under another name, or under its own (all but images and the instruction go below "
-        f"{RECORDED_PREFIX} unless remapped)",
+        help=f"publish a topic under another name, or under its own (without this, all but images and the instruction "
+        f"are published below {RECORDED_PREFIX})",
     )
     parser.add_argument(
         "--wait",
         type=time_s,
         default=1.0,
         metavar="S",
-        help="begin when every topic has a listener, or after so long (default: %(default)g)",
+        help="start when every topic has a subscriber, or after so many seconds (default: %(default)g)",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="these topics of the bag (default: images, instruction, velocities and what is remapped)",
     )
-    chosen.add_argument("--all-topics", action="store_true", help="every topic of the bag but hidden ones")
+    chosen.add_argument("--all-topics", action="store_true", help="every topic of the bag except hidden ones")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,12 +104,12 @@ def graph_topics(
 
     Args:
         bag: an open bag.
-        remaps: topic in the bag -> name asked for; they are played, too.
-        only: None: what a policy is fed with, and velocities.
-        everything: every topic but those that services and actions talk over.
+        remaps: topic in the bag -> name on the graph; these topics are played, too.
+        only: these topics; None: the inputs of a policy, and velocities.
+        everything: every topic except those of services and actions.
 
     Raises:
-        MobileVlaError: a topic that is named is missing, or nothing is left to play.
+        MobileVlaError: a named topic is missing, or there is nothing to play.
     """
     for name in (*map(_absolute, only or ()), *remaps):
         if name not in bag.topics:
@@ -121,41 +121,40 @@ def graph_topics(
             topic.name
             for topic in bag.topics.values()
             if topic.name in remaps
-            or _is_fed(topic)
+            or _is_input(topic)
             or topic.type_name in (TWIST, TWIST_STAMPED)
             or (everything and not _is_hidden(topic))
         ]
     if not names:
         raise MobileVlaError(
-            f"{bag.path} holds neither images nor an instruction but {_listed(bag)}, expected some; name others with "
-            "--topics"
+            f"{bag.path} contains {_listed(bag)}, expected images or an instruction; name other topics with --topics"
         )
     targets = {
-        name: remaps.get(name, name if _is_fed(bag.topics[name]) else f"{RECORDED_PREFIX}{name}") for name in names
+        name: remaps.get(name, name if _is_input(bag.topics[name]) else f"{RECORDED_PREFIX}{name}") for name in names
     }
     for name, target in targets.items():
         if target == _CLOCK_TOPIC:
             raise MobileVlaError(
-                f"{name} would be published on {_CLOCK_TOPIC}, where play tells the time (that of the recorded clock "
-                "where the bag has one), expected another topic; leave it out"
+                f"{name} would be published on {_CLOCK_TOPIC}, where play publishes the time (of the recorded clock, "
+                "if the bag has one), expected another topic; leave it out"
             )
     return targets
 
 
 def check_offset(bag: BagReader, topics: Collection[str], offset_s: float) -> None:
-    """Raise MobileVlaError where nothing of some topics comes so late in a bag; only then all of it is read."""
+    """Raise MobileVlaError if some topics have no message after an offset; only then the whole bag is read."""
     start_ns = bag.start_ns or 0
     if not offset_s or next(bag.messages(topics, start_ns + round(offset_s * 1e9)), None) is not None:
         return
     end_ns = max((message.time_ns for message in bag.messages(topics)), default=start_ns)
     raise MobileVlaError(
-        f"--start-offset is {offset_s:g} s, but the last message to play of {bag.path} comes after "
+        f"--start-offset is {offset_s:g} s, but the last message to play of {bag.path} is after "
         f"{(end_ns - start_ns) / 1e9:.3g} s, expected less; choose an earlier start"
     )
 
 
-def _is_fed(topic: Topic) -> bool:
-    """Whether a policy is fed with a topic: a camera's images, or the instruction."""
+def _is_input(topic: Topic) -> bool:
+    """Whether a topic is an input of a policy: a camera's images, or the instruction."""
     last = topic.name.rpartition("/")[2]
     if topic.type_name == STRING:
         return last == _INSTRUCTION
@@ -163,14 +162,14 @@ def _is_fed(topic: Topic) -> bool:
 
 
 def _is_hidden(topic: Topic) -> bool:
-    """Whether ROS hides a topic: services and actions talk over such ones."""
+    """Whether ROS hides a topic, as those of services and actions."""
     return any(part.startswith("_") for part in topic.name.split("/"))
 
 
 def _listed(bag: BagReader) -> str:
     names = list(bag.topics)
-    more = len(names) - _TOPICS_TOLD
-    return ", ".join(names[:_TOPICS_TOLD]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _TOPICS_LISTED
+    return ", ".join(names[:_TOPICS_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, stop: threading.Event) -> None:
@@ -179,10 +178,10 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
 
     from mobile_vla_inference.harness.bag_graph import BagPlayer
 
-    asked = {old for old, _ in args.remap}
-    fed = [name for name in targets if _is_fed(bag.topics[name])]
-    commands = [name for name in fed if bag.topics[name].type_name == STRING and name not in asked]
-    sensors = [name for name in fed if bag.topics[name].type_name != STRING]
+    remapped = {old for old, _ in args.remap}
+    inputs = [name for name in targets if _is_input(bag.topics[name])]
+    commands = [name for name in inputs if bag.topics[name].type_name == STRING and name not in remapped]
+    sensors = [name for name in inputs if bag.topics[name].type_name != STRING]
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = rclpy.create_node("bag_player")
@@ -205,7 +204,7 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
 
 
 class _Watch:
-    """See, before a command goes out and now and then, that nobody on the graph mistakes the recording for now."""
+    """Check, before an instruction is sent and once a second, that no node mistakes the recording for live data."""
 
     def __init__(self, check: Callable[[], None], commands: Collection[str]) -> None:
         self._check = check
@@ -221,7 +220,7 @@ class _Watch:
 def _remap(text: str) -> tuple[str, str]:
     old, separator, new = text.partition(":=")
     if not (old and separator and new):
-        raise argparse.ArgumentTypeError(f"{text} is no remap, expected OLD:=NEW")
+        raise argparse.ArgumentTypeError(f"{text} is not a remap, expected OLD:=NEW")
     return _absolute(old), _absolute(new)
 
 

@@ -1,7 +1,7 @@
 """`mobile_vla record`: write images, instruction, cmd_vel and diagnostics to a bag until SIGINT or SIGTERM.
 
-The topics are looked for on the graph, whenever they come up. The bag is written in place and committed once a
-second: what was recorded survives even a power cut, and a stop closes the bag properly.
+Topics that appear on the graph later are recorded, too. The bag is written in place and committed once a second, so
+that it survives even a power cut; a stop closes it properly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HELP = "record images, instruction, cmd_vel and diagnostics to a bag"
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
-#: Last part of a topic's name -> the types it may have. Others are left out.
+#: Last part of a topic's name -> the types that are recorded.
 WANTED = {
     "image_raw": (IMAGE,),
     "compressed": (COMPRESSED_IMAGE,),
@@ -38,22 +38,24 @@ WANTED = {
 }
 _LOOK_PERIOD_S = 0.5
 _SPIN_S = 0.1
-#: Where messages keep coming, the recording goes on for so long at most after the stop.
+#: The longest time that messages are still recorded after the stop.
 _DRAIN_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to make, a folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to write, a folder")
     parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
     parser.add_argument(
         "--topics", nargs="+", metavar="T", help="record these topics instead (of ROS 2's own message types)"
     )
-    parser.add_argument("--seconds", type=positive_number, metavar="S", help="stop after so long (default: Ctrl-C)")
+    parser.add_argument(
+        "--seconds", type=positive_number, metavar="S", help="stop after so many seconds (default: at Ctrl-C)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record until stopped; return 0, or raise MobileVlaError where nothing came."""
+    """Record until stopped; return 0, or raise MobileVlaError if no message arrived."""
     require_rclpy()
     with stop_event() as stop, BagWriter(args.out, args.storage, live=True) as writer:
         recorded = _record(writer, args, stop)
@@ -86,7 +88,7 @@ def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) 
         while not stop.is_set() and (deadline_s is None or time.monotonic() < deadline_s):
             if time.monotonic() >= next_look_s:
                 next_look_s = time.monotonic() + _LOOK_PERIOD_S
-                _look(node.get_topic_names_and_types(), recorder, args.topics, seen)
+                _subscribe_to_new(node.get_topic_names_and_types(), recorder, args.topics, seen)
             executor.spin_once(timeout_sec=_SPIN_S)
             recorder.commit()
         _drain(executor, recorder)
@@ -98,14 +100,16 @@ def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) 
 
 
 def _drain(executor: Executor, recorder: BagRecorder) -> None:
-    """Write what has arrived and was not yet taken when the stop came."""
+    """Write the messages that had arrived, but were not yet taken, at the stop."""
     end_s = time.monotonic() + _DRAIN_S
     recorded = -1
     while time.monotonic() < end_s and recorded != (recorded := sum(recorder.recorded.values())):
         executor.spin_once(timeout_sec=_SPIN_S)
 
 
-def _look(graph: list[tuple[str, list[str]]], recorder, topics: list[str] | None, seen: set[str]) -> None:
+def _subscribe_to_new(
+    graph: list[tuple[str, list[str]]], recorder: BagRecorder, topics: list[str] | None, seen: set[str]
+) -> None:
     """Subscribe to wanted topics that are new on the graph."""
     wanted = None if topics is None else {name if name.startswith("/") else f"/{name}" for name in topics}
     for name, types in graph:
@@ -115,7 +119,7 @@ def _look(graph: list[tuple[str, list[str]]], recorder, topics: list[str] | None
             seen.add(name)
             try:
                 installed = recorder.subscribe(name, types[0])
-            except BagError as error:  # one topic that can't be written must not end the recording of the others
+            except BagError as error:  # a topic that can't be written must not end the recording of the others
                 print(f"mobile_vla: warning: {error}", file=sys.stderr)
                 continue
             if installed:

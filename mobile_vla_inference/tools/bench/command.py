@@ -1,34 +1,43 @@
-"""`mobile_vla bench`: figures of loading, of stepping, of the running node and of its stop, measured here and now."""
+"""`mobile_vla bench`: measure loading, a policy step, the running node and its stop, on this machine."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
-from mobile_vla_inference.tools.bench import load as bench_load
-from mobile_vla_inference.tools.bench import node as bench_node
-from mobile_vla_inference.tools.bench import step as bench_step
-from mobile_vla_inference.tools.bench import stop as bench_stop
+from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.tools.arguments import check_output
+from mobile_vla_inference.tools.bench import load, node, step, stop
 
 HELP = "measure loading, a policy step, the running node and how it stops"
 
-#: What is measured -> the module that does; each has HELP, add_arguments and run, as a tool has.
-BENCHES = {
-    "load": bench_load,
-    "node": bench_node,
-    "step": bench_step,
-    "stop": bench_stop,
-}
+EXIT_FAILED = 1
+
+#: Name -> a module with HELP, add_arguments(parser), INPUTS (the options that name what is read), measure(args) (which
+#: returns a JSON-ready report), print_report(report) and passed(report).
+BENCHES = {"load": load, "node": node, "step": step, "stop": stop}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what can be measured, each with arguments of its own."""
+    """Declare what can be measured, each with its own arguments."""
     subparsers = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
     for name, bench in BENCHES.items():
         subparser = subparsers.add_parser(name, help=bench.HELP, description=bench.HELP)
         bench.add_arguments(subparser)
-        subparser.set_defaults(run_bench=bench.run)
+        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+        subparser.set_defaults(bench=bench)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure; return the exit status."""
-    return args.run_bench(args)
+    """Measure and print; return 0 if the benchmark passed, else 1.
+
+    Raises:
+        MobileVlaError: an option can't be used, or nothing could be measured.
+    """
+    check_output(args.json, *(getattr(args, name) for name in args.bench.INPUTS))
+    report = args.bench.measure(args)
+    args.bench.print_report(report)
+    if args.json is not None:
+        write_text_atomically(args.json, json.dumps(report, indent=2) + "\n")
+    return 0 if args.bench.passed(report) else EXIT_FAILED

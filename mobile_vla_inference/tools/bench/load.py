@@ -1,7 +1,7 @@
 """`mobile_vla bench load`: how long a checkpoint takes to load and to act for the first time, and how much memory.
 
-Each way of loading runs in a process of its own, whose memory is sampled from here every few milliseconds, so that
-anonymous memory (what can kill it) and file-backed memory (what the kernel can take back) are told apart by stage.
+Each way of loading runs in its own process, whose memory is sampled from here every few milliseconds. So anonymous
+memory and file-backed memory, which the kernel can reclaim, are distinguished for each stage.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.processes import die_with, last_error
 from mobile_vla_inference.policy.storage.checkpoint import Checkpoint, open_checkpoint
 from mobile_vla_inference.policy_facts import ENGINES
-from mobile_vla_inference.tools.arguments import check_output
-from mobile_vla_inference.tools.bench import load_child as bench_load_child
+from mobile_vla_inference.tools.bench import load_child
 from mobile_vla_inference.tools.bench.machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.bench.memory_cgroup import MemoryCgroup, memory_cgroup
 from mobile_vla_inference.tools.bench.page_cache import cached_bytes, drop_from_cache
 from mobile_vla_inference.units import MIB
 
 HELP = "time and memory of loading a checkpoint, until its first action"
+INPUTS = ("checkpoint",)
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 _SAMPLE_PERIOD_S = 0.005
-#: A file counts as cold where less of it than this is still cached (readahead of other readers).
+#: A file counts as cold if less of it than this is still cached (by readahead of other readers).
 _COLD_FRACTION = 0.01
 
 
@@ -54,24 +53,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What one way of loading cost. Memory is the whole process's, imports included; None: it did not come so far.
+    """What one way of loading cost. Memory is that of the whole process, imports included; None: not reached.
 
     Attributes:
         outcome: `lived`, `refused` (by the loader), `oom_killed` or `failed`.
-        message: why it did not live; empty where it did.
+        message: why it did not live; empty if it did.
         import_s: from the start of the process until the libraries were imported.
-        load_s: from there until the weights were where they are used.
+        load_s: from there until the weights were ready for use.
         first_action_s: from there until the first action.
         start_to_action_s: from the start of the process until the first action.
-        load_cpu_s: processor time of the load, over all threads; unlike `load_s` hardly longer on a busy machine.
+        load_cpu_s: processor time of the load, over all threads; a busy machine hardly changes it.
         megabytes_per_s: the tensors' bytes in the file, in millions, by `load_s`.
         import_anonymous_mib: anonymous memory before the load.
-        load_anonymous_mib: most anonymous memory until the end of the load.
-        load_file_mib: most file-backed memory until the end of the load.
-        anonymous_mib: most anonymous memory until the end.
-        file_mib: most file-backed memory until the end.
-        resident_mib: most resident memory until the end, by the kernel's own count (VmHWM).
-        gpu_mib: most memory allocated on the GPU.
+        load_anonymous_mib: largest anonymous memory until the end of the load.
+        load_file_mib: largest file-backed memory until the end of the load.
+        anonymous_mib: largest anonymous memory until the end.
+        file_mib: largest file-backed memory until the end.
+        resident_mib: largest resident memory until the end, by the kernel's own count (VmHWM).
+        gpu_mib: largest memory allocated on the GPU.
     """
 
     outcome: str
@@ -99,33 +98,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="what ours loads into (default auto: for 16 bits on a CPU `packed`, which packs the weights, too)",
+        help="engine of our own way (default auto: for 16 bits on a CPU `packed`, which packs the weights, too)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where they go (default cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the weights go (default cpu)")
     parser.add_argument(
-        "--naive", action="store_true", help="measure torch.load, building, load_state_dict and casting beside it"
+        "--naive", action="store_true", help="also measure torch.load, building the model, load_state_dict and casting"
     )
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache first")
     parser.add_argument(
         "--memory-limit-mib",
         type=_positive,
         metavar="N",
-        help="load in a memory cgroup of N MiB, in which file pages count; from a cold cache",
+        help="load in a memory cgroup of N MiB, which counts file pages; from a cold cache",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print; return 0 where our own way of loading lived, else 1.
-
-    Raises:
-        MobileVlaError: the checkpoint or an option can't be used.
-    """
-    check_output(args.json, args.checkpoint)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure each way of loading and return the report; raise MobileVlaError if the checkpoint can't be used."""
     checkpoint = open_checkpoint(args.checkpoint)
     if args.naive and checkpoint.index.format != "zip":
         raise MobileVlaError(
-            f"{args.checkpoint} is no .pth, expected one for --naive, which measures torch.load; leave --naive out"
+            f"{args.checkpoint} is not a .pth file, expected one for --naive, which measures torch.load; "
+            "leave --naive out"
         )
     report = {"checkpoint": str(args.checkpoint), "dtype": args.dtype, "device": args.device, "engine": args.engine}
     report |= {"file_mib": checkpoint.index.file_size / MIB, "weights_mib": _weights_mib(checkpoint, args.dtype)}
@@ -135,21 +129,23 @@ def run(args: argparse.Namespace) -> int:
         figures = measure_load(checkpoint, way, args.device, args.dtype, args.engine, args.memory_limit_mib)
         report["ways"][way] = {"cached_before_mib": cached_mib, **asdict(figures)}
     report["ratios"] = _ratios(report["ways"])
-    _print_report(report)
-    if args.json is not None:
-        write_text_atomically(args.json, json.dumps(report, indent=2) + "\n")
-    return 0 if report["ways"]["ours"]["outcome"] == "lived" else 1
+    return report
+
+
+def passed(report: dict[str, Any]) -> bool:
+    """Whether our own way of loading reached its end."""
+    return report["ways"]["ours"]["outcome"] == "lived"
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is no size, expected MiB, 1 or more")
+        raise argparse.ArgumentTypeError(f"{value} is not a size, expected MiB, 1 or more")
     return value
 
 
 def _weights_mib(checkpoint: Checkpoint, dtype: str) -> float:
-    """Return what the weights take in a type; those that are quantised in the file stay so."""
+    """Return the size of the weights in a type; weights that are quantised in the file stay quantised."""
     width = 4 if dtype == "float32" else 2
     sizes = (
         entry.nbytes if name in checkpoint.index.scales else math.prod(entry.shape) * width
@@ -159,7 +155,7 @@ def _weights_mib(checkpoint: Checkpoint, dtype: str) -> float:
 
 
 def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
-    """Drop the checkpoint's files from the page cache where that is asked for; return the MiB that are cached then."""
+    """Drop the checkpoint's files from the page cache if `cold`; return the MiB that are cached then."""
     files = sorted({entry.file for entry in checkpoint.index.stored.values()})
     if cold:
         for file in files:
@@ -169,7 +165,7 @@ def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
     if cold and cached > _COLD_FRACTION * total:
         print(
             f"mobile_vla: warning: {cached / MIB:.0f} of {total / MIB:.0f} MiB stay in the page cache (another "
-            f"process maps them, or the file system lies in memory), so this is not a cold load",
+            f"process maps them, or the file system is in memory), so this is not a cold load",
             file=sys.stderr,
         )
     return cached / MIB
@@ -181,14 +177,14 @@ def _prepare_cache(checkpoint: Checkpoint, cold: bool) -> float:
 def measure_load(
     checkpoint: Checkpoint, way: str, device: str, dtype: str, engine: str, memory_limit_mib: int | None = None
 ) -> LoadFigures:
-    """Load a checkpoint in a process of its own and return what that cost.
+    """Load a checkpoint in a process of its own and return the figures.
 
     Args:
-        checkpoint: what is loaded.
+        checkpoint: the checkpoint.
         way: `ours` (VlaPolicy.load and a first action) or `naive` (load only).
         device: `cpu` or `cuda`.
         dtype: type of the weights.
-        engine: what ours loads into, one of ENGINES.
+        engine: of our own way, one of ENGINES.
         memory_limit_mib: limit of the memory cgroup that the process runs in; None: no group.
 
     Raises:
@@ -217,7 +213,7 @@ def measure_load(
 
 @contextmanager
 def _child(request: dict[str, Any], group: MemoryCgroup | None, log: Path) -> Iterator[subprocess.Popen]:
-    """Run the process that loads, in a group if there is one; kill it in the end if it still runs."""
+    """Run the process that loads, in a group if there is one; kill it at the end if it still runs."""
     parent_pid = os.getpid()
 
     def prepare() -> None:
@@ -225,7 +221,7 @@ def _child(request: dict[str, Any], group: MemoryCgroup | None, log: Path) -> It
         if group is not None:
             group.join()
 
-    command = [sys.executable, "-m", bench_load_child.__name__, json.dumps(request)]
+    command = [sys.executable, "-m", load_child.__name__, json.dumps(request)]
     with log.open("wb") as errors:
         child = subprocess.Popen(
             command,
@@ -256,7 +252,7 @@ class _Sampler:
         self._thread.start()
 
     def finish(self) -> tuple[list[Sample], float]:
-        """Stop; return the samples and the most resident memory in MiB."""
+        """Stop; return the samples and the largest resident memory in MiB."""
         self._ended.set()
         self._thread.join()
         return self._samples, self._resident_mib
@@ -303,7 +299,7 @@ def _figures(
 
 
 def _outcome(status: int, answers: list[dict[str, Any]], oom_kills: int, log: Path) -> tuple[str, str]:
-    """Return how a process ended and, where it did not live, a sentence."""
+    """Return how a process ended, and a sentence if it did not live."""
     if status == 0:
         return "lived", ""
     if oom_kills > 0:
@@ -320,7 +316,7 @@ def _outcome(status: int, answers: list[dict[str, Any]], oom_kills: int, log: Pa
 
 @contextmanager
 def _live_line(way: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what the process does."""
+    """Show on a terminal what the process is doing."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"{way}: starting") as status:
@@ -328,7 +324,7 @@ def _live_line(way: str) -> Iterator[Callable[[str], None]]:
 
 
 def _ratios(ways: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return how many times more the naive way takes; only of what both have."""
+    """Return how many times more the naive way takes, of the figures that both have."""
     if "naive" not in ways:
         return {}
     names = ("load_s", "load_cpu_s", "load_anonymous_mib")
@@ -355,7 +351,8 @@ _ROWS = {
 }
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any]) -> None:
+    """Print the figures of each way."""
     from rich.console import Console
     from rich.table import Table
 

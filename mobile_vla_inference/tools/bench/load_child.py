@@ -1,4 +1,4 @@
-"""The process that `mobile_vla bench load` watches: loads a checkpoint one way and tells when each stage is over.
+"""The process that `mobile_vla bench load` watches: it loads a checkpoint in one way and reports the end of each stage.
 
 Started as `python -m mobile_vla_inference.tools.bench.load_child REQUEST` (JSON); answers JSON lines on stdout: stages
 with the steady time and the memory at their end, progress, or the sentence of a refusal.
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 _INSTRUCTION = "go to the cup"
 
-Tell = Callable[..., None]
+Report = Callable[..., None]
 
 
 def load_as_usual(path: Path, device: str, dtype: str) -> HybridModel:
     """Load a .pth in the way that most scripts do: read all of it, build, copy, cast.
 
     Raises:
-        MobileVlaError: it can't be read or fits no member of the family.
+        MobileVlaError: it can't be read, or has another architecture.
     """
     import torch
 
@@ -52,12 +52,12 @@ def load_as_usual(path: Path, device: str, dtype: str) -> HybridModel:
 
 
 def camera_frame() -> np.ndarray:
-    """Return a frame, uint8 RGB [720, 1280, 3], with the soft shapes of a camera's rather than noise."""
+    """Return a frame, uint8 RGB [720, 1280, 3], with soft shapes like a camera's instead of noise."""
     patches = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
     return cv2.resize(patches, (1280, 720), interpolation=cv2.INTER_CUBIC)
 
 
-def _run(request: dict[str, Any], tell: Tell) -> None:
+def _run(request: dict[str, Any], report: Report) -> None:
     import torch
 
     import mobile_vla_inference.policy.engines.choice
@@ -68,22 +68,22 @@ def _run(request: dict[str, Any], tell: Tell) -> None:
     if device == "cuda" and torch.cuda.is_available():
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats()
-    tell(stage="imported")
+    report(stage="imported")
     if request["way"] == "naive":
         load_as_usual(path, device, dtype)
-        tell(stage="loaded", gpu_mib=_gpu_peak_mib(device))
+        report(stage="loaded", gpu_mib=_gpu_peak_mib(device))
         return
     policy = VlaPolicy.load(
-        path, device=device, dtype=dtype, engine=request["engine"], progress=lambda text: tell(progress=text)
+        path, device=device, dtype=dtype, engine=request["engine"], progress=lambda text: report(progress=text)
     )
-    tell(stage="loaded", gpu_mib=_gpu_peak_mib(device))
+    report(stage="loaded", gpu_mib=_gpu_peak_mib(device))
     policy.set_instruction(_INSTRUCTION)
     action = policy.step(camera_frame())
-    tell(stage="acted", gpu_mib=_gpu_peak_mib(device), action=action.values)
+    report(stage="acted", gpu_mib=_gpu_peak_mib(device), action=action.values)
 
 
 def _gpu_peak_mib(device: str) -> float:
-    """Wait for the GPU and return the most that was allocated on it; 0 on the CPU."""
+    """Wait for the GPU and return the peak of its allocated memory; 0 on the CPU."""
     import torch
 
     if device != "cuda":
@@ -93,19 +93,19 @@ def _gpu_peak_mib(device: str) -> float:
 
 
 def main() -> int:
-    """Load as the command line says; return 0, or 2 where the loader refused."""
-    # What libraries print must not come between the lines of the answer.
+    """Load by the request on the command line; return 0, or 2 if the loader refused."""
+    # Output of libraries must not mix with the lines of the answer.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def tell(**facts: Any) -> None:
+    def report(**facts: Any) -> None:
         now = {"time_s": time.monotonic(), "cpu_s": time.process_time(), "memory": read_memory_mib()}
         print(json.dumps({**now, **facts}), file=channel, flush=True)
 
     try:
-        _run(json.loads(sys.argv[1]), tell)
+        _run(json.loads(sys.argv[1]), report)
     except MobileVlaError as error:
-        tell(refused=str(error))
+        report(refused=str(error))
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""What every figure of `mobile_vla bench` needs: the machine, how busy it was, and what a process holds in memory."""
+"""What every report of `mobile_vla bench` needs: the machine, its load, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """Return the machine as one line for people."""
+    """Return the machine as one line of text."""
     return (
         f"{machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['architecture']}, "
         f"load average before: {machine['load_average']:.2f}"
@@ -34,9 +34,9 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def read_memory_mib(pid: int | str = "self") -> dict[str, float]:
-    """Return resident memory of a process: `anonymous`, `file`, `shared`, and all of it at its `peak` so far.
+    """Return the resident memory of a process: `anonymous`, `file`, `shared`, and the `peak` of their sum so far.
 
-    Empty where the process has ended. File-backed pages are the ones that the kernel can take back.
+    Empty if the process has ended. File-backed pages are those that the kernel can reclaim.
     """
     names = {"RssAnon": "anonymous", "RssFile": "file", "RssShmem": "shared", "VmHWM": "peak"}
     try:

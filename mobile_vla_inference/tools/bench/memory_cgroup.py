@@ -19,7 +19,7 @@ _FILES = {
 
 
 class MemoryCgroup:
-    """A group with a limit, below the one of this process, so that no limit in force is escaped."""
+    """A group with a limit, below the one of this process, so that its limits stay in force."""
 
     def __init__(self, folder: Path, version: int) -> None:
         self._folder = folder
@@ -38,10 +38,10 @@ class MemoryCgroup:
 
 @contextlib.contextmanager
 def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
-    """Make a group with a memory limit and no swap, and remove it in the end; its processes must have ended.
+    """Make a group with a memory limit and no swap; remove it at the end, when its processes must have ended.
 
     Raises:
-        MobileVlaError: this process may not make one.
+        MobileVlaError: this process is not permitted to make one.
     """
     parent, version = _parent_folder()
     folder = parent / f"mobile_vla_bench.{os.getpid()}"
@@ -64,7 +64,7 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
 
 def _refusal(folder: Path, error: OSError) -> MobileVlaError:
     return MobileVlaError(
-        f"the memory cgroup {folder} can't be made ({error.strerror}), expected the right to; run it as root outside "
+        f"the memory cgroup {folder} can't be made ({error.strerror}), expected permission to; run it as root outside "
         f"a container, or give the limit from outside: systemd-run --user --scope -p MemoryMax=..."
     )
 
@@ -78,12 +78,12 @@ def _parent_folder() -> tuple[Path, int]:
                 return _ROOT / "memory" / group.lstrip("/"), 1
         for controllers, group in groups:
             own = _ROOT / group.lstrip("/")
-            # Version 2 allows limits only below a group that holds no process itself and hands the controller down.
+            # Version 2 allows limits only below a group that holds no process itself and passes the controller on.
             for folder in (own, *own.parents):
-                handed_down = folder / "cgroup.subtree_control"
-                if not controllers and handed_down.exists() and "memory" in handed_down.read_text().split():
+                passed_on = folder / "cgroup.subtree_control"
+                if not controllers and passed_on.exists() and "memory" in passed_on.read_text().split():
                     return folder, 2
     raise MobileVlaError(
-        "no memory cgroup is known of this process, expected Linux with the memory controller mounted below "
+        "this process is in no memory cgroup, expected Linux with the memory controller mounted below "
         f"{_ROOT}; leave --memory-limit-mib out, or run it outside the container"
     )

@@ -1,6 +1,6 @@
-"""The benchmark's base: a process that does nothing but write down when each command arrives.
+"""The benchmark's base: a process that only records when each velocity arrives.
 
-Each line of its record is the steady time of an arrival and the command's `linear_x_mps`.
+Each line of its record is the steady time of an arrival and the velocity's `linear_x_mps`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMMAND_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def main() -> int:
-    """Record commands until SIGINT or SIGTERM."""
+    """Record velocities until SIGINT or SIGTERM."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -37,7 +37,7 @@ def main() -> int:
         node.create_subscription(Twist, "cmd_vel", write_down, _COMMAND_QOS)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        gc.disable()  # what is measured are the node's pauses, not those of this process
+        gc.disable()  # the pauses of the node are measured, not those of this process
         while not leave.is_set():
             executor.spin_once(timeout_sec=0.1)
         executor.shutdown()

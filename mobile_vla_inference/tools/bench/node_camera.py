@@ -1,7 +1,7 @@
 """The benchmark's camera: a process that sends one prepared image at a rate, each time with a new stamp.
 
-Preparing it once keeps the camera from being the bottleneck. Each line of its record is a stamp, the steady time at
-which that image was handed to ROS, and by how much the camera woke up late: what the machine itself does to a process.
+It is prepared once, so that the camera is not the bottleneck. Each line of its record is a stamp, the steady time at
+which that image was published, and how late the camera woke: the delay that the machine itself causes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-#: Bytes per pixel of the encodings that it sends.
+#: Encodings that it sends, with bytes per pixel.
 ENCODINGS = {"bgr8": 3, "rgb8": 3, "bgra8": 4, "mono8": 1}
 
 _BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def prepare_image(width_px: int, height_px: int, encoding: str) -> Image:
-    """Return a message with everything but a stamp; its pixels are noise that repeats with each row."""
+    """Return a message without a stamp; its pixels are noise that repeats in each row."""
     image = Image(width=width_px, height=height_px, encoding=encoding, step=width_px * ENCODINGS[encoding])
     image.header.frame_id = "camera_optical_frame"
     image.data = array.array("B", os.urandom(image.step) * height_px)
@@ -49,7 +49,7 @@ def main() -> int:
     with open(parameter("record", os.devnull), "w", buffering=1) as record:  # noqa: PTH123
         due_s = time.monotonic()
         while not leave.wait(max(0.0, due_s - time.monotonic())):
-            # What could not be sent in time is left out: no burst of images follows a pause.
+            # Images that are too late are left out: no burst follows a pause.
             late_s = time.monotonic() - due_s
             due_s += period_s + max(0.0, late_s - period_s)
             stamp = image.header.stamp = node.get_clock().now().to_msg()

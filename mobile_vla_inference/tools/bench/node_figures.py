@@ -13,9 +13,9 @@ from mobile_vla_inference.units import percentiles
 #: From an image's publication to the arrival of the command that it caused, without the policy step, in order.
 STAGES = ("transport", "wait", "conversion", "hand_over", "gate", "delivery")
 
-#: Parts of a series that are compared to tell whether it is flat.
+#: Parts of a series that are compared to judge whether it is flat.
 _PARTS = 5
-#: A command whose like has not arrived by then never did: the subscription keeps the newest only.
+#: A command that has not arrived by then is lost: the subscription keeps the newest only.
 _LOST_AFTER_S = 1.0
 
 
@@ -28,9 +28,9 @@ def summarize(values: Iterable[float]) -> dict[str, float] | None:
 
 
 def gaps_ms(times_s: Sequence[float], since_s: float, until_s: float) -> list[float]:
-    """Return the gaps in milliseconds between events within a window; its ends count as events.
+    """Return the gaps in milliseconds between events within a window, whose ends count as events.
 
-    So a stream that starts late, stops early or never comes shows as a gap, too.
+    So a stream that starts late, stops early or is silent shows as a gap, too.
     """
     inside = [time_s for time_s in times_s if since_s < time_s < until_s]
     return [1e3 * float(gap) for gap in np.diff([since_s, *inside, until_s])]
@@ -42,11 +42,11 @@ def reactions_ms(
     arrivals: Sequence[Mapping[str, float]],
     since_s: float,
 ) -> list[dict[str, float]]:
-    """Return each stage of each reaction in milliseconds, and their `total`: the way of an image less its policy step.
+    """Return the stages of each reaction in milliseconds, and their `total`: from image to command, less the step.
 
     Args:
         images: `stamp_s` and `published_s` of each image, by the camera.
-        commands: what the node published; with the times of its step where one caused it.
+        commands: what the node published, with the times of the step if one caused it.
         arrivals: `arrived_s` and `linear_x_mps` of each command that arrived, in order.
         since_s: only images that were published from then on.
     """
@@ -62,7 +62,7 @@ def reactions_ms(
         same = (arrival for arrival in arrivals[first:last] if arrival["linear_x_mps"] == command["linear_x_mps"])
         arrived_s = next((arrival["arrived_s"] for arrival in same), None)
         if arrived_s is None:
-            continue  # on its way when the benchmark ended, or a newer one took its place; the gaps tell of late ones
+            continue  # on its way when the benchmark ended, or replaced by a newer one; the gaps show late ones
         stages_s = {
             "transport": command["received_s"] - image_s,
             "wait": command["started_s"] - command["received_s"],
@@ -77,7 +77,7 @@ def reactions_ms(
 
 
 def account(facts: Mapping[str, str]) -> dict[str, Any]:
-    """Return what became of the frames by the node's diagnostics; `missing` is what nothing accounts for."""
+    """Return what the node did with the frames, by its diagnostics; `missing` counts those not accounted for."""
     dropped = {key.removeprefix("dropped_"): int(facts[key]) for key in sorted(facts) if key.startswith("dropped_")}
     received, stepped = int(facts.get("frames_received", 0)), int(facts.get("steps", 0))
     missing = received - stepped - sum(dropped.values())
@@ -85,11 +85,11 @@ def account(facts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def drift(times_s: Sequence[float], values: Sequence[float], warm_up_s: float) -> dict[str, float] | None:
-    """Tell how far a series is from flat after a warm-up; None where fewer than ten samples are left.
+    """Return how far a series is from flat after a warm-up; None if fewer than ten samples are left.
 
     Returns:
-        `range`: largest difference of the medians of its fifths; `slope_per_hour` of the line through it, and
-        `growth`: what that line gains over the time; `last`: the median of the last fifth.
+        `range`: largest difference of the medians of its fifths; `slope_per_hour` of the fitted line, and `growth` of
+        that line over the time; `last`: the median of the last fifth.
     """
     kept = [(time_s - times_s[0], value) for time_s, value in zip(times_s, values) if time_s - times_s[0] >= warm_up_s]
     if len(kept) < 2 * _PARTS:
@@ -111,5 +111,5 @@ def deviation(series: Mapping[str, float]) -> float:
 
 
 def is_flat(series: Mapping[str, float] | None, tolerance: float) -> bool:
-    """Whether a series (see `drift`) keeps within a tolerance; one that is too short is not."""
+    """Whether a series (see `drift`) stays within a tolerance; a series that is too short is not flat."""
     return series is not None and deviation(series) <= tolerance

@@ -1,7 +1,7 @@
-"""The benchmark's node: vla_node as it is, with the stand-in for a policy, writing down when it did what.
+"""The benchmark's node: vla_node as it is, with the stand-in for its policy and a record of its commands.
 
-One JSON line per command goes to the file that `RECORD_VARIABLE` names: `published_s` and `linear_x_mps`, and for the
-command that a step caused also that step's times. All times are on the steady clock, which all processes share.
+Each command is a JSON line in the file that `RECORD_VARIABLE` names: `published_s` and `linear_x_mps`, and for a
+command that a step caused also the times of that step. All times are on the steady clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mobile_vla_inference.control.clock import steady_s
 from mobile_vla_inference.control.worker_events import StepResult
 from mobile_vla_inference.ros import node
 from mobile_vla_inference.ros.motion import MotionControl
-from mobile_vla_inference.tools.bench import node_worker as bench_node_worker
+from mobile_vla_inference.tools.bench import node_worker
 
 _STEP_TIMES = ("stamp_s", "received_s", "started_s", "loaded_s", "finished_s", "step_s")
 
@@ -26,7 +26,7 @@ class TimedMotion(MotionControl):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        path = Path(os.environ[bench_node_worker.RECORD_VARIABLE])
+        path = Path(os.environ[node_worker.RECORD_VARIABLE])
         self._record = path.open("w", buffering=1)
         self._step: StepResult | None = None
 
@@ -47,4 +47,4 @@ class TimedMotion(MotionControl):
 
 
 if __name__ == "__main__":
-    raise SystemExit(node.main(worker_module=bench_node_worker.__name__, motion_type=TimedMotion))
+    raise SystemExit(node.main(worker_module=node_worker.__name__, motion_type=TimedMotion))

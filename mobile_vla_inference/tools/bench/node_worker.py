@@ -1,6 +1,6 @@
-"""The benchmark's policy worker: the real worker process round a stand-in whose step takes a given time.
+"""The benchmark's policy worker: the real worker process with a stand-in for the policy, whose step takes a given time.
 
-Its actions drive ahead slowly, each a little different from the one before, so that the command it caused is known.
+Its actions drive ahead slowly. Each differs a little from the one before, so that its command can be recognised.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mobile_vla_inference.action import Action
 from mobile_vla_inference.policy import worker_process
 from mobile_vla_inference.policy_facts import PolicyFacts
 
-#: Environment variables that say how long a step takes, and whether it computes (`1`) or waits as for a GPU.
+#: Environment variables: how long a step takes, and whether it computes (`1`) or waits, as for a GPU.
 STEP_VARIABLE = "MOBILE_VLA_BENCH_STEP_S"
 BUSY_VARIABLE = "MOBILE_VLA_BENCH_BUSY"
-#: The variable that names the file in which the node writes down its commands (node_process.py).
+#: The variable that names the file in which the node records its commands (node_process.py).
 RECORD_VARIABLE = "MOBILE_VLA_BENCH_RECORD"
 
 _IMAGE_SIZE_PX = 224
@@ -28,7 +28,7 @@ _ACTIONS = 0.1 + 0.0001 * np.arange(3000)
 
 
 class StandIn:
-    """A policy that takes its time."""
+    """A policy whose step takes a given time."""
 
     config = SimpleNamespace(image_size=_IMAGE_SIZE_PX)
 
@@ -38,16 +38,16 @@ class StandIn:
         self._steps = 0
 
     def warm_up(self) -> None:
-        """There is nothing to warm up."""
+        """Do nothing."""
 
     def reset(self) -> None:
-        """There is no state."""
+        """Do nothing: there is no state."""
 
     def set_instruction(self, text: str) -> None:
-        """Follow any instruction in the same way."""
+        """Do nothing: the actions do not depend on it."""
 
     def describe(self) -> PolicyFacts:
-        """Return what the node needs to know."""
+        """Return the facts that the node needs."""
         return PolicyFacts(
             checkpoint="stand-in",
             checkpoint_id="stand-in",
@@ -72,7 +72,7 @@ class StandIn:
         )
 
     def step(self, frame: np.ndarray) -> Action:
-        """Take the time of a step and drive ahead."""
+        """Take the time of a step; return an action that drives ahead."""
         started_s = time.monotonic()
         if self._busy:
             while time.monotonic() - started_s < self._step_s:

@@ -1,26 +1,25 @@
-"""`mobile_vla bench step`: one policy step, from the frame to the action: how long, against which floor, how exact.
+"""`mobile_vla bench step`: one policy step, from the frame to the action: its time, its floor, its exactness.
 
-The floor is the time to read the weights of a step once, at the bandwidth of a copy measured in the same run. The
-stock modules of transformers run beside it where asked for, in the same type on the same frames, and the fp32 modules
-say what the actions should be.
+The floor is the time to read the weights of a step once, at the bandwidth of a copy that is measured in the same run.
+`--vs stock` also runs the stock modules of transformers, in the same type on the same frames; `--parity` compares the
+actions with those of the fp32 modules.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.policy.storage.config import SIZES, standard_config
 from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
-from mobile_vla_inference.tools.arguments import check_output, count
+from mobile_vla_inference.tools.arguments import count
 from mobile_vla_inference.tools.bench.machine import machine_line
 
 HELP = "measure one policy step: times, parts, floor, memory, exactness"
+INPUTS = ("checkpoint", "frames", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,42 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
     parser.add_argument("--steps", type=count, default=200, metavar="N", help="steps that are timed (default 200)")
-    parser.add_argument("--vs", choices=("stock",), help="run the stock modules beside it")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in order (default: made-up ones)")
+    parser.add_argument("--vs", choices=("stock",), help="also run the stock modules of transformers")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in order (default: synthetic ones)")
     parser.add_argument(
-        "--parity", type=count, metavar="N", help="compare N steps with the fp32 modules, the state carried"
+        "--parity",
+        type=count,
+        metavar="N",
+        help="compare N steps with the fp32 modules, carrying the LSTM state on",
     )
     parser.add_argument(
-        "--reference", type=Path, metavar="CK", help="whose stock modules they are (default: the checkpoint's own)"
+        "--reference", type=Path, metavar="CK", help="the checkpoint of the stock and fp32 modules (default: the same)"
     )
-    parser.add_argument(
-        "--soak", type=count, metavar="N", help="run N steps from reset to reset; look for drift and growth"
-    )
-    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    parser.add_argument("--soak", type=count, metavar="N", help="run N steps with resets; look for drift and growth")
+    parser.add_argument("--force", action="store_true", help="load even if the memory seems too small")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print; return 0, or 1 where the actions are not those of the fp32 modules, or drift.
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the report; raise MobileVlaError if an option, the checkpoint or the device can't be used."""
+    from mobile_vla_inference.tools.bench.step_measure import measure_step  # torch: seconds
 
-    Raises:
-        MobileVlaError: an option, the checkpoint or the device can't be used.
-    """
-    # torch: not for those who only ask for help, or for another bench.
-    from mobile_vla_inference.tools.bench.step_measure import measure_step
-
-    check_output(args.json, args.checkpoint, args.frames, args.reference)
     with ExitStack() as cleanup:
         checkpoint = args.checkpoint
         if checkpoint is None:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mobile_vla_bench.")))
             checkpoint = _make(folder / f"{args.size}.pth", args.size)
-        report = measure_step(args, checkpoint)
-    _print_report(report)
-    if args.json is not None:
-        write_text_atomically(args.json, json.dumps(report, indent=2) + "\n")
-    verdicts = [report[name]["passed"] for name in ("parity", "soak") if name in report]
-    return 0 if all(verdicts) else 1
+        return measure_step(args, checkpoint)
+
+
+def passed(report: dict[str, Any]) -> bool:
+    """Whether the actions are those of the fp32 modules and do not drift, as far as this was measured."""
+    return all(report[name]["passed"] for name in ("parity", "soak") if name in report)
 
 
 def _make(path: Path, size: str) -> Path:
@@ -88,7 +81,8 @@ def _make(path: Path, size: str) -> Path:
 # ---- printing --------------------------------------------------------------------------------------------------------
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any]) -> None:
+    """Print the figures."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -101,12 +95,12 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{report['frames']}"
     )
     if report["engine_fallback"]:
-        console.print(f"not the first choice: {report['engine_fallback']}")
+        console.print(f"not the preferred engine: {report['engine_fallback']}")
     table = Table(Column("frame to action, ms", no_wrap=True), "p50", "p95", "p99", "max", "ratio")
     _add_times(table, "this engine", report["step_ms"], None)
     if "stock" in report:
         stock = report["stock"]
-        _add_times(table, "this engine, by turns with the stock modules", stock["own"], 1.0)
+        _add_times(table, "this engine, in turns with the stock modules", stock["own"], 1.0)
         _add_times(table, f"stock modules {stock['dtype']}, CLIP's text cached", stock["cached"], stock["ratio_cached"])
         _add_times(table, f"stock modules {stock['dtype']}", stock["uncached"], stock["ratio_uncached"])
     for name, part_ms in report.get("part_ms", {}).items():

@@ -1,7 +1,7 @@
-"""What a policy step costs in arithmetic and in weights, by the sizes, and what a machine's limits make of it.
+"""The arithmetic and the weights of a policy step, by its sizes, and the time that a machine's limits allow.
 
 A projection for a machine is its roofline: the larger of the time to read the weights once and the time for the
-arithmetic at the full rate of its matrix units. No program reaches it, and no measurement on another machine enters.
+arithmetic at the full rate of its matrix units. No program reaches it, and it uses no measurement.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mobile_vla_inference.policy.storage.config import HybridConfig, TextTower, 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Cost of one step at batch 1, the instruction's own work left out.
+    """Cost of one step at batch 1, without the work for a new instruction.
 
     Attributes:
         flops: multiplications and additions.
         block_weights: weights of the matrices that int8 applies to: blocks of the towers, and the resampler.
-        other_weights: weights of fusion, cell, head and patches.
+        other_weights: weights of fusion, recurrent cell, head and patches.
     """
 
     flops: int
@@ -35,7 +35,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Rates that a maker states.
+    """Rates that the manufacturer states.
 
     Attributes:
         name: of the machine.
@@ -54,12 +54,12 @@ ORIN_NX_16GB = MachineLimits("Jetson Orin NX 16 GB", bandwidth_gbps=102.4, fp16_
 
 
 def step_cost(config: HybridConfig, fusion_features: Iterable[str], tokens: int) -> StepCost:
-    """Count a step of a member.
+    """Count the cost of a step.
 
     Args:
-        config: its sizes.
+        config: the sizes of the checkpoint.
         fusion_features: names of the features that it joins.
-        tokens: tokens of the prompt, the image's places included.
+        tokens: tokens of the prompt, those of the image included.
     """
     used = set(fusion_features)
     flops = block_weights = other_weights = 0
@@ -103,7 +103,7 @@ def step_cost(config: HybridConfig, fusion_features: Iterable[str], tokens: int)
 
 
 def project(cost: StepCost, limits: MachineLimits) -> dict[str, dict[str, float | str]]:
-    """Return by precision what a machine's limits allow at best: `step_ms`, `rate_hz`, and what `limits` it."""
+    """Return precision -> what a machine's limits allow at best: `step_ms`, `rate_hz` and `limited_by`."""
     sixteen_bit = 2 * cost.weights
     int8 = cost.block_weights + 2 * cost.other_weights
     return {

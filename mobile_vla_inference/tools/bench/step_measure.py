@@ -1,4 +1,4 @@
-"""The measurements of `mobile_vla bench step`: a step, its floor, its memory, and what is compared with it."""
+"""The measurements of `mobile_vla bench step`: a step, its floor, its memory, and the comparisons."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from mobile_vla_inference.tools.bench.step_parity import compare, soak, trace
 from mobile_vla_inference.tools.bench.step_timing import (
     bandwidth_gbps,
     instruction_times_ms,
-    made_up_frames,
     part_times_ms,
     step_times_ms,
+    synthetic_frames,
 )
 from mobile_vla_inference.units import MIB
 
 _INSTRUCTION = "go around the box on the left to the cup"
-#: Names of changes of the instruction -> texts; the first has as many tokens as the one in force.
+#: Name of a change of the instruction -> the new text; the first has as many tokens as the one in force.
 _OTHER_INSTRUCTIONS = {
     "same length": "go around the box on the right to the cup",
     "another length": "go to the cup",
     "a known length": _INSTRUCTION,
 }
 _FRAMES = 100
-_STOCK_FRACTION = 4  # beside the stock modules, so many times fewer steps are run
+_STOCK_FRACTION = 4  # with the stock modules, so many times fewer steps are timed
 _STOCK_STEPS_FROM = 3
-_GROWTH_LIMIT_MIB = 16.0  # allocators round
+_GROWTH_LIMIT_MIB = 16.0  # allocators round up
 
 
 def measure_step(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def measure_step(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
 def _frames(folder: Path | None, policy: VlaPolicy, number: int) -> list[np.ndarray]:
     side_px = policy.config.image_size
     if folder is None:
-        return made_up_frames(side_px, number)
+        return synthetic_frames(side_px, number)
     paths = list_frames(folder)[:number]
     return [reduce_frame(read_image(path), side_px, policy.settings.image_keep_aspect) for path in paths]
 
 
 def _memory_mib(device: torch.device) -> dict[str, float]:
-    """Return peaks of the process so far: on the host, and what torch took of the GPU."""
+    """Return the peaks of the process so far: host memory, and GPU memory that torch took."""
     memory = {f"host {name}": mib for name, mib in read_memory_mib().items()}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -88,7 +88,7 @@ def _memory_mib(device: torch.device) -> dict[str, float]:
 
 
 def _used_mib(device: torch.device) -> float:
-    """Return the memory that is taken now: anonymous memory of the process, and of the GPU where it has one."""
+    """Return the memory in use now: anonymous memory of the process, and GPU memory if there is a GPU."""
     used = read_memory_mib()["anonymous"]
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -118,7 +118,7 @@ def _floor(policy: VlaPolicy, device: torch.device, p50_ms: float) -> dict[str, 
 
 def _soak(policy: VlaPolicy, frames: list[np.ndarray], steps: int, device: torch.device) -> dict[str, Any]:
     instructions = [_INSTRUCTION, *_OTHER_INSTRUCTIONS.values()]
-    soak(policy, frames, instructions, 100 * len(instructions))  # every length is captured before memory is read
+    soak(policy, frames, instructions, 100 * len(instructions))  # captures every prompt length before memory is read
     before_mib = _used_mib(device)
     result = soak(policy, frames, instructions, steps)
     growth_mib = _used_mib(device) - before_mib
@@ -127,7 +127,7 @@ def _soak(policy: VlaPolicy, frames: list[np.ndarray], steps: int, device: torch
 
 
 def _parity(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frames: list[np.ndarray]) -> dict[str, Any]:
-    """Compare with the fp32 modules over the same frames, and once with the frames shuffled, which must fail."""
+    """Compare with the fp32 modules over the same frames, and over shuffled frames, which has to fail."""
     facts = policy.describe()
     precision = "int8" if facts.quantization else facts.dtype
     own = trace(policy, frames, _INSTRUCTION, "parity")
@@ -150,7 +150,7 @@ def _parity(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frame
 
 
 def _stock(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frames: list[np.ndarray]) -> dict[str, Any]:
-    """Time transformers' own modules by turns with the policy: in the same type, on the CPU in fp32."""
+    """Time the stock modules of transformers in turns with the policy: in the same type, on a CPU in fp32."""
     facts = policy.describe()
     dtype = "float32" if facts.device == "cpu" else facts.dtype  # 16 bits would be slower still
     source = args.reference or checkpoint

@@ -1,4 +1,4 @@
-"""Whether an engine computes the same as the fp32 modules, over a sequence of frames with the state carried."""
+"""Whether an engine computes the same as the fp32 modules, over a sequence of frames carrying the LSTM state on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tqdm import tqdm
 
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
-#: Largest error of an action that passes, as a part of the axis' standard deviation over the frames.
+#: Largest error of an action that passes, as a fraction of the axis' standard deviation over the frames.
 ERROR_LIMITS = {"float32": 0.001, "float16": 0.02, "bfloat16": 0.02, "int8": 0.10}
-#: Least cosine between int8's features and those of fp32.
+#: Smallest cosine that passes, between the features of int8 and of fp32.
 INT8_COSINE_LIMIT = 0.999
 _SOAK_EPISODE_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a policy did over a sequence of frames from a reset on.
+    """What a policy computed over a sequence of frames after a reset.
 
     Attributes:
         actions: [frames, axes].
-        features: what the cell read, [frames, width].
+        features: inputs of the recurrent cell, [frames, width].
     """
 
     actions: np.ndarray
@@ -32,7 +32,7 @@ class Trace:
 
 
 def trace(policy: VlaPolicy, frames: Sequence[np.ndarray], instruction: str, title: str) -> Trace:
-    """Run a policy over frames of its own size, the state carried."""
+    """Run a policy over frames of its own size, carrying the LSTM state on."""
     policy.set_instruction(instruction)
     policy.reset()
     features, actions = [], []
@@ -43,7 +43,7 @@ def trace(policy: VlaPolicy, frames: Sequence[np.ndarray], instruction: str, tit
 
 
 def compare(own: Trace, reference: Trace, precision: str) -> dict[str, Any]:
-    """Return errors by axis as parts of the reference's standard deviation, the least cosine, and the verdict.
+    """Return the errors of each axis as fractions of the reference's standard deviation, the least cosine, the verdict.
 
     Args:
         own: of the engine.
@@ -68,11 +68,11 @@ def compare(own: Trace, reference: Trace, precision: str) -> dict[str, Any]:
 
 
 def soak(policy: VlaPolicy, frames: Sequence[np.ndarray], instructions: Sequence[str], steps: int) -> dict[str, Any]:
-    """Step on and on, from reset to reset and from instruction to instruction, over the same frames each time.
+    """Run episodes over the same frames, each after a reset and with the next instruction.
 
     Returns:
-        How many `episodes` and `steps` were run, and the `largest_change` of an action against the first episode of the
-        same instruction: 0 where nothing drifts.
+        How many `episodes` and `steps` were run, and the `largest_change` of an action from the first episode of the
+        same instruction: 0 without drift.
     """
     sequence = [frames[index % len(frames)] for index in range(_SOAK_EPISODE_STEPS)]
     first: dict[str, np.ndarray] = {}
@@ -92,5 +92,5 @@ def soak(policy: VlaPolicy, frames: Sequence[np.ndarray], instructions: Sequence
 
 
 def _parts(values: np.ndarray, spread: np.ndarray) -> list[float]:
-    """Divide by axis; an axis that never moves counts as wrong where the value isn't 0."""
+    """Divide each axis; on an axis that never moves, any value but 0 is infinitely wrong."""
     return [float(v / s) if s > 0.0 else (0.0 if v == 0.0 else float("inf")) for v, s in zip(values, spread)]

@@ -16,16 +16,16 @@ from mobile_vla_inference.units import percentiles
 _WARM_UP_STEPS = 10
 _WARM_UP_S = 0.3
 _PART_RUNS = 20
-_RUNS_FROM, _RUNS_S = 3, 2.0  # on a CPU, runs end after so many seconds, but not before so many
+_RUNS_FROM, _RUNS_S = 3, 2.0  # on a CPU, runs end after so many seconds, but not before so many runs
 _COPY_RUNS = 10
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
-#: Side of the squares that made-up frames are drawn from, in pixels, and how far the view moves between two frames.
+#: Side of the squares in synthetic frames, in pixels, and how far the view moves from one frame to the next.
 _PATCH_PX = 16
 _PAN_PX = 2
 
 
-def made_up_frames(side_px: int, count: int) -> list[np.ndarray]:
-    """Return a pan over coloured patches with pixel noise: uint8 RGB [side, side, 3], another content each."""
+def synthetic_frames(side_px: int, count: int) -> list[np.ndarray]:
+    """Return a pan over coloured patches with pixel noise: uint8 RGB [side, side, 3], each different."""
     generator = np.random.default_rng(0)
     width = side_px + _PAN_PX * count
     shape = (-(-side_px // _PATCH_PX), -(-width // _PATCH_PX), 3)
@@ -39,11 +39,11 @@ def step_times_ms(
 ) -> dict[str, dict[str, float]]:
     """Return p50, p95, p99 and max of each way to make a step, after a warm-up.
 
-    The ways take turns, step by step, so that whatever else the machine does meets all of them.
+    The ways take turns, step by step, so that other load on the machine affects all of them.
 
     Args:
-        ways: by name, what maps a frame to an action.
-        frames: taken in turn.
+        ways: name -> a function from a frame to an action.
+        frames: used in turn.
         steps: how many of each are timed.
     """
     for way in ways.values():
@@ -71,7 +71,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def instruction_times_ms(policy: VlaPolicy, instructions: dict[str, str]) -> dict[str, float]:
-    """Return what each change of the instruction takes, in the order given."""
+    """Return the time of each change of the instruction, in the order given."""
     times = {}
     for name, instruction in instructions.items():
         started = time.perf_counter()
@@ -81,7 +81,7 @@ def instruction_times_ms(policy: VlaPolicy, instructions: dict[str, str]) -> dic
 
 
 def part_times_ms(parts: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
-    """Return the median time of each function; on CUDA each is captured in a graph of its own and replayed."""
+    """Return the median time of each function; on CUDA each is captured in its own graph and replayed."""
     with torch.inference_mode():
         return {name: float(np.median(list(_runs_ms(part, device)))) for name, part in parts.items()}
 

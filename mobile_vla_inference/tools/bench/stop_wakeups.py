@@ -1,6 +1,6 @@
-"""The stop benchmark's clock: a process that sleeps, and writes down by how much it woke late.
+"""The stop benchmark's clock: a process that only sleeps, and records how late it woke.
 
-That is what the machine does to any process, whatever it runs. Started as
+This is the delay that the machine causes in any process. Started as
 `python -m mobile_vla_inference.tools.bench.stop_wakeups FILE`; at SIGTERM it writes seconds as 32-bit numbers.
 """
 
@@ -17,7 +17,7 @@ PERIOD_S = 0.001
 
 
 def main() -> int:
-    """Sleep until SIGINT or SIGTERM, a period at a time."""
+    """Sleep period by period until SIGINT or SIGTERM."""
     leave: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda caught, _: leave.append(caught))
@@ -29,7 +29,7 @@ def main() -> int:
         time.sleep(max(0.0, due_s - time.monotonic()))
         woken_s = time.monotonic()
         late_s.append(woken_s - due_s)
-        due_s = max(due_s, woken_s - PERIOD_S)  # what was slept through is one late wake-up, not many
+        due_s = max(due_s, woken_s - PERIOD_S)  # a long sleep is one late wake-up, not many
     Path(sys.argv[1]).write_bytes(late_s.tobytes())
     return 0
 

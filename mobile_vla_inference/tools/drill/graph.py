@@ -1,4 +1,4 @@
-"""The drill's own node: a camera that can be spoilt, an operator, and a recorder of what vla_node does.
+"""The drill's own node: a camera, an operator, and a recorder of what vla_node does.
 
 Every time is on the steady clock, taken when a message is sent or has arrived.
 """
@@ -6,168 +6,86 @@ Every time is on the steady clock, taken when a message is sent or has arrived.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Twist
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CompressedImage, Image
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
+from sensor_msgs.msg import Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.ros.conversions import rgb_to_compressed, rgb_to_image
-from mobile_vla_inference.sim.camera import SimulatedCamera
-from mobile_vla_inference.sim.robot import Pose
+from mobile_vla_inference.harness.node_listener import RELIABLE, NodeListener
+from mobile_vla_inference.tools.drill.camera import BEST_EFFORT, Camera
 from mobile_vla_inference.tools.drill.judge import Command
+from mobile_vla_inference.tools.drill.other_node import OtherNode
 
-CAMERA_RATE_HZ = 20.0
+#: The reason before the first status of a node.
+NO_STATUS = "no status was received"
 
-_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-_BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-_RECORDER = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-_LATCHED = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-_POLL_S = 0.05
+_RECEIVE_S = 0.1
 _ANSWER_LIMIT_S = 5.0
-#: Participants announce themselves every 3 s, diagnostics come every second, and either may get lost.
+#: Participants announce themselves every 3 s, diagnostics come every second, and either can get lost.
 _DISCOVERY_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """A reason that the node gave in `~/status`, and whether it says that it needs `~/enable`."""
+    """A reason in `~/status`, and whether it asks for `~/enable`."""
 
     time_s: float
     reason: str
     latched: bool
 
 
-class Camera:
-    """A camera at 20 Hz, from a thread of its own; `spoil` makes its images bad from one moment on."""
-
-    def __init__(self, node: rclpy.node.Node, transport: str) -> None:
-        self._node = node
-        self._publisher = (
-            node.create_publisher(Image, "image_raw", _BEST_EFFORT)
-            if transport == "raw"
-            else node.create_publisher(CompressedImage, "image_raw/compressed", _BEST_EFFORT)
-        )
-        self._compressed = transport == "compressed"
-        self._picture = SimulatedCamera(160, 120).frame(Pose(0.0, 0.0, 0.0))
-        self._lock = threading.Lock()
-        self._running = False
-        self._change: Callable[[Any], None] | None = None
-        self._leave = threading.Event()
-        self.last_good_s = -math.inf
-        self.last_good_stamp: Any = None
-        self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
-        self._thread.start()
-
-    def start(self) -> None:
-        """Send good images."""
-        with self._lock:
-            self._running, self._change = True, None
-
-    def stop(self) -> None:
-        """Send nothing any more."""
-        with self._lock:
-            self._running = False
-
-    def spoil(self, change: Callable[[Any], None]) -> float:
-        """Pass every image through `change` before it is sent, from now on; return when the first one was sent."""
-        with self._lock:
-            self._running, self._change = True, change
-            spoilt_s = time.monotonic()
-            self._publish()
-        return spoilt_s
-
-    def close(self) -> None:
-        """End the thread and leave the topic."""
-        self._leave.set()
-        self._thread.join()
-        self._node.destroy_publisher(self._publisher)
-
-    def _run(self) -> None:
-        while not self._leave.wait(1.0 / CAMERA_RATE_HZ):
-            with self._lock:
-                if self._running:
-                    self._publish()
-
-    def _publish(self) -> None:
-        """Send an image stamped now; the caller holds the lock."""
-        now_s, stamp = time.monotonic(), self._node.get_clock().now().to_msg()
-        message = (
-            rgb_to_compressed(self._picture, CompressedImage, stamp, "camera_optical_frame")
-            if self._compressed
-            else rgb_to_image(self._picture, Image, stamp, "camera_optical_frame")
-        )
-        if self._change is not None:
-            self._change(message)
-        else:
-            self.last_good_s, self.last_good_stamp = now_s, stamp
-        self._publisher.publish(message)
-
-
-class DrillGraph:
-    """Stand where the operator and the base stand: tell vla_node what to do, record what it commands and why.
+class DrillGraph(NodeListener):
+    """A NodeListener in the place of the operator, the camera and the base; it receives in a thread of its own.
 
     Attributes:
         commands: every velocity that arrived.
-        reports: every reason that `~/status` gave.
+        reports: every reason of `~/status`.
+        camera: the camera; None before `mount_camera`.
     """
 
     def __init__(self, namespace: str, node_name: str, cmd_vel: str) -> None:
-        """Join the graph that the environment names.
-
-        Raises:
-            MobileVlaError: somebody sends commands on `cmd_vel` already.
-        """
+        """Join the graph that the environment names."""
         self.commands: list[Command] = []
         self.reports: list[Report] = []
-        #: What the node has told, as lines of text: its status on every change, its diagnostics as they came last.
-        self._told: list[str] = []
+        self.camera: Camera | None = None
+        #: Lines of text: each status of the node, and its newest diagnostics.
+        self._lines: list[str] = []
         self._diagnosed: dict[str, str] = {}
-        # No lock: the thread that waits may be interrupted anywhere, and the recorder must never wait for it.
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._node = node = rclpy.create_node("drill", namespace=namespace)
-        self._instructions = node.create_publisher(String, "instruction", _RELIABLE)
-        self._stops = node.create_publisher(Bool, "stop", _RELIABLE)
-        node.create_subscription(Twist, cmd_vel, self._on_command, _RECORDER)
-        node.create_subscription(DiagnosticStatus, f"{node_name}/status", self._on_status, _LATCHED)
-        self._reset = node.create_client(Trigger, f"{node_name}/reset")
-        self._enable = node.create_client(SetBool, f"{node_name}/enable")
-        self._transitions = node.create_client(ChangeState, f"{node_name}/change_state")
-        self._parameters = node.create_client(SetParameters, f"{node_name}/set_parameters")
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._namespace = namespace
-        self._full_name = f"{namespace}/{node_name}"
+        self._cmd_vel = cmd_vel
         self._second_camera: Any = None
-        self._other: tuple[Context, Any] | None = None
+        self._other: OtherNode | None = None
+        self._ended = threading.Event()
         self._flooding = threading.Event()
         self._flood_thread: threading.Thread | None = None
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(node)
-        self._thread = threading.Thread(target=self._spin, name="recorder", daemon=True)
+        # No lock: a signal can interrupt the waiting thread anywhere, and the recorder must never wait for it.
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        super().__init__("drill", node_name, namespace=namespace, cmd_vel=cmd_vel)
+        self.reason = NO_STATUS
+        self._stops = self.node.create_publisher(Bool, "stop", RELIABLE)
+        self._reset = self.node.create_client(Trigger, f"{node_name}/reset")
+        self._enable = self.node.create_client(SetBool, f"{node_name}/enable")
+        self._transitions = self.node.create_client(ChangeState, f"{node_name}/change_state")
+        self._parameters = self.node.create_client(SetParameters, f"{node_name}/set_parameters")
+        self._thread = threading.Thread(target=self._receive, name="recorder", daemon=True)
         self._thread.start()
-        self._cmd_vel = cmd_vel
-        self.camera: Camera | None = None
 
     def close(self) -> None:
         """Leave the graph."""
@@ -175,83 +93,62 @@ class DrillGraph:
         self.remove_other_node()
         if self.camera is not None:
             self.camera.close()
-        self._executor.shutdown()
+        self._ended.set()
         self._thread.join()
-        self._node.destroy_node()
-        rclpy.try_shutdown()
+        super().close()
         os.close(self._news)
 
     def mount_camera(self, transport: str) -> None:
         """Replace the camera by one of a transport: `raw` or `compressed`."""
         if self.camera is not None:
             self.camera.close()
-        self.camera = Camera(self._node, transport)
+        self.camera = Camera(self.node, transport)
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+    def spin_once(self, timeout_s: float) -> None:
+        """Wait for a message, which the thread handles, or return after `timeout_s`."""
+        if select.select([self._news], [], [], timeout_s)[0]:
+            os.eventfd_read(self._news)
 
-    def _on_command(self, message: Twist) -> None:
+    def on_command(self, message: Twist) -> None:
+        """Record a velocity."""
+        time_s = time.monotonic()
+        super().on_command(message)
         linear, angular = message.linear, message.angular
-        values = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
-        self.commands.append(Command(time.monotonic(), values))
-        self._tell_news()
+        self.commands.append(Command(time_s, (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)))
+        self._notify()
 
-    def _on_status(self, message: DiagnosticStatus) -> None:
-        values = {entry.key: entry.value for entry in message.values}
-        self.reports.append(Report(time.monotonic(), values["reason"], values.get("latched") == "True"))
-        self._told.append(_status_text(message))
-        self._tell_news()
+    def on_status(self, message: DiagnosticStatus) -> None:
+        """Record a status."""
+        super().on_status(message)
+        self.reports.append(Report(time.monotonic(), self.reason, self.is_latched))
+        self._lines.append(_status_text(message))
+        self._notify()
 
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            if status.name.startswith(f"{self._full_name.lstrip('/')}: "):
-                self._diagnosed[status.name] = _status_text(status)
-        self._tell_news()
+    def on_diagnostics(self, statuses: Sequence[DiagnosticStatus]) -> None:
+        """Keep the newest diagnostics."""
+        super().on_diagnostics(statuses)
+        self._diagnosed.update({status.name: _status_text(status) for status in statuses})
+        self._notify()
 
-    def _tell_news(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self._news, 1)
-
-    def wait_for(self, predicate: Callable[[], bool], timeout_s: float, poll_s: float = _POLL_S) -> bool:
-        """Wait until `predicate` holds, looking at each arrival and each `poll_s`; return whether it did."""
-        deadline_s = time.monotonic() + timeout_s
-        while not predicate():
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0.0:
-                return False
-            if select.select([self._news], [], [], min(remaining_s, poll_s))[0]:
-                os.eventfd_read(self._news)
-        return True
-
-    def has_told(self, text: str) -> bool:
-        """Whether the node has said a text in its status since it was started, or says it in its diagnostics now."""
-        return any(text in line for line in (*self._told, *self._diagnosed.values()))
+    def has_reported(self, text: str) -> bool:
+        """Whether the node has reported a text in a status since its start, or in its newest diagnostics."""
+        return any(text in line for line in (*self._lines, *self._diagnosed.values()))
 
     def warns_of(self, text: str) -> bool:
-        """Whether the node's diagnostics hold a text at level WARN or above."""
+        """Whether the node's newest diagnostics contain a text at level WARN or above."""
         return any(text in line for line in self._diagnosed.values() if not line.startswith("OK "))
 
     def forget(self) -> None:
-        """Forget what a former node has told: one that was killed while it drove may have said `moving` last."""
+        """Forget what a former node reported: after SIGKILL its last status can be `moving`."""
         self.reports.clear()
-        self._told.clear()
+        self._lines.clear()
         self._diagnosed.clear()
-
-    @property
-    def reason(self) -> str:
-        """The reason in force."""
-        return self.reports[-1].reason if self.reports else "nothing was heard of the node"
-
-    @property
-    def is_latched(self) -> bool:
-        """Whether the node says that it needs `~/enable`."""
-        return bool(self.reports) and self.reports[-1].latched
+        self.reason, self.is_latched = NO_STATUS, False
 
     def first_refusal(self, since_s: float) -> str | None:
-        """Return the first reason to stand still since `since_s`; one that was in force by then counts."""
+        """Return the first reason to stand still since `since_s`; the reason in force then counts."""
         before = self.reason_at(since_s)
         if before not in ("moving", "none"):
             return before
@@ -263,35 +160,52 @@ class DrillGraph:
 
     def count_commanders(self) -> int:
         """Return how many publishers the velocity topic has."""
-        return self._node.count_publishers(self._cmd_vel)
+        return self.node.count_publishers(self._cmd_vel)
 
-    def wait_until_heard(self, timeout_s: float) -> bool:
-        """Wait until the node listens to us and serves us; return whether it does."""
+    def is_connected(self) -> bool:
+        """Whether the node has subscribed to our topics and offers its services."""
         clients = (self._reset, self._enable, self._transitions, self._parameters)
-        publishers = (self._instructions, self._stops)
-        return self.wait_for(
-            lambda: (
-                all(client.service_is_ready() for client in clients)
-                and all(publisher.get_subscription_count() > 0 for publisher in publishers)
-            ),
-            timeout_s,
+        return (
+            all(client.service_is_ready() for client in clients)
+            and self.can_instruct()
+            and self._stops.get_subscription_count() > 0
         )
 
-    # ---- what the operator does: each returns when it was asked for ------------------------------------------------
+    def _receive(self) -> None:
+        while not self._ended.is_set():
+            super().spin_once(_RECEIVE_S)
 
-    def instruct(self, text: str) -> float:
-        """Send an instruction."""
-        sent_s = time.monotonic()
-        self._instructions.publish(String(data=text))
-        return sent_s
+    def _notify(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._news, 1)
+
+    # ---- the operator: each method returns when it asked or sent ---------------------------------------------------
 
     def instruct_raw(self, data: bytes) -> float:
         """Send bytes as an instruction's text as they are, UTF-8 or not."""
         # CDR, little endian: the representation, the length with the final NUL, the text.
         message = b"\x00\x01\x00\x00" + struct.pack("<I", len(data) + 1) + data + b"\x00"
+        return self.send_instruction(message)
+
+    def stop(self, stop: bool) -> float:
+        """Send on the stop topic."""
         sent_s = time.monotonic()
-        self._instructions.publish(message)
+        self._stops.publish(Bool(data=stop))
         return sent_s
+
+    def enable(self, enabled: bool) -> float:
+        """Call `~/enable`."""
+        return _call(self._enable, SetBool.Request(data=enabled))
+
+    def reset(self) -> float:
+        """Call `~/reset`."""
+        return _call(self._reset, Trigger.Request())
+
+    def change_state(self, transition: int) -> float:
+        """Request a lifecycle transition, by its number in lifecycle_msgs/Transition."""
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return _call(self._transitions, request)
 
     def flood(self, rate_hz: float, send: Callable[[int], object]) -> float:
         """Call `send` with a count `rate_hz` times a second, until `end_flood`."""
@@ -316,74 +230,43 @@ class DrillGraph:
             self._flood_thread.join()
             self._flood_thread = None
 
-    def stop(self, stop: bool) -> float:
-        """Send on the stop topic."""
-        sent_s = time.monotonic()
-        self._stops.publish(Bool(data=stop))
-        return sent_s
-
-    def enable(self, enabled: bool) -> float:
-        """Ask for `~/enable`."""
-        return self._ask(self._enable, SetBool.Request(data=enabled))
-
-    def reset(self) -> float:
-        """Ask for `~/reset`."""
-        return self._ask(self._reset, Trigger.Request())
-
-    def change_state(self, transition: int) -> float:
-        """Ask for a lifecycle transition, by its number in lifecycle_msgs/Transition."""
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return self._ask(self._transitions, request)
-
-    def _ask(self, client: Any, request: Any) -> float:
-        asked_s = time.monotonic()
-        client.call_async(request)
-        return asked_s
-
     def set_parameter(self, name: str, value: bool | float) -> SetParametersResult:
-        """Set a parameter and return the answer; raise MobileVlaError where none comes."""
-        answer = self.ask_parameter(name, value)
-        if not self.wait_for(answer.done, _ANSWER_LIMIT_S):
-            raise MobileVlaError(f"vla_node did not answer in {_ANSWER_LIMIT_S:g} s when parameter {name} was set")
+        """Set a parameter and return the answer; raise MobileVlaError if there is none."""
+        answer = self.request_parameter(name, value)
+        if not self.wait_until(answer.done, _ANSWER_LIMIT_S):
+            raise MobileVlaError(
+                f"vla_node did not answer within {_ANSWER_LIMIT_S:g} s, expected an answer when parameter {name} is set"
+            )
         return answer.result().results[0]
 
-    def ask_parameter(self, name: str, value: bool | float) -> Any:
-        """Ask for a parameter; the result tells when that is answered."""
+    def request_parameter(self, name: str, value: bool | float) -> Future:
+        """Request that a parameter is set; the future ends with the answer."""
         wanted = Parameter(name, value=value).to_parameter_msg()
         return self._parameters.call_async(SetParameters.Request(parameters=[wanted]))
 
+    # ---- other publishers ------------------------------------------------------------------------------------------
+
     def add_second_camera(self) -> float:
-        """Let a second publisher appear on the image topic; return when it had found the node."""
-        self._second_camera = self._node.create_publisher(Image, "image_raw", _BEST_EFFORT)
-        deadline_s = time.monotonic() + _ANSWER_LIMIT_S
-        while self._second_camera.get_subscription_count() == 0 and time.monotonic() < deadline_s:
-            time.sleep(0.001)
+        """Add a second publisher on the image topic; return when it had found the node."""
+        self._second_camera = self.node.create_publisher(Image, "image_raw", BEST_EFFORT)
+        self.wait_until(lambda: self._second_camera.get_subscription_count() > 0, _ANSWER_LIMIT_S, poll_s=0.001)
         return time.monotonic()
 
     def remove_second_camera(self) -> None:
-        """Let the second publisher leave."""
-        self._node.destroy_publisher(self._second_camera)
-
-    # ---- somebody else who drives ----------------------------------------------------------------------------------
-
-    def add_publisher(self, node_name: str, message_type: type, topic: str, qos: QoSProfile) -> Any:
-        """Let another node publish on a topic, in a participant of its own, until `remove_other_node`."""
-        context = Context()
-        context.init(args=[])
-        node = rclpy.create_node(node_name, namespace=self._namespace, context=context)
-        self._other = (context, node)
-        return node.create_publisher(message_type, topic, qos)
+        """Remove the second publisher."""
+        self.node.destroy_publisher(self._second_camera)
 
     def add_stop_button(self) -> Callable[[bool], float]:
-        """Let another node offer `stop` with best effort; return what sends on it, once vla_node knows of it."""
-        publisher = self.add_publisher("stop_button", Bool, "stop", _BEST_EFFORT)
+        """Add a node that publishes `stop` with best effort; return what sends on it, once vla_node knows of it."""
+        publisher = self._add_other_node("stop_button", Bool, "stop", BEST_EFFORT)
         known = "stop_publishers 2"
-        if not self.wait_for(
+        if not self.wait_until(
             lambda: publisher.get_subscription_count() > 0 and any(known in line for line in self._diagnosed.values()),
             _DISCOVERY_LIMIT_S,
         ):
-            raise MobileVlaError(f"vla_node did not find a second publisher of stop within {_DISCOVERY_LIMIT_S:g} s")
+            raise MobileVlaError(
+                f"vla_node did not find a second publisher of stop within {_DISCOVERY_LIMIT_S:g} s, expected it to"
+            )
 
         def send(stop: bool) -> float:
             sent_s = time.monotonic()
@@ -392,26 +275,38 @@ class DrillGraph:
 
         return send
 
-    def add_deaf_stop(self) -> None:
-        """Let another node publish texts on the stop topic, which nobody who listens for Bool can hear."""
-        self.add_publisher("stop_button", String, "stop", _RELIABLE)
+    def add_stop_of_other_type(self) -> None:
+        """Add a node that publishes texts on the stop topic, which no subscription of Bool can receive."""
+        self._add_other_node("stop_button", String, "stop", RELIABLE)
 
-    def add_other_node(self, name: str) -> None:
-        """Let another node, which sends nothing, publish on the velocity topic; return once its publisher is seen."""
-        self.add_publisher(name, Twist, self._cmd_vel, _RELIABLE)
-        if not self.wait_for(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):
-            raise MobileVlaError(f"a second publisher on {self._cmd_vel} was not seen within {_ANSWER_LIMIT_S:g} s")
+    def add_commander(self, name: str) -> None:
+        """Add a silent publisher on the velocity topic in a node of that name; return once it is discovered."""
+        self._add_other_node(name, Twist, self._cmd_vel, RELIABLE)
+        if not self.wait_until(lambda: self.count_commanders() > 1, _ANSWER_LIMIT_S, poll_s=0.002):
+            raise MobileVlaError(
+                f"a second publisher on {self._cmd_vel} was not found within {_ANSWER_LIMIT_S:g} s, expected it to be"
+            )
 
     def remove_other_node(self) -> None:
-        """Let the other node leave, if there is one."""
+        """Remove the other node, if there is one."""
         if self._other is not None:
-            (context, node), self._other = self._other, None
-            node.destroy_node()
-            context.try_shutdown()
+            other, self._other = self._other, None
+            other.close()
+
+    def _add_other_node(self, name: str, message_type: type, topic: str, qos: QoSProfile) -> Any:
+        """Add another node and return its publisher."""
+        self._other = OtherNode(name, self._namespace, message_type, topic, qos)
+        return self._other.publisher
+
+
+def _call(client: Any, request: Any) -> float:
+    called_s = time.monotonic()
+    client.call_async(request)
+    return called_s
 
 
 def _status_text(status: DiagnosticStatus) -> str:
-    """Return a status as a line: its level, what it says, and its values."""
+    """Return a status as a line: its level, its message and its values."""
     level = "OK" if status.level == DiagnosticStatus.OK else "not OK"
     values = "; ".join(f"{entry.key} {entry.value}" for entry in status.values)
     return f"{level} {status.message}; {values}"

@@ -1,7 +1,7 @@
-"""What the drill demands of a stop: pure judgement on recorded velocities, without ROS.
+"""What the drill requires of a stop, judged by the recorded velocities, without ROS.
 
-The first zero must come by the deadline, and nothing but zero after it until the fault is lifted and, where the
-node latches, the drill enables it again. No velocity may ever be beyond the limits.
+The first zero must arrive by the deadline, and only zeros after it until the fault is lifted and, if the node latches,
+the drill enables it again. Every velocity must be within the limits.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: How long the node may take from the moment when a fault can be known to the first zero that arrives.
+#: The longest time from the moment when a fault can be known to the first zero that arrives.
 REACTION_LIMIT_S = 0.1
-#: How far two zeros may be apart while zero is held: 0.1 s at 10 Hz, and as much for a machine that is busy.
+#: The longest gap between two zeros while zero is held: 0.1 s at 10 Hz, and as much for a busy machine.
 ZERO_GAP_LIMIT_S = 0.2
 
 
@@ -25,13 +25,13 @@ class Command:
 
     @property
     def is_zero(self) -> bool:
-        """Whether it is standstill in every component; NaN is not."""
+        """Whether every component is zero; NaN is not."""
         return not any(self.values)
 
 
 @dataclass(frozen=True)
 class SpeedLimits:
-    """The largest magnitude of each component, by the node's parameters."""
+    """The limits of the velocity components, by the node's parameters."""
 
     linear_x_mps: float
     linear_y_mps: float
@@ -49,10 +49,10 @@ class Onset:
 
     Attributes:
         since_s: the injection; for a timeout, the last good frame or step.
-        timeout_s: how long it can't be known for what it is: the configured timeout, or 0.
-        injected_s: the injection, where it is later than `since_s`; a zero from before is none of this fault.
-        until_s: when motion is right again by itself, where that is known.
-        at_once: nothing but zero may come from the injection on, not even until the deadline.
+        timeout_s: how long the fault can't be known: the configured timeout, or 0.
+        injected_s: the injection, if it is later than `since_s`; an earlier zero does not count.
+        until_s: when motion is allowed again by itself, if that is known.
+        at_once: only zeros may arrive from the injection on; a velocity before the deadline is a miss, too.
     """
 
     since_s: float
@@ -68,7 +68,7 @@ class Onset:
 
     @property
     def watched_from_s(self) -> float:
-        """From when on velocities count."""
+        """The time from which velocities count."""
         return max(self.since_s, self.injected_s)
 
 
@@ -77,8 +77,8 @@ class Verdict:
     """What the recording shows.
 
     Attributes:
-        reaction_s: from `Onset.since_s` to the first zero; None where none came.
-        misses: a sentence per broken demand.
+        reaction_s: from `Onset.since_s` to the first zero; None if none arrived.
+        misses: a sentence for each requirement that was not met.
     """
 
     reaction_s: float | None
@@ -97,12 +97,12 @@ def judge(
     """Judge the velocities of one fault.
 
     Args:
-        commands: what arrived, in order of time; may begin before the fault.
+        commands: velocities that arrived, in order of time; they can begin before the fault.
         onset: when the fault began.
         until_s: when motion was allowed again.
         limits: the configured speed limits.
         momentary: the fault is over with the first zero; motion may follow.
-        zero_held_s: how long zero has to be repeated after the first one, while motion is not allowed again.
+        zero_held_s: how long zero has to be repeated after the first zero, unless motion is allowed earlier.
     """
     until_s = min(until_s, onset.until_s)
     during = [command for command in commands if onset.watched_from_s <= command.time_s < until_s]
@@ -132,11 +132,11 @@ def judge(
 
 
 def _largest_gap_s(times_s: Sequence[float], until_s: float) -> float:
-    """Return the largest gap from one time to the next and at last to `until_s`; 0 where there is no time at all."""
+    """Return the largest gap from one time to the next, the last one to `until_s`; 0 without any time."""
     return max((later - earlier for earlier, later in zip(times_s, (*times_s[1:], until_s))), default=0.0)
 
 
 def judge_rest(commands: Sequence[Command], since_s: float, until_s: float) -> Verdict:
-    """Judge a robot that stands and must not start: zero and silence are both right."""
+    """Judge a robot that stands and must not start: both zeros and silence are right."""
     moving = [command for command in commands if since_s <= command.time_s < until_s and not command.is_zero]
     return Verdict(None, (f"{len(moving)} velocities other than zero, expected none",) if moving else ())
