@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import cv2
@@ -25,11 +27,14 @@ def parsed(*arguments: str):
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory) -> dict:
-    """The figures of the shipped policy over each scenario once, and a video of them."""
+    """The figures of the shipped policy over each scenario once, a video of them, and what was printed."""
     folder = tmp_path_factory.mktemp("drive")
     out, video = folder / "figures.json", folder / "drive.mp4"
-    assert cli.main(["drive", "--episodes", "16", "--json", str(out), "--video", str(video)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["drive", "--episodes", "16", "--json", str(out), "--video", str(video)]) == 0
     report = json.loads(out.read_text())
+    report["printed"] = printed.getvalue()
+    report["video"] = str(video)
     report["video_frames"] = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT))
     report["left_behind"] = sorted(path.name for path in folder.iterdir())
     return report
@@ -50,7 +55,7 @@ def test_swapped_instructions_change_the_side_and_not_the_world():
         assert other.instruction != one.instruction
 
 
-def test_a_misled_policy_hears_the_other_side_half_of_the_time():
+def test_a_misled_policy_gets_the_other_side_half_of_the_time():
     plain, misled = (drive.tasks(parsed("--episodes", "64", *more)) for more in ((), ("--driver", "misled")))
     assert [(one.scenario, one.seed) for one in plain] == [(one.scenario, one.seed) for one in misled]
     assert 20 < sum(one.instruction != other.instruction for one, other in zip(plain, misled)) < 44
@@ -90,6 +95,13 @@ def test_the_shipped_policy_mostly_does_what_it_is_told(figures):
     assert low < figures["success_rate"] <= high
     assert figures["video_frames"] >= sum(result["steps"] for result in figures["results"])
     assert figures["left_behind"] == ["drive.mp4", "figures.json"]
+
+
+def test_the_table_names_each_scenario_and_the_video(figures):
+    lines = figures["printed"].splitlines()
+    assert max(map(len, lines[: lines.index(next(line for line in lines if "path:" in line))])) <= 80
+    assert {line.split()[0] for line in lines if line.strip()} >= {*SCENARIOS, "all"}
+    assert f"video: {figures['video']}" in lines
 
 
 def test_without_light_it_does_not_get_there(tmp_path):
@@ -148,7 +160,7 @@ def test_the_real_node_drives_the_same_worlds(tmp_path):
         ["--ros", "--driver", "expert"],
     ],
 )
-def test_what_the_real_node_can_not_do_is_told(arguments, capsys):
+def test_what_the_real_node_can_not_do_is_refused(arguments, capsys):
     assert cli.main(["drive", *arguments]) == 2
     assert f"{arguments[1]} is given with --ros" in capsys.readouterr().err
 
@@ -159,6 +171,6 @@ def test_worlds_of_training_are_refused(capsys):
 
 
 @pytest.mark.parametrize("option", ["--json", "--video"])
-def test_a_file_without_a_folder_is_told_before_driving(option, tmp_path, capsys):
+def test_a_file_without_a_folder_is_refused_before_driving(option, tmp_path, capsys):
     assert cli.main(["drive", option, str(tmp_path / "nowhere" / "out.mp4")]) == 2
     assert "is not a folder" in capsys.readouterr().err

@@ -74,7 +74,17 @@ def room(name: str) -> str:
 
 
 #: Modules of the package itself, which every room may import, and the packages, which may import only what is named.
-COMMON = ["action", "atomic", "decoding", "errors", "frames", "instructions", "outside_files", "policy_facts"]
+COMMON = [
+    "action",
+    "atomic",
+    "decoding",
+    "errors",
+    "frames",
+    "instructions",
+    "lettering",
+    "outside_files",
+    "policy_facts",
+]
 ROOMS = ("bags", "control", "episodes", "harness", "policy", "replay", "ros", "sim", "tools", "training")
 
 
