@@ -109,7 +109,7 @@ def draw(
         command: what it answered.
     """
     seen = cv2.resize(frame, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_NEAREST)
-    middle = np.hstack([seen, _room_from_above(world, path)])
+    middle = np.hstack([seen, room_from_above(world, path)])
     return np.vstack([_header(instruction), middle, _footer(world, command)])
 
 
@@ -142,7 +142,7 @@ def _footer(world: World, command: VelocityCommand) -> np.ndarray:
     return band
 
 
-def _room_from_above(world: World, path: list[tuple[float, float]]) -> np.ndarray:
+def room_from_above(world: World, path: list[tuple[float, float]]) -> np.ndarray:
     """Draw the room from above, x upwards and y to the left, as the robot sees it from its start."""
     layout = world.layout
     drawn = np.full((_SIDE_PX, _SIDE_PX, 3), 240, dtype=np.uint8)
@@ -168,7 +168,10 @@ def _room_from_above(world: World, path: list[tuple[float, float]]) -> np.ndarra
 
 
 def _label(drawn: np.ndarray, text: str, at: tuple[int, int], radius_px: int) -> None:
-    draw_text(drawn, text, (at[0] + radius_px + 4, at[1] + 4), _QUIET_RGB, 12)
+    """Write a name next to a thing, on the side away from the middle, where the robot rarely drives."""
+    gap_px = radius_px + 4
+    left = at[0] + gap_px if at[0] >= _SIDE_PX // 2 else at[0] - gap_px - text_width_px(text, 12)
+    draw_text(drawn, text, (left, at[1] + 4), _QUIET_RGB, 12)
 
 
 def _draw_robot(drawn: np.ndarray, at: tuple[int, int], pose: Pose, scale: float) -> None:

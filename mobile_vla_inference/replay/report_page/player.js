@@ -86,7 +86,7 @@ function start() {
   addStepPlot();
   addLane();
   listen();
-  show(0);
+  show(Number(/^#image=(\d+)$/.exec(location.hash)?.[1] ?? 0));
   drawAll();
 }
 
