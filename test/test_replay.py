@@ -395,9 +395,9 @@ def test_steps_of_another_bag_are_refused(tmp_path):
     ("text", "sentence"),
     [
         ("", "can't be read as JSON"),
-        ("[]", "tells no steps"),
-        ('{"steps": [{}]}', "tells no steps"),
-        ('{"steps": []}', "no step at all"),
+        ("[]", "contains no steps"),
+        ('{"steps": [{}]}', "contains no steps"),
+        ('{"steps": []}', "contains an empty list of steps"),
     ],
 )
 def test_a_steps_file_that_is_none_is_one_sentence(tmp_path, text, sentence):
