@@ -55,7 +55,7 @@ def tiles(result: ReplayResult, seen: SeenFrames) -> str:
         tile("changed by the gate's limits", _share(gate["changed"], gate["moving"]), limits_sentence(gate)),
     )
     lost = sum(count for cause, count in result.drops.items() if cause not in NO_LOSS)
-    found.append(tile("lost images", str(lost), f"LSTM state cleared: {sum(result.resets.values())} x"))
+    found.append(tile("lost images", str(lost), f"cleared LSTM states: {sum(result.resets.values())}"))
     if seen.seen is None:
         found.append(tile("seen in training", "not recorded", "see “Training” below"))
     else:

@@ -9,6 +9,10 @@ function fill(list, facts) {
   }));
 }
 
+function dropText(drop, lost) {
+  return lost ? `not stepped: ${drop}` : `not stepped (${drop}), the last command goes on`;
+}
+
 function showFacts() {
   const stepMs = data.step_ms[0].values[cursor];
   const drop = data.drops[data.drop[cursor]];
@@ -19,7 +23,7 @@ function showFacts() {
     ["time", data.time_unit === "s" ? timeText(times[cursor]) : "(stamps are not in order)"],
     ["instruction", data.instructions[data.instruction[cursor]] || "none"],
     ["gate", data.reasons[data.reason[cursor]].name + (limit ? `, changed by: ${limit}` : "")],
-    ["policy", drop ? `not stepped (${drop}), the last command goes on` : `stepped${stepMs === null ? "" : `, ${stepMs.toFixed(1)} ms`}`],
+    ["policy", drop ? dropText(drop, data.lost[cursor]) : `stepped${stepMs === null ? "" : `, ${stepMs.toFixed(1)} ms`}`],
   ];
   if (reset) facts.push(["LSTM state", `cleared before: ${reset}`]);
   facts.push(["training", !data.seen ? "not recorded" : data.seen[cursor] ? "saw this image" : "didn't see this image"]);
