@@ -97,6 +97,7 @@ REASONS = {
     r"CONFIG=|sudo apt |docker |pip install|uv pip|cd requirements": "needs a system, or a network, to install from",
     r"scripts/test|source \.venv": "is how this test is run",
     r"scripts/demo": "test_demo.py",
+    r"scripts/pictures": "writes into docs/images, needs Chromium",
     r"eval ": "asks the shell; test_cli.py",
     r"mobile_vla replay .*--rerun": "needs an extra; test_rerun_recording.py",
     r"scripts/jetson_check": "test_jetson_check.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import cv2
@@ -25,11 +27,14 @@ def parsed(*arguments: str):
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory) -> dict:
-    """Drive the bundled policy once in each scenario; return the figures, with facts about the video and the folder."""
+    """The figures of the shipped policy over each scenario once, a video of them, and what was printed."""
     folder = tmp_path_factory.mktemp("drive")
     out, video = folder / "figures.json", folder / "drive.mp4"
-    assert cli.main(["drive", "--episodes", "16", "--json", str(out), "--video", str(video)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["drive", "--episodes", "16", "--json", str(out), "--video", str(video)]) == 0
     report = json.loads(out.read_text())
+    report["printed"] = printed.getvalue()
+    report["video"] = str(video)
     report["video_frames"] = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT))
     report["left_behind"] = sorted(path.name for path in folder.iterdir())
     return report
@@ -91,6 +96,13 @@ def test_the_bundled_policy_mostly_follows_its_instructions(figures):
     assert low < figures["success_rate"] <= high
     assert figures["video_frames"] >= sum(result["steps"] for result in figures["results"])
     assert figures["left_behind"] == ["drive.mp4", "figures.json"]
+
+
+def test_the_table_names_each_scenario_and_the_video(figures):
+    lines = figures["printed"].splitlines()
+    assert max(map(len, lines[: lines.index(next(line for line in lines if "path:" in line))])) <= 80
+    assert {line.split()[0] for line in lines if line.strip()} >= {*SCENARIOS, "all"}
+    assert f"video: {figures['video']}" in lines
 
 
 def test_with_black_images_it_does_not_reach_the_cup(tmp_path):

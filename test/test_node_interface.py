@@ -13,7 +13,7 @@ import yaml
 from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, GetParameterTypes, ListParameters
 from rclpy.parameter import get_parameter_value, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -138,7 +138,7 @@ def test_action_axes_change_live_and_a_wrong_number_is_refused(probe, start_node
 
     def set_axes(*axes: str):
         value = ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=axes)
-        return probe.set_parameter(Parameter(name="action_axes", value=value))
+        return probe.set_parameter("action_axes", value)
 
     refused = set_axes("linear.x")
     assert not refused.successful

@@ -86,6 +86,7 @@ COMMON = [
     "errors",
     "frames",
     "instructions",
+    "lettering",
     "outside_files",
     "policy_facts",
     "process_lifetime",

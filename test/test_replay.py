@@ -389,9 +389,9 @@ def test_steps_of_another_bag_are_refused(tmp_path):
     ("text", "sentence"),
     [
         ("", "can't be read as JSON"),
-        ("[]", "tells no steps"),
-        ('{"steps": [{}]}', "tells no steps"),
-        ('{"steps": []}', "no step at all"),
+        ("[]", "contains no steps"),
+        ('{"steps": [{}]}', "contains no steps"),
+        ('{"steps": []}', "contains an empty list of steps"),
     ],
 )
 def test_a_steps_file_that_is_none_is_one_sentence(tmp_path, text, sentence):
@@ -525,12 +525,12 @@ def test_faulty_arguments_are_one_sentence(tmp_path, monkeypatch, tiny_checkpoin
 def test_the_report_is_written_from_the_result(tmp_path, monkeypatch, tiny_checkpoint):
     written = []
     module = SimpleNamespace(write_report=lambda *arguments: written.append(arguments))
-    monkeypatch.setitem(sys.modules, "mobile_vla_inference.replay.report", module)
+    monkeypatch.setitem(sys.modules, "mobile_vla_inference.replay.report.page", module)
     path = write_drive(tmp_path / "drive", stamps(3))
     report = tmp_path / "report.html"
     assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--report", str(report)]) == 0
-    ((result, where, against),) = written
-    assert (len(result.frames), where, against) == (3, report, None)
+    ((result, where, against, more),) = written
+    assert (len(result.frames), where, against, more) == (3, report, None, [])
 
 
 def test_a_real_drive_is_replayed_and_compared(tmp_path, tiny_checkpoint, track_drive_dir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,19 +13,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from bag_files import PERIOD_NS, START_NS, stamps, write_drive
 from test_replay import CountingPolicy, run
 
-from mobile_vla_inference.replay.report import (
-    PICTURES_MOST,
-    events,
-    page_data,
-    picture_indices,
-    report_html,
-    write_report,
-)
+from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.replay.dead_reckoning import held, integrate
+from mobile_vla_inference.replay.report.drives import drive_of, read_drive
+from mobile_vla_inference.replay.report.labels import labels
+from mobile_vla_inference.replay.report.limits import ANY_LIMIT, limit_shares
+from mobile_vla_inference.replay.report.page import report_html, write_report
+from mobile_vla_inference.replay.report.page_data import PICTURES_MOST, page_data, picture_indices
+from mobile_vla_inference.replay.report.plots import path_extent, ticks
+from mobile_vla_inference.replay.report.sections import events
 from mobile_vla_inference.replay.result import ReplayResult
+from mobile_vla_inference.replay.summary import result_json
+from mobile_vla_inference.replay.training_record import TrainingRecord, read_training_record, seen_frames
 from mobile_vla_inference.tools import cli
 
 #: Closes a script, an attribute and a comment where it is not escaped.
@@ -92,9 +97,10 @@ def test_the_page_tells_what_the_limits_of_the_gate_changed(result):
     text = report_html(result)
     share = f"{gate['changed'] / gate['moving']:.1%}"
     assert gate["changed"] > 10
-    assert f"its limits change</span><b>{share}</b>" in text
+    assert f"changed by the gate&#x27;s limits</span><b>{share}</b>" in text
     assert f"changed {gate['changed']} of {gate['moving']} frames" in text
-    assert f"<td>speed of linear.x</td><td class=number>{gate['by']['speed of linear.x']}</td>" in text
+    limit = f"{gate['limits']['max_linear_x_mps']:g} m/s"
+    assert f"<td>speed of linear.x</td><td>{limit}</td><td class=number>{gate['by']['speed of linear.x']}</td>" in text
     data = json.loads(Page(text).scripts["data"])
     told = [data["limits"][code] for code in data["limit"]]
     assert told == [", ".join(names or ()) for names in gate["frames"]]
@@ -120,7 +126,7 @@ def test_words_from_outside_stay_words(result):
     assert page.open == []
     assert json.loads(page.scripts["data"])["instructions"] == [NASTY]
     assert [attributes for tag, attributes in page.elements if tag == "img"] == [
-        {"id": "frame", "alt": "the frame at the cursor"}
+        {"id": "frame", "alt": "the image at the cursor"}
     ]
 
 
@@ -132,7 +138,7 @@ def test_two_replays_stand_side_by_side(result, tmp_path):
     assert data["series"][3]["values"][0][14:] == [round(other.frames[14].command[0], 4)] + 5 * [None]
     text = report_html(result, other)
     assert "the other" in text
-    assert "how far the two are apart" in text
+    assert "how far the two predictions are apart" in text
 
 
 def test_a_drive_without_commands_says_so(tmp_path):
@@ -160,7 +166,7 @@ def test_events_tell_what_changed(tmp_path):
     found = events(run(path, CountingPolicy(fail_at=(2,))).frames)
     assert (0, "dropped from here: no_instruction") in found
     assert (3, "instruction: follow the track") in found
-    assert (3, "the state was cleared: start") in found
+    assert (3, "the LSTM state was cleared: start") in found
     assert (5, "dropped from here: step_failed") in found
     assert (9, "instruction: go back") in found
 
@@ -180,6 +186,153 @@ def test_the_subcommand_writes_it(tmp_path, tiny_checkpoint, capsys):
     assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--report", str(report)]) == 0
     assert "tiny.pth" in report.read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["drive", "drive.html"]
+
+
+# ---- limits, paths, training and other drives ------------------------------------------------------------------------
+
+
+def test_each_limit_has_its_share_of_the_moving_images_and_of_their_time():
+    limited = [None, ("speed of linear.x",), (), ("speed of linear.x", "acceleration")]
+    shares = {share.name: share for share in limit_shares([0.0, 1.0, 1.5, 2.0], limited)}
+    assert (shares["speed of linear.x"].frames, shares["speed of linear.x"].frame_share) == (2, pytest.approx(2 / 3))
+    assert (shares["acceleration"].time_s, shares["acceleration"].time_share) == (0.5, pytest.approx(1 / 3))
+    assert shares["speed of angular.z"].frames == 0
+    assert shares[ANY_LIMIT].frames == 2
+
+
+def test_a_gap_in_the_images_counts_as_no_time_of_a_limit():
+    limited = [("acceleration",), ("acceleration",)]
+    assert limit_shares([0.0, 100.0], limited)[-1].time_s == 0.0
+    assert limit_shares([], [])[-1].frame_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("velocity", "end"),
+    [
+        ((0.5, 0.0, 0.0), (1.0, 0.0, 0.0)),
+        ((0.0, 0.5, 0.0), (0.0, 1.0, 0.0)),  # an omnidirectional base, to the left
+        ((0.0, 0.0, 1.0), (0.0, 0.0, 2.0)),
+        ((1.0, 0.0, math.pi / 4), (4 / math.pi, 4 / math.pi, math.pi / 2)),  # a quarter of a circle to the left
+    ],
+)
+def test_commands_are_integrated_by_rep_103(velocity, end):
+    poses = integrate([0.0, 0.5, 1.0, 2.0], [velocity] * 4)
+    assert poses[0].tolist() == [0.0, 0.0, 0.0]
+    assert poses[-1] == pytest.approx(np.array(end), abs=1e-9)
+
+
+def test_silence_gaps_and_time_that_runs_backwards_move_nothing():
+    ahead = (1.0, 0.0, 0.0)
+    assert integrate([0.0, 1.0, 2.0], [ahead, None, ahead])[-1, 0] == pytest.approx(1.0)
+    assert integrate([0.0, 10.0, 9.0, 9.5], [ahead] * 4)[-1, 0] == pytest.approx(0.5)
+    assert integrate([0.0, 1.0], [(math.nan, 0.0, 0.0)] * 2)[-1, 0] == 0.0
+    assert integrate([], []).shape == (0, 3)
+    assert held([0.0, 1.0, 2.5], [ahead, None, None]) == [ahead, ahead, None]
+
+
+def test_the_page_holds_the_path_of_each_command(result):
+    data = page_data(result)
+    expected = integrate([0.05 * index for index in range(20)], [frame.recorded for frame in result.frames])
+    assert np.array(data["paths"]["recorded"]) == pytest.approx(expected[:, :2], abs=1e-3)
+    text = report_html(result)
+    assert {attributes["data-path"] for _, attributes in Page(text).elements if "data-path" in attributes} == {
+        "recorded",
+        "predicted",
+        "gated",
+    }
+    assert "Dead reckoning" in text
+
+
+def test_a_path_has_the_same_scale_on_both_axes(result):
+    (group,) = re.findall(r'class="metres" transform="matrix\((.*?)\)"', report_html(result))
+    a, b, c, d, _, _ = map(float, group.split())
+    assert (a, d) == (0.0, 0.0)  # x is up, y is to the left
+    assert b == c < 0.0
+
+
+def test_a_path_that_stands_still_still_has_room():
+    assert path_extent([np.zeros((3, 3))]) == ((-0.5, 0.5), (-0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("span", "texts"),
+    [((-0.73, 0.73), ["-0.5", "0.0", "0.5"]), ((0.0, 41.0), ["0", "20", "40"]), ((0.0, 0.0), ["0"])],
+)
+def test_ticks_stand_at_round_values(span, texts):
+    assert [text for _, text in ticks(*span, 4)] == texts
+
+
+def test_images_that_training_saw_are_marked(tmp_path):
+    seen = seen_frames(TrainingRecord("drive", (0, 12), (12, 20)), tmp_path / "drive", 20)
+    assert seen.seen == (*[True] * 12, *[False] * 8)
+    assert "steps 0 to 11" in seen.sentence
+
+
+@pytest.mark.parametrize(
+    "record", [None, TrainingRecord("world"), TrainingRecord("another", (0, 12)), TrainingRecord("drive")]
+)
+def test_what_is_not_recorded_about_training_is_said_so(record, tmp_path):
+    seen = seen_frames(record, tmp_path / "drive.mcap", 20)
+    assert seen.seen is None
+    assert seen.sentence.startswith("Not recorded")
+
+
+def test_the_record_of_a_training_is_read_from_a_checkpoint(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "policy.pth"
+    torch.save({"model_state_dict": {"w": torch.zeros(1)}, "args": {"episodes": "a/drive.h5", "steps": (0, 5)}}, path)
+    assert read_training_record(path) == TrainingRecord("drive", (0, 5))
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"training": {"args": {"episodes": "world"}}}))
+    assert read_training_record(folder) == TrainingRecord("world")
+    assert read_training_record(tmp_path / "missing.pth") is None
+    (folder / "config.json").write_text("[]")
+    assert read_training_record(folder) is None
+
+
+def test_a_page_shows_what_training_saw_or_that_it_is_not_recorded(result):
+    assert page_data(result)["seen"] is None
+    assert "<b>not recorded</b>" in report_html(result)
+    assert page_data(result, seen=[True] * 5 + [False] * 15)["seen"] == [1] * 5 + [0] * 15
+
+
+def test_drives_are_shown_next_to_each_other_on_the_same_scales(result, tmp_path):
+    slow = changed(result, frames=tuple(changed(f, recorded=(0.01, 0.0, 0.0)) for f in result.frames[:10]))
+    slow = changed(slow, bag=tmp_path / "slow", gate={**slow.gate, "frames": slow.gate["frames"][:10]})
+    file = tmp_path / "slow.json"
+    file.write_text(result_json(slow))
+    drive = read_drive(file)
+    assert drive == drive_of(slow)
+    text = report_html(result, more=[drive])
+    cards = re.findall(r'<article class="drive">.*?</article>', text, re.DOTALL)
+    assert [re.search("<h3>(.*?)</h3>", card)[1] for card in cards] == ["drive, counting", "slow, counting"]
+    scales = [re.findall(r'matrix\([^)]*\)|<text x="[^"]*" y="[^"]*"[^>]*>[^<]*</text>', card) for card in cards]
+    assert scales[0] == scales[1]
+    assert "<article" not in report_html(result)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"stamps_s": [], "bag": 1}', "no JSON"])
+def test_a_file_that_is_no_replay_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(MobileVlaError):
+        read_drive(tmp_path / "x.json")
+
+
+def test_other_drives_need_a_report(tmp_path, tiny_checkpoint, capsys):
+    path = write_drive(tmp_path / "drive")
+    arguments = ["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--with-drive", "x.json"]
+    assert cli.main(arguments) == 2
+    assert "--with-drive is given without --report" in capsys.readouterr().err
+
+
+def test_replays_have_short_names_that_differ(result):
+    def named(checkpoint: str, engine: str = "eager") -> ReplayResult:
+        return changed(result, policy=changed(result.policy, checkpoint=checkpoint, dtype="float32", engine=engine))
+
+    assert labels([named("a/x.pth"), named("b/y.pth")]) == ["x.pth", "y.pth"]
+    assert labels([named("a/x.pth"), named("b/x.pth")]) == ["a/x.pth", "b/x.pth"]
+    assert labels([named("x.pth"), named("x.pth", "flat")]) == ["x.pth (float32, eager)", "x.pth (float32, flat)"]
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
@@ -236,7 +389,7 @@ def test_the_scrubber_moves_frame_cursor_and_figures(opened):
     assert "go back" in page.inner_text("#facts")
     assert "-0.120" in page.inner_text("#values")
     assert page.evaluate("() => document.getElementById('frame').decode().then(() => [frame.naturalWidth])") == [64]
-    assert page.locator("#arrows line").count() > 0
+    assert page.locator("#arcs path.arc").count() == 3
 
 
 def test_keys_move_the_cursor(opened):
@@ -294,6 +447,6 @@ def test_an_empty_report_opens(chromium, result, tmp_path):
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto((tmp_path / "empty.html").as_uri())
-    assert "no picture" in page.inner_text(".picture")
+    assert "could not be read" in page.inner_text(".picture")
     page.close()
     assert complaints == []

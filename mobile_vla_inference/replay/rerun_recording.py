@@ -1,7 +1,7 @@
 """A replay as a Rerun recording (.rrd): frames, commands, steps, the gate's reasons and instructions on one timeline.
 
-For people who look at drives in the Rerun viewer, in the place of the HTML report or beside it. rerun-sdk is an extra
-(requirements/rerun.txt): everything else runs without it.
+For people who look at drives in the Rerun viewer, instead of the HTML report or in addition to it. rerun-sdk is an
+extra (requirements/rerun.txt): everything else runs without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RerunMissingError(MobileVlaError):
 
 
 def require_rerun() -> None:
-    """Raise RerunMissingError where a recording can't be written."""
+    """Raise RerunMissingError if rerun-sdk is not installed."""
     try:
         import rerun  # noqa: F401
     except ImportError as error:
@@ -33,7 +33,7 @@ def require_rerun() -> None:
 
 
 def write_recording(result: ReplayResult, path: Path, against: ReplayResult | None = None) -> None:
-    """Write a replay, and a second one over the same bag where there is one; show progress.
+    """Write a replay, and a second one over the same bag if it is given; show progress.
 
     Entities are `camera`, `linear.x/recorded` and the like per axis, `step_ms`, `gate`, `instruction` and `events`; the
     timeline `stamp` is the capture time of each image.
@@ -46,7 +46,7 @@ def write_recording(result: ReplayResult, path: Path, against: ReplayResult | No
     from tqdm import tqdm
 
     recording = rerun.RecordingStream("mobile_vla_replay")
-    # The recording grows while it is written: it gets its name once it is whole.
+    # The file grows while it is written: it gets its final name once it is whole.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         recording.save(unfinished, default_blueprint=_blueprint(result))
@@ -72,7 +72,7 @@ def write_recording(result: ReplayResult, path: Path, against: ReplayResult | No
 
 
 def _blueprint(result: ReplayResult) -> Any:
-    """Return how the viewer shows it at first: the camera at the left, a plot for each axis at the right."""
+    """Return the first layout of the viewer: the camera at the left, a plot for each axis at the right."""
     from rerun import blueprint
 
     plots = [
@@ -103,7 +103,7 @@ def _log_frame(recording: Any, frame: ReplayFrame) -> None:
         recording.log("step_ms", rerun.Scalars(1e3 * frame.latency_s))
     recording.log("gate", rerun.TextLog(frame.reason))
     recording.log("instruction", rerun.TextLog(frame.instruction))
-    for event in filter(None, (frame.drop, frame.reset and f"state cleared: {frame.reset}")):
+    for event in filter(None, (frame.drop, frame.reset and f"LSTM state cleared: {frame.reset}")):
         recording.log("events", rerun.TextLog(event, level="WARN"))
 
 

@@ -20,14 +20,14 @@ class ReplayFrame:
     Attributes:
         index: position among the images of the topic, from 0.
         stamp_s: capture time by the image's header, seconds.
-        stepped: whether the policy saw it.
+        stepped: whether the policy stepped on it.
         drop: why it was not stepped (`not_due`, `unreadable`, `no_stamp`, `repeated_stamp`, `no_instruction`,
             `step_failed`); empty where it was.
-        reset: why the hidden state was cleared before this step (`start`, `instruction`, `image_gap`,
+        reset: why the LSTM state was cleared before this step (`start`, `instruction`, `image_gap`,
             `time_backwards`, `step_failed`, `steps_file`); empty where it was kept.
-        action: what the policy said, normalised, one float per action axis; None where it was not stepped.
+        action: the policy's action, normalised, one float per action axis; None where it was not stepped.
         command: the same in command units (m/s, m/s, rad/s), unlimited; None where it was not stepped.
-        gated: what the gate would have published (limited in speed and acceleration); None: silence.
+        gated: what the gate would have published (limited in speed and acceleration); None: nothing.
         reason: the gate's reason (`moving`, `no_step`, ...).
         recorded: the command in force in the bag at this image (m/s, m/s, rad/s); None where there was none.
         instruction: the text in force.
@@ -55,7 +55,7 @@ class ReplayTiming:
     Attributes:
         wall_s: the whole replay, loading of the policy not included.
         latency_ms: p50, p95, p99, max and mean of the policy's steps; empty without any.
-        overhead_ms: p50, p95, max and mean of what a frame costs beyond the policy (reading, decoding, gate, records).
+        overhead_ms: p50, p95, p99, max and mean of the rest of a frame's time (reading, decoding, gate, records).
         frames_per_s: frames of the bag per second of wall time.
         memory: samples over the replay, at most a few hundred.
     """
@@ -77,7 +77,7 @@ class ReplayResult:
         command_topic: the topic of the recorded commands; None where the bag holds none.
         policy: the facts of the policy.
         pace: `every-frame`, `due`, `steps-file` or `node`.
-        command_line: the command that made it, ready to paste.
+        command_line: the command that made it.
         versions: name -> version of the package, Python, torch, transformers, numpy, OpenCV, rosbags.
         instructions: the texts that were in force, in order of first use.
         frames: one entry per image.

@@ -1,4 +1,4 @@
-"""A replay summed up: comparison, counts, versions; as JSON and back."""
+"""The summary of a replay: comparison, counts, versions; as JSON and back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_STEPS_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Step:
-    """A step that the node took: the stamp of its frame, whether the state was empty before, the text in force."""
+    """A step of the node: the stamp of its frame, whether the LSTM state was empty before, the instruction in force."""
 
     stamp_s: float
     reset: bool
@@ -79,7 +79,7 @@ def _counted(causes: Iterable[str]) -> dict[str, int]:
 
 
 def _gate(frames: Sequence[ReplayFrame], limits: GateLimits) -> dict[str, Any]:
-    """Count what the limits of the gate changed of what the policy wanted."""
+    """Count the frames whose command the limits of the gate changed."""
     limited = frames_limited_by(frames, limits)
     counts = Counter(name for names in limited for name in names or ())
     return {
@@ -92,7 +92,7 @@ def _gate(frames: Sequence[ReplayFrame], limits: GateLimits) -> dict[str, Any]:
 
 
 def limits_sentence(gate: dict[str, Any]) -> str:
-    """Say how many frames the limits changed, and which limit how many."""
+    """Return in words how many frames the limits changed, and which limit how many."""
     changed, moving = gate["changed"], gate["moving"]
     if not moving:
         return "nothing moved"
@@ -101,7 +101,7 @@ def limits_sentence(gate: dict[str, Any]) -> str:
 
 
 def _pace_notes(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> list[str]:
-    """Say where the policy's steps were not as far apart as one step of its memory stands for."""
+    """Return a note if the steps were not as far apart as in training."""
     times = np.diff([frame.stamp_s for frame in frames if frame.stepped])
     times = times[times > 0.0]
     period_s = policy.step_period_s
@@ -110,8 +110,8 @@ def _pace_notes(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> list[str]
     stepped_s = float(np.median(times))
     advice = "; --due steps as the node does" if stepped_s < period_s else ""
     return [
-        f"the policy was stepped every {stepped_s:.3g} s, but one step stands for {period_s:g} s: its memory ran "
-        f"{period_s / stepped_s:.2g} times as fast as it learned{advice}"
+        f"the policy was stepped every {stepped_s:.3g} s, but one step stands for {period_s:g} s: its LSTM ran "
+        f"{period_s / stepped_s:.2g} times as fast as in training{advice}"
     ]
 
 
@@ -136,7 +136,7 @@ def _comparison(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> dict[str,
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides a replay's figures, as far as it is installed."""
+    """Return the versions of the packages that decide a replay's figures, of those that are installed."""
     found = {"mobile_vla_inference": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "numpy", "rosbags", "mcap"):
         try:
@@ -147,7 +147,7 @@ def versions() -> dict[str, str]:
 
 
 def result_json(result: ReplayResult, against: ReplayResult | None = None) -> str:
-    """Return a result as JSON: the same bytes for the same bag, checkpoint and options, but for the key `timing`.
+    """Return a result as JSON: the same bytes for the same bag, checkpoint and options, except for the key `timing`.
 
     With `against`, that replay's content is under the key `against`, its timing under `timing`.
     """
@@ -226,7 +226,7 @@ def difference(result: ReplayResult, against: ReplayResult) -> dict[str, Any] | 
 
 
 def read_steps(path: Path | str) -> tuple[Step, ...]:
-    """Read the steps that a replay's JSON file tells; raise BagError where it tells none."""
+    """Read the steps in a replay's JSON file; raise BagError if it contains none."""
     try:
         content = read_json(path, "the JSON file of a replay", _MAX_STEPS_BYTES, error=BagError)
         steps = tuple(
@@ -235,9 +235,9 @@ def read_steps(path: Path | str) -> tuple[Step, ...]:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BagError(
-            f"{path} tells no steps, expected a JSON file of `mobile_vla replay --json` with the key `steps`; "
+            f"{path} contains no steps, expected a JSON file of `mobile_vla replay --json` with the key `steps`; "
             "check the path"
         ) from error
     if not steps:
-        raise BagError(f"{path} tells no step at all, expected at least one; replay again")
+        raise BagError(f"{path} contains an empty list of steps, expected at least one; replay again")
     return steps

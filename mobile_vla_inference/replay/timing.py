@@ -1,4 +1,4 @@
-"""What differs from one replay to the next: latencies, what an image costs beyond them, and memory."""
+"""What differs from one replay to the next: time of the steps, time of the rest of a frame, and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MEMORY_SAMPLES = 400
 
 
 class Stopwatch:
-    """Latencies, what frames cost beyond them, and memory, over a replay."""
+    """Measure the steps, the rest of each frame's time, and memory over a replay."""
 
     def __init__(self) -> None:
         self._probe = MemoryProbe()
@@ -29,7 +29,7 @@ class Stopwatch:
         self._sampled_s = -np.inf
 
     def lap(self, frame: int, latency_s: float | None) -> None:
-        """Take note of a frame that is done."""
+        """Note that a frame is done, and the time of its step where there was one."""
         now_s = time.perf_counter()
         self._overhead_s.append(now_s - self._lap_s - (latency_s or 0.0))
         if latency_s is not None:

@@ -1,4 +1,4 @@
-"""`mobile_vla drive`: let a policy drive in the simulated world, and count how often it does what it was told."""
+"""`mobile_vla drive`: let a policy drive in the simulated world, and count how often it follows its instruction."""
 
 from __future__ import annotations
 
@@ -35,36 +35,59 @@ if TYPE_CHECKING:
 
 DRIVERS = ("policy", "misled", "random", "expert")
 
-HELP = "let a policy drive in the simulated world, and count how often it does what it was told"
+HELP = "let a policy drive in the simulated world, and count how often it follows its instruction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--checkpoint", type=Path, default=SMALL_POLICY, metavar="CK", help="policy (default: the small one inside)"
+        "--checkpoint",
+        type=Path,
+        default=SMALL_POLICY,
+        metavar="CK",
+        help="policy (default: the small one of the package)",
     )
-    parser.add_argument("--episodes", type=count, default=40, metavar="N", help="how many (default 40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first world; none was trained on (default 0)")
-    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one (default: all in turn)")
+    parser.add_argument("--episodes", type=count, default=40, metavar="N", help="how many episodes (default 40)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="number of the first world; training used none of them (default 0)",
+    )
+    parser.add_argument("--scenario", choices=SCENARIOS, help="only this scenario (default: all in turn)")
     parser.add_argument(
         "--driver",
         choices=DRIVERS,
         default="policy",
-        help="what drives: for comparison, the policy told a side by lot, random commands, or the expert with the map",
+        help="who drives: the policy; to compare, the policy with a random side in its instruction (misled), "
+        "random commands, or the expert, which has the map",
     )
-    parser.add_argument("--no-memory", action="store_true", help="clear the policy's state before every step")
+    parser.add_argument("--no-memory", action="store_true", help="clear the policy's LSTM state before every step")
     parser.add_argument(
-        "--swap-instruction", action="store_true", help="the same worlds, told to pass on the other side"
+        "--swap-instruction",
+        action="store_true",
+        help="the same worlds, with the instruction to pass on the other side",
     )
-    parser.add_argument("--unseen-phrasing", action="store_true", help="sentences that were never trained on")
-    parser.add_argument("--language", choices=("en", "ko"), help="of the instructions (default: both)")
-    parser.add_argument("--camera", choices=CAMERAS, default="on", help="freeze or darken the camera (default on)")
-    parser.add_argument("--base", choices=BASES, default="differential", help="the robot's base")
+    parser.add_argument("--unseen-phrasing", action="store_true", help="sentences that training never used")
+    parser.add_argument("--language", choices=("en", "ko"), help="language of the instructions (default: both)")
     parser.add_argument(
-        "--ros", action="store_true", help="through the real vla_node and sim_robot, over topics and in real time"
+        "--camera",
+        choices=CAMERAS,
+        default="on",
+        help="on, or: the first image only (frozen), no light (black) (default on)",
+    )
+    parser.add_argument("--base", choices=BASES, default="differential", help="the robot's base (default differential)")
+    parser.add_argument(
+        "--ros", action="store_true", help="drive through the real vla_node and sim_robot, over topics and in real time"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every episode to this file")
-    parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="record what the robot saw and where it went")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        metavar="OUT.mp4",
+        help="write a video: camera, room from above, instruction, command, time, outcome",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,10 +96,10 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.video, args.checkpoint, kind=VIDEO_OUTPUT)
     if args.seed < 0:
         raise MobileVlaError(
-            f"--seed is {args.seed}, expected 0 or more: worlds before are for training; choose another"
+            f"--seed is {args.seed}, expected 0 or more: the worlds below 0 are for training; choose another"
         )
     results, facts = _drive_through_node(args) if args.ros else _drive_in_process(args)
-    _print_table(results)
+    _print_table(results, args.video)
     if args.json is not None:
         text = json.dumps(_report(args, facts, results), indent=2, ensure_ascii=False) + "\n"
         write_text_atomically(args.json, text)
@@ -84,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class PolicyDriver:
-    """A policy as the robot's node runs it, without the node: one step for each picture."""
+    """A policy as the robot's node runs it, without the node: one step for each image."""
 
     def __init__(self, policy: VlaPolicy, keeps_memory: bool = True) -> None:
         settings = policy.settings
@@ -93,31 +116,31 @@ class PolicyDriver:
         self._mapping = ActionMapping.of(settings)
 
     def begin(self, instruction: str) -> None:
-        """Forget the episode before, and follow an instruction."""
+        """Clear the LSTM state, and follow an instruction."""
         self._policy.set_instruction(instruction)
         self._policy.reset()
 
     def drive(self, frame: np.ndarray) -> VelocityCommand:
-        """Answer a picture."""
+        """Return the command for an image."""
         if not self._keeps_memory:
             self._policy.reset()
         return self._mapping.velocity(self._policy.step(frame).values)
 
 
 class RandomDriver:
-    """Commands by lot, each axis over all that the base can do."""
+    """Random commands, each axis over the whole range of the base."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._episodes = 0
 
     def begin(self, instruction: str) -> None:
-        """Begin other random numbers."""
+        """Start the next sequence of random numbers."""
         self._rng = np.random.default_rng([self._seed, self._episodes])
         self._episodes += 1
 
     def drive(self, frame: np.ndarray) -> VelocityCommand:
-        """Answer anything."""
+        """Return a random command."""
         x, z = self._rng.uniform((0.0, -MAX_ANGULAR_RADPS), (MAX_LINEAR_MPS, MAX_ANGULAR_RADPS))
         return VelocityCommand(float(x), 0.0, float(z))
 
@@ -131,27 +154,19 @@ def tasks(args: argparse.Namespace) -> list[EpisodeTask]:
         scenario = args.scenario or SCENARIOS[index % len(SCENARIOS)]
         if args.swap_instruction:
             scenario = other_side(scenario)
-        told = scenario
+        instructed = scenario
         if args.driver == "misled" and np.random.default_rng([seed, 6]).integers(2):
-            told = other_side(scenario)
-        chosen.append(EpisodeTask(scenario, seed, instruction(told, seed, phrasing, args.language)))
+            instructed = other_side(scenario)
+        chosen.append(EpisodeTask(scenario, seed, instruction(instructed, seed, phrasing, args.language)))
     return chosen
 
 
 def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:
-    """Drive the episodes through the real node; return what became of them, and facts on the policy."""
+    """Drive the episodes through the real node; return their results, and the facts of the policy."""
     from mobile_vla_inference.policy.facts import policy_facts_of_node
     from mobile_vla_inference.tools.drive_node import node_driver
 
-    drives = args.driver not in ("policy", "misled")
-    given = {
-        "--driver": drives,
-        "--no-memory": args.no_memory,
-        "--camera": args.camera != "on",
-        "--video": args.video is not None,
-    }
-    for option in (name for name, is_given in given.items() if is_given):
-        raise MobileVlaError(f"{option} is given with --ros, expected it in process only; leave out one of the two")
+    _check_ros_options(args)
     chosen = tasks(args)
     results = []
     with node_driver(args.checkpoint, args.base, chosen[0]) as driver, _progress(chosen) as bar:
@@ -161,8 +176,21 @@ def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], 
         return results, policy_facts_of_node(args.checkpoint, driver.facts)
 
 
+def _check_ros_options(args: argparse.Namespace) -> None:
+    """Raise MobileVlaError where an option is given that works without the node only."""
+    in_process_only = {
+        "--driver": args.driver not in ("policy", "misled"),
+        "--no-memory": args.no_memory,
+        "--camera": args.camera != "on",
+        "--video": args.video is not None,
+    }
+    given = [option for option, is_given in in_process_only.items() if is_given]
+    if given:
+        raise MobileVlaError(f"{given[0]} is given with --ros, expected it in process only; leave out one of the two")
+
+
 def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:
-    """Drive the episodes without the node; return what became of them, and facts on the policy."""
+    """Drive the episodes without the node; return their results, and the facts of the policy."""
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
     from mobile_vla_inference.sim.renderer import Renderer
     from mobile_vla_inference.sim.video import open_video
@@ -220,20 +248,26 @@ def _report(args: argparse.Namespace, facts: PolicyFacts, results: list[EpisodeR
     }
 
 
-def _print_table(results: list[EpisodeResult]) -> None:
+def _print_table(results: list[EpisodeResult], video: Path | None) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=0)
     table.add_column("scenario", no_wrap=True)
-    for name in ("driven", "success", "95 %", "wrong side", "collision", "timeout", "path"):
+    for name in ("episodes", "success", "95 %", "wrong side", "collision", "timeout", "path"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, figures in summarize_by_scenario(results).items():
         table.add_row(*_row(name, figures))
     table.add_section()
     table.add_row(*_row("all", summarize(results)))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(
+        "95 %: confidence interval of success; path: length over that of the expert, where it succeeds", highlight=False
+    )
+    if video is not None:
+        console.print(f"video: {video}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _row(name: str, figures: dict[str, Any]) -> list[str]:

@@ -56,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace.add_argument("--node", action="store_true", help="play the bag in real time through the real vla_node")
     parser.add_argument("--max-frames", type=count, metavar="N", help="stop after so many images")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
+    parser.add_argument(
+        "--with-drive",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="JSON file of another replay, shown in the report next to this one; can be given several times",
+    )
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="write a Rerun recording (needs rerun-sdk)")
     parser.add_argument("--out-bag", type=Path, metavar="BAG", help="write the drive with the predicted commands")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file for machines")
@@ -94,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_text_atomically(args.json, result_json(result, other))
     if args.report is not None:
-        from mobile_vla_inference.replay.report import write_report
+        from mobile_vla_inference.replay.report.drives import read_drive
+        from mobile_vla_inference.replay.report.page import write_report
 
-        write_report(result, args.report, other)
+        write_report(result, args.report, other, [read_drive(path) for path in args.with_drive])
     if args.rerun is not None:
         write_recording(result, args.rerun, other)
     return 0
@@ -118,11 +127,13 @@ def _options(args: argparse.Namespace) -> ReplayOptions:
 
 def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
     """Refuse what can't be used before a policy is loaded."""
-    inputs = (args.bag, args.checkpoint, args.against, args.steps, args.processors)
+    inputs = (args.bag, args.checkpoint, args.against, args.steps, args.processors, *args.with_drive)
     for path, kind in ((args.json, JSON_OUTPUT), (args.report, HTML_OUTPUT), (args.rerun, RERUN_OUTPUT)):
         check_output(path, *inputs, kind=kind)
     if args.rerun is not None:
         require_rerun()
+    if args.with_drive:
+        _check_drives(args)
     if args.out_bag is not None:
         check_new_bag(args.out_bag)
     for checkpoint in (args.checkpoint, args.against):
@@ -140,6 +151,15 @@ def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
         raise MobileVlaError("--steps tells the instructions itself, expected no --instruction; leave one of them out")
     with BagReader(args.bag) as bag:
         options.topics(bag)
+
+
+def _check_drives(args: argparse.Namespace) -> None:
+    from mobile_vla_inference.replay.report.drives import read_drive
+
+    if args.report is None:
+        raise MobileVlaError("--with-drive is given without --report, expected both; name the report to write")
+    for path in args.with_drive:
+        read_drive(path)
 
 
 def _node_parameters(args: argparse.Namespace) -> dict[str, Any]:
