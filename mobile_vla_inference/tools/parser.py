@@ -112,4 +112,4 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~somebody, who has no home folder here
-        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that doesn't exist: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that is not there: {error}") from error
