@@ -120,7 +120,7 @@ def add_instruction_argument(parser: argparse.ArgumentParser, default: str = "as
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how a policy is loaded and where it runs; tools/loading.py reads these options."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on; auto: cuda if there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run; auto: cuda if there is one")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="number type; auto: float32 on cpu, float16 on cuda"
     )
@@ -205,7 +205,9 @@ def check_output(
         raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
     for each in inputs:
         if each is not None and _reads(each, path):
-            raise MobileVlaError(f"{path} would overwrite a file that is read ({each}), expected another file; choose another name")
+            raise MobileVlaError(
+                f"{path} would overwrite a file that is read ({each}), expected another one; choose another name"
+            )
     if force is None:
         _check_kind(path, kind)
     elif not force:
@@ -239,7 +241,7 @@ def _check_kind(path: Path, kind: OutputKind) -> None:
         raise MobileVlaError(f"{path} exists, but can't be read ({error.strerror}); choose another name") from error
     if head and not kind.begins.match(head):
         raise MobileVlaError(
-            f"{path} exists and is not a {kind.name}, expected a new file or a {kind.name} to replace; choose another name"
+            f"{path} exists and is not a {kind.name}, expected a new file or an old {kind.name}; choose another name"
         )
 
 

@@ -21,20 +21,13 @@ from mobile_vla_inference.tools.results import write_json
 #: A board has this much of its nominal memory: firmware and the kernel reserve the rest.
 _MIB_PER_BOARD_GB = 1e9 / (1 << 20)
 
-#: What needs memory besides the policy: MiB, and where the figure is from.
+#: What needs memory besides the policy: MiB, where the figure is from, and what the item is.
 _SURROUNDINGS = {
-    "node": (100.0, "measured on x86-64"),
-    "cuda_context": (700.0, "assumed"),
-    "ros_and_camera": (300.0, "assumed"),
-    "system": (1200.0, "assumed"),
-    "desktop": (1000.0, "assumed; 0 without one"),
-}
-_ITEMS = {
-    "node": "the node's own process",
-    "cuda_context": "the CUDA context",
-    "ros_and_camera": "the other ROS nodes and the camera driver",
-    "system": "the operating system",
-    "desktop": "the desktop",
+    "node": (100.0, "measured on x86-64", "the node's own process"),
+    "cuda_context": (700.0, "assumed", "the CUDA context"),
+    "ros_and_camera": (300.0, "assumed", "the other ROS nodes and the camera driver"),
+    "system": (1200.0, "assumed", "the operating system"),
+    "desktop": (1000.0, "assumed; 0 without one", "the desktop"),
 }
 
 
@@ -44,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--board-gb", type=non_negative_number, default=16.0, metavar="GB", help="memory of the board, GB"
     )
-    for name, (default_mib, source) in _SURROUNDINGS.items():
-        item = name.replace("_", "-")
+    for name, (default_mib, source, item) in _SURROUNDINGS.items():
         parser.add_argument(
-            f"--{item}-mib",
+            f"--{name.replace('_', '-')}-mib",
             type=non_negative_number,
             default=default_mib,
             metavar="MIB",
-            help=f"{_ITEMS[name]}, MiB (default: {default_mib:g}, {source})",
+            help=f"{item}, MiB (default: {default_mib:g}, {source})",
         )
     add_json_argument(parser, "budget")
 
@@ -91,7 +83,7 @@ def _print(budget: dict[str, Any]) -> None:
     loads = (f"{column['policy_load_mib']:,.0f}" for column in dtypes.values())
     table.add_row("policy and its libraries", *loads, "its tensors; libraries measured on x86-64")
     for name, value_mib in budget["surroundings_mib"].items():
-        default_mib, source = _SURROUNDINGS[name]
+        default_mib, source, _ = _SURROUNDINGS[name]
         values = [f"{value_mib:,.0f}"] * len(dtypes)
         table.add_row(name.replace("_", " "), *values, source if value_mib == default_mib else "given")
     table.add_row("left", *(f"{column['left_mib']:,.0f}" for column in dtypes.values()), "")

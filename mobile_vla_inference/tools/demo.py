@@ -31,15 +31,13 @@ from mobile_vla_inference.harness.processes import NodeProcess, run_tool
 from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, instruction
-from mobile_vla_inference.tools.arguments import SMALL_POLICY, check_output
+from mobile_vla_inference.tools.arguments import DEFAULT_INSTRUCTION, SMALL_POLICY, check_output
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
 
 HELP = "drive a simulated robot, or on frames of yours, with the real node, and show the figures"
 
-#: What is told where there is no world with boxes and a cup.
-DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
 DEFAULT_SECONDS = 45.0
 #: The worlds that the robot drives in, over and over: both kinds of instruction, both sides, both languages.
 _WORLDS = (

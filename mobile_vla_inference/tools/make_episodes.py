@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=count, default=64, metavar="N", help="number of episodes")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the first world")
     parser.add_argument(
-        "--policy", type=Path, metavar="CK", help="checkpoint that drives; labels stay the expert's (default: the expert)"
+        "--policy",
+        type=Path,
+        metavar="CK",
+        help="checkpoint that drives; labels stay the expert's (default: the expert)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--workers", type=count, default=1, metavar="N", help="number of processes")

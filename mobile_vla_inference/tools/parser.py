@@ -16,7 +16,9 @@ EXIT_USAGE = 2
 _SHORT_LIST = 6
 #: How argparse words an error about one argument, and a choice that doesn't exist (the quotes depend on its version).
 _ABOUT_ARGUMENT = re.compile(r"argument (?P<name>[^:]+): (?P<fault>.*)", re.DOTALL)
-_INVALID_CHOICE = re.compile(r"invalid choice: (?P<found>.*?)(?:, maybe .*)? \(choose from (?P<choices>.*)\)", re.DOTALL)
+_INVALID_CHOICE = re.compile(
+    r"invalid choice: (?P<found>.*?)(?:, maybe .*)? \(choose from (?P<choices>.*)\)", re.DOTALL
+)
 _INVALID_VALUE = re.compile(r"invalid (?P<type>\w+) value: (?P<found>.*)", re.DOTALL)
 _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "

@@ -20,9 +20,7 @@ def progress_bar(phase: str, unit: str, total: int | None = None, *, done: int =
         total: how many; None: unknown.
         done: how many were done before, by an interrupted run.
     """
-    return tqdm(
-        desc=phase, unit=unit, unit_scale=unit == "B", total=total, initial=done, delay=_DELAY_S, disable=None
-    )
+    return tqdm(desc=phase, unit=unit, unit_scale=unit == "B", total=total, initial=done, delay=_DELAY_S, disable=None)
 
 
 @contextmanager
