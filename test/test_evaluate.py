@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from mobile_vla_inference.action import training_values
 from mobile_vla_inference.bags.reader import BagReader
+from mobile_vla_inference.episodes.evaluation import predict
 from mobile_vla_inference.episodes.figures import Prediction, confusion, direction_name, directions, figures
 from mobile_vla_inference.episodes.files import (
     NO_SCENARIO,
@@ -32,7 +33,6 @@ from mobile_vla_inference.episodes.files import (
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.evaluate import predict
 
 AXES = ("linear.x", "angular.z")
 
@@ -358,7 +358,7 @@ def test_a_bag_has_the_times_of_its_episode(tmp_path, stamps_s, duration_s, more
 @pytest.mark.parametrize(
     ("stamps_s", "message"),
     [
-        (None, "tells neither stamps_s nor total_duration"),
+        (None, "contains neither stamps_s nor total_duration"),
         (np.array([0.0, 0.1, 0.1]), "expected stamps that rise"),
         (np.array([0.0, 0.1]), r"stamps_s float64 \[2\], expected \[3\]"),
         (np.array([b"a", b"b", b"c"]), "expected \\[3\\] numbers"),
@@ -382,7 +382,7 @@ def test_evaluate_says_where_pace_scale_and_keys_are_not_the_policys(tmp_path, t
     told = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
     assert "1 of 2 episodes have another time from step to step" in told
     assert "0.05 s) than the 0.3 s that a step of the policy stands for" in told
-    assert "1 of 2 episodes tell neither stamps_s nor total_duration" in told
+    assert "1 of 2 episodes contain neither stamps_s nor total_duration" in told
     assert "100.0% of the recorded linear.x is beyond the 2" in told
     assert "give --key-speed" in told
     assert "give --key-speed" in capsys.readouterr().err

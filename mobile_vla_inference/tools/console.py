@@ -180,7 +180,7 @@ class Commands:
     def _continuous(self, rest: str) -> None:
         if not rest and not sys.stdin.isatty():
             raise MobileVlaError(
-                "continuous never ends in a pipe, expected a number of steps, such as continuous 10; give one"
+                "continuous has no end in a pipe, expected a number of steps; give one, such as continuous 10"
             )
         limit = _count(rest, 0) or None
         period_s = self._session.policy.settings.step_period_s

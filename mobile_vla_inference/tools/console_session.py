@@ -46,7 +46,7 @@ class Frames(Protocol):
     count: int | None
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
-        """Return the name and the pixels, uint8 RGB [height, width, 3], of an image; raise FrameError if there is none."""
+        """Return an image's name and pixels, uint8 RGB [height, width, 3]; raise FrameError if there is none."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -253,7 +253,7 @@ class ConsoleSession:
         return Inference(self._name, action.values, self._mapping.velocity(action.values), action.step_s)
 
     def measure(self, count: int) -> Iterator[float]:
-        """Run `count` steps on the current image and yield the seconds of each; the LSTM state is reset before and after."""
+        """Run `count` steps on the current image and yield the seconds of each; the LSTM state is reset around them."""
         self.reset()
         try:
             for _ in range(count):

@@ -32,9 +32,7 @@ _NS = 1_000_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_reading_arguments(parser)
-    parser.add_argument(
-        "out", type=Path, metavar="OUT_DIR", help="folder to write the bags to, named after the episodes"
-    )
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the bags, named after the episodes")
     parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage format of the bags")
     parser.add_argument("--raw", action="store_true", help="write Image instead of CompressedImage (JPEG)")
     add_period_argument(parser, None)

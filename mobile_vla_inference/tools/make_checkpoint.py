@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out", type=Path, metavar="OUT.pth", help="file to write; its settings and processors are written next to it"
     )
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="full: the published size, 7.8 GB")
-    parser.add_argument(
-        "--variant", choices=("hybrid", "pure"), default="hybrid", help="hybrid: with CLIP; pure: without"
-    )
+    parser.add_argument("--variant", choices=("hybrid", "pure"), default="hybrid", help="hybrid has CLIP, pure has not")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the random weights")
     parser.add_argument(
         "--fusion-in", type=int, metavar="F", help="input width of the fusion layer (default: by the size; full: 2560)"
@@ -35,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint  # imports torch
 
     if args.variant == "pure" and args.fusion_in is not None:
-        raise CheckpointError(
-            "--fusion-in is given for the pure variant, which has no fusion layer, expected the hybrid one; leave it out"
-        )
+        raise CheckpointError("--fusion-in is given, but the pure variant has no fusion layer; leave it out")
     config = family_member(args.size, args.variant, args.fusion_in)
     with progress(f"making {args.out.name}", "B") as show:
         make_checkpoint(args.out, config, args.seed, force=args.force, progress=show)

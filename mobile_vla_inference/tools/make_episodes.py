@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         type=Path,
         metavar="CK",
-        help="checkpoint that drives; labels stay the expert's (default: the expert)",
+        help="checkpoint that drives while the expert labels (default: the expert drives)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--workers", type=count, default=1, metavar="N", help="number of processes")
