@@ -268,7 +268,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
 
 
 def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_goes_on(episodes_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("mobile_vla_inference.tools.train._SAVE_EVERY_UPDATES", 2)
+    monkeypatch.setattr("mobile_vla_inference.training.session._SAVE_EVERY_UPDATES", 2)
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
     cli.main(["train", str(episodes_file), *options(whole)])
     run = Trainer.run
@@ -325,7 +325,7 @@ def short_course(monkeypatch):
     pytest.importorskip("h5py")
     sizes = {"shown_episodes": 2, "round_episodes": 1, "shown_rounds": 1, "first_updates": 1, "round_updates": 1}
     monkeypatch.setattr(course, "Course", partial(course.Course, rounds=3, **sizes))
-    monkeypatch.setattr("mobile_vla_inference.tools.train._VALIDATION_EPISODES", 2)
+    monkeypatch.setattr("mobile_vla_inference.training.session._VALIDATION_EPISODES", 2)
 
 
 def test_a_course_in_the_world_goes_on_where_it_was_interrupted(short_course, tmp_path, monkeypatch):
@@ -581,7 +581,7 @@ def test_what_is_validated_on_is_not_trained_on(monkeypatch, tmp_path):
 
 def test_an_instruction_in_place_of_the_recorded_one_is_told(two, tmp_path, capsys):
     assert train(two, tmp_path / "x.pth", "--instruction", "turn back") == 0
-    assert "--instruction replaces what 2 of 2 episodes tell" in capsys.readouterr().err
+    assert "--instruction replaces the recorded instruction of 2 of 2 episodes" in capsys.readouterr().err
 
 
 def test_channels_are_turned_where_the_files_are_bgr(two):
@@ -656,7 +656,7 @@ def test_the_world_refuses_another_period_and_a_scale_below_the_experts(tmp_path
 def test_a_resumed_training_has_the_units_that_it_began_with(two, tmp_path, monkeypatch, capsys):
     out = tmp_path / "x.pth"
     with monkeypatch.context() as patch:
-        patch.setattr("mobile_vla_inference.tools.train._finish", interrupt)
+        patch.setattr("mobile_vla_inference.training.session._finish", interrupt)
         assert train(two, out) == 130
     recording(two / "a.h5", driven(x=0.9))
     assert train(two, out, "--resume") == 2
