@@ -24,11 +24,17 @@ from mobile_vla_inference.tools.arguments import (
 )
 from mobile_vla_inference.tools.progress import progress_bar
 from mobile_vla_inference.tools.results import warn
-from mobile_vla_inference.training.agreement import MAX_CLIPPED_SHARE, Options, agreed_settings, check_world
+from mobile_vla_inference.training.agreement import (
+    MAX_CLIPPED_SHARE,
+    Agreement,
+    Options,
+    Start,
+    agreed_settings,
+    check_world,
+)
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.storage.config import HybridConfig, PolicySettings
-    from mobile_vla_inference.training.agreement import Agreement, Start
     from mobile_vla_inference.training.dataset import Lesson
     from mobile_vla_inference.training.network import SequenceModel
     from mobile_vla_inference.training.session import Result, Setup
@@ -167,7 +173,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         for each in filter(None, inputs):
             if path.exists() and (path.resolve() == each.resolve() or path.resolve() in each.resolve().parents):
                 raise MobileVlaError(
-                    f"--out {args.out} would overwrite {path}, a file that is read, expected another; choose another name"
+                    f"--out {args.out} would overwrite {path}, a file that is read, expected another; choose one"
                 )
     check_output(args.out, *inputs, force=args.force or args.resume)
     if args.force or args.resume:
@@ -184,7 +190,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace) -> tuple[HybridConfig, Start]:
     """Return the sizes of the network and what training starts from; of a checkpoint, only its index is read."""
     from mobile_vla_inference.policy.checkpoint import open_checkpoint
-    from mobile_vla_inference.training.agreement import Start
     from mobile_vla_inference.training.network import starting_member
 
     if args.init in _SIZES:
