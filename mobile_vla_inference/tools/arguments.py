@@ -115,7 +115,9 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_instruction_argument(parser: argparse.ArgumentParser, default: str = "as recorded") -> None:
     """Declare `--instruction` in place of a recorded one."""
-    parser.add_argument("--instruction", type=instruction, metavar="TEXT", help=f"instruction (default: {default})")
+    parser.add_argument(
+        "--instruction", type=instruction, metavar="TEXT", help=f"instruction to use (default: {default})"
+    )
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:

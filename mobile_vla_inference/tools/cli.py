@@ -45,7 +45,7 @@ GROUPS = (POLICY, DATA, ROBOT, SIMULATION, CHECKS)
 
 TOOLS = {
     "infer": Tool("infer", "run a checkpoint on a folder of images", POLICY),
-    "console": Tool("console", "try a policy at a prompt: infer, benchmark, memory, ...", POLICY),
+    "console": Tool("console", "try a policy at a prompt: infer, benchmark, memory", POLICY),
     "inspect": Tool("inspect", "show a checkpoint's sizes, settings and memory needs", POLICY),
     "convert": Tool("convert", "convert a checkpoint to a folder that loads faster", POLICY),
     "train": Tool("train", "train on recorded episodes or in simulation", POLICY),
@@ -63,7 +63,7 @@ TOOLS = {
     "make-episodes": Tool("make_episodes", "record simulated episodes labelled with expert actions", SIMULATION),
     "verify": Tool("verify", "check the files of a converted folder by their hashes", CHECKS),
     "budget": Tool("budget", "check whether a policy fits the memory of a board", CHECKS),
-    "bench": Tool("bench.command", "measure loading, stepping, the running node, stopping", CHECKS),
+    "bench": Tool("bench.command", "measure loading, a step, the running node, the stop", CHECKS),
     "drill": Tool("drill.command", "inject every fault into a running node; time the stop", CHECKS),
 }
 
@@ -106,7 +106,7 @@ def make_parser(called: str | None) -> Parser:
     # The overview lists the subcommands by group, which argparse can't do.
     subparsers = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", required=True, help="one of those below")
     for name, tool in TOOLS.items():
-        subparser = subparsers.add_parser(name, description=f"{tool.help[0].upper()}{tool.help[1:]}.")
+        subparser = subparsers.add_parser(name, description=_sentence(tool.help))
         if name == called:
             module = import_module(f"mobile_vla_inference.tools.{tool.module}")
             module.add_arguments(subparser)
@@ -131,6 +131,10 @@ def _complete() -> None:
 
     words = os.environ["COMP_LINE"].split()
     argcomplete.autocomplete(make_parser(next((word for word in words if word in TOOLS), None)))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}".rstrip(".") + "."
 
 
 class _OverviewFormatter(HelpFormatter):

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="find the assumed settings by the stored validation MAE, and store them as assumed",
+        help="find the assumed settings by the stored validation MAE; store them, still as assumed",
     )
     parser.add_argument(
         "--val-mae",
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=0,
         metavar="N",
-        help="with --calibrate: confirm unambiguous settings, or candidate N",
+        help="with --calibrate: confirm unambiguous settings, or all settings of candidate N",
     )
     add_loading_arguments(parser)
     add_json_argument(parser)

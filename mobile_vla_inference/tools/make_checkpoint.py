@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", type=Path, metavar="OUT.pth", help="file to write; its settings and processors are written next to it"
     )
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="full: the published size, 7.8 GB")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="tiny", help="size of the towers; full: as published, 7.8 GB"
+    )
     parser.add_argument("--variant", choices=("hybrid", "pure"), default="hybrid", help="hybrid has CLIP, pure has not")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the random weights")
     parser.add_argument(
