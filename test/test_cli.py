@@ -17,6 +17,7 @@ from all_parsers import arguments_of, help_of, parsers_of
 from mobile_vla_inference import __version__
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools import cli
+from mobile_vla_inference.tools.progress import progress, progress_bar, stages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -169,6 +170,17 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(tool, capsys):
     tool.run = interrupted
     assert cli.main(["try"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_progress_is_shown_on_a_terminal_only(capsys):
+    with progress("converting", "B") as show:
+        show(1, 2)
+    with progress_bar("training", "update", 3, done=1) as bar:
+        bar.update()
+    with stages() as stage:
+        stage("reading")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")
 
 
 def test_a_reader_that_exits_is_not_an_error():
