@@ -207,9 +207,7 @@ def check_output(
         raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
     for each in inputs:
         if each is not None and _reads(each, path):
-            raise MobileVlaError(
-                f"{path} would overwrite a file that is read ({each}), expected another one; choose another name"
-            )
+            raise MobileVlaError(f"{path} would overwrite what is read from {each}, expected another file; choose one")
     if force is None:
         _check_kind(path, kind)
     elif not force:
