@@ -1,3 +1,3 @@
-"""Follow typed or spoken instructions from a camera: a hybrid vision-language-action policy as a ROS 2 node."""
+"""A ROS 2 node that drives a robot by camera images and instructions, with a vision-language-action policy."""
 
 __version__ = "0.1.0"

@@ -35,5 +35,7 @@ def test_a_board_that_is_too_small_is_status_1(tiny_checkpoint):
 
 
 def test_a_bad_figure_is_named(tiny_checkpoint, capsys):
-    assert main(["budget", str(tiny_checkpoint), "--system-mib", "-5"]) == 2
+    with pytest.raises(SystemExit) as ending:
+        main(["budget", str(tiny_checkpoint), "--system-mib", "-5"])
+    assert ending.value.code == 2
     assert "--system" in capsys.readouterr().err

@@ -1,8 +1,10 @@
-"""The command line: help without torch, one line for errors, quiet at Ctrl-C and closed pipes."""
+"""The command line: help without torch, one sentence for errors and typos, quiet after Ctrl-C or a closed pipe."""
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from all_parsers import arguments_of, help_of, parsers_of
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools import cli
+from mobile_vla_inference.tools.progress import progress, progress_bar, stages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,10 +31,15 @@ def run_python(*arguments: str, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def tool(monkeypatch):
-    """A subcommand of the test's own, `try`, whose `run` can be set."""
-    module = Namespace(HELP="try something", run=lambda args: 0)
-    module.add_arguments = lambda parser: parser.add_argument("--level", type=int, default=0)
-    monkeypatch.setattr(cli, "TOOLS", {"try": ("try_tool", "try something")})
+    """A subcommand of this test, `try`, whose `run` can be set."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--level", type=int, default=0, help="level")
+        parser.add_argument("--mode", choices=("slow", "fast"), help="mode")
+        parser.add_argument("--note", help="text")
+
+    module = Namespace(run=lambda args: 0, add_arguments=add_arguments)
+    monkeypatch.setattr(cli, "TOOLS", {"try": cli.Tool("try_tool", "try something", "tests")})
     monkeypatch.setitem(sys.modules, "mobile_vla_inference.tools.try_tool", module)
     return module
 
@@ -46,9 +55,13 @@ def test_the_overview_names_every_subcommand_without_loading_torch_or_rclpy():
     )
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
-    for name in cli.TOOLS:
-        assert f"\n    {name}" in result.stdout
     assert result.stdout.endswith("[]\n")
+    groups = re.findall(r"^(\S.*):\n((?:  .*\n)+)", result.stdout, re.MULTILINE)
+    shown = {title: re.findall(r"^  (\S+)  +\S", lines, re.MULTILINE) for title, lines in groups}
+    for group in cli.GROUPS:
+        assert shown[group] == [name for name, tool in cli.TOOLS.items() if tool.group == group]
+    assert {tool.group for tool in cli.TOOLS.values()} == set(cli.GROUPS)
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", cli.TOOLS)
@@ -64,12 +77,66 @@ def test_the_module_runs_as_the_command_does():
     assert (result.returncode, result.stdout) == (0, f"mobile_vla {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["try", "--level", "high"]])
-def test_wrong_usage_ends_with_2(tool, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "missing COMMAND; see mobile_vla --help"),
+        (["xyz"], "unknown command xyz; see mobile_vla --help"),
+        (["tyr"], "unknown command tyr; did you mean try? See mobile_vla --help"),
+        (["--verson"], "unknown option --verson; did you mean --version? See mobile_vla --help"),
+        (["try", "--levle", "3"], "unknown option --levle; did you mean --level? See mobile_vla try --help"),
+        (["try", "--levle=3"], "unknown option --levle; did you mean --level? See mobile_vla try --help"),
+        (["try", "--xyz"], "unknown option --xyz; see mobile_vla try --help"),
+        (["try", "more"], "unexpected argument more; see mobile_vla try --help"),
+        (["try", "--level", "high"], "--level is 'high', expected a whole number; see mobile_vla try --help"),
+        (["try", "--level"], "--level: expected one argument; see mobile_vla try --help"),
+        (
+            ["try", "--mode", "fsat"],
+            "--mode is fsat, expected one of slow, fast; did you mean fast? See mobile_vla try --help",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_sentence_with_the_nearest_match(tool, arguments, sentence, capsys):
     with pytest.raises(SystemExit) as ending:
         cli.main(arguments)
     assert ending.value.code == 2
-    assert "mobile_vla" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", f"mobile_vla: error: {sentence}\n")
+
+
+def test_a_typo_is_named_before_the_options_that_are_missing(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["infer", "--chekpoint", "a.pth"])
+    assert "unknown option --chekpoint; did you mean --checkpoint?" in capsys.readouterr().err
+
+
+def test_values_that_look_like_options_are_no_typos(tool):
+    seen = []
+    tool.run = lambda args: seen.append(args.note) or 0
+    assert cli.main(["try", "--note", "--not an option"]) == 0
+    assert cli.main(["try", "--note=--levle"]) == 0
+    assert seen == ["--not an option", "--levle"]
+
+
+@pytest.mark.parametrize("name", cli.TOOLS)
+def test_every_argument_has_help_and_every_default_is_shown(name):
+    for command, parser in parsers_of(name).items():
+        assert parser.description[0].isupper() or command.startswith("bench "), command
+        for argument in arguments_of(parser):
+            assert argument.help, (command, argument.dest)
+            shown, default = help_of(parser, argument), argument.default
+            assert "%" not in re.sub(r"\d ?%", "", shown), (command, argument.dest)
+            is_plain = isinstance(default, (str, int, float)) and not isinstance(default, bool)
+            if is_plain and default != argparse.SUPPRESS:
+                assert "default" in shown, (command, argument.dest)
+
+
+def test_the_help_of_train_gives_the_rounds_of_the_curriculum():
+    from mobile_vla_inference.training.curriculum import Curriculum
+
+    parser = parsers_of("train")["train"]
+    (rounds,) = (argument for argument in arguments_of(parser) if argument.dest == "rounds")
+    assert f"(default: {Curriculum().rounds})" in help_of(parser, rounds)
 
 
 def test_the_status_is_the_tools_own(tool):
@@ -105,7 +172,18 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(tool, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_reader_that_leaves_is_no_error_to_tell():
+def test_progress_is_shown_on_a_terminal_only(capsys):
+    with progress("converting", "B") as show:
+        show(1, 2)
+    with progress_bar("training", "update", 3, done=1) as bar:
+        bar.update()
+    with stages() as stage:
+        stage("reading")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")
+
+
+def test_a_reader_that_exits_is_not_an_error():
     command = f"{sys.executable} -m mobile_vla_inference --help | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command],

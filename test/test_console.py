@@ -82,7 +82,7 @@ def test_every_command_answers_on_a_terminal(terminal, tmp_path):
     assert cv2.imwrite(str(tmp_path / "own picture.png"), picture(0))
     assert re.search(r"simulated 0: action [+-]\d\.\d{3} .*step 1", terminal.ask("infer"))
     assert "step 2" in terminal.ask("infer")
-    assert "the state is empty" in terminal.ask("reset")
+    assert "the LSTM state is reset" in terminal.ask("reset")
     assert "step 1" in terminal.ask("infer")
     assert "3 of 3" in terminal.ask("benchmark 3")
     assert "simulated 2" in terminal.ask("continuous 3")
@@ -99,7 +99,8 @@ def test_every_command_answers_on_a_terminal(terminal, tmp_path):
     assert "hybrid" in info
     assert "박스를" in info
     assert "continuous [n]" in terminal.ask("help")
-    assert "is no command" in terminal.ask("fly")
+    assert "unknown command fly" in terminal.ask("fly")
+    assert "did you mean infer?" in terminal.ask("infr")
     assert "can't be read" in terminal.ask("frame /nowhere.png")
     terminal.process.sendline("quit")
     terminal.process.expect(pexpect.EOF)
@@ -107,16 +108,16 @@ def test_every_command_answers_on_a_terminal(terminal, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["continuous", "benchmark 1000000"])
-def test_ctrl_c_ends_what_runs_and_not_the_console(terminal, command):
+def test_ctrl_c_stops_a_command_and_not_the_console(terminal, command):
     terminal.process.sendline(command)
-    terminal.process.expect("a step every|stepping")
+    terminal.process.expect("a step every|benchmark:")
     terminal.process.sendintr()
     terminal.process.expect_exact("stopped")
     terminal.process.expect_exact(READS)
     assert "step 1" in terminal.ask("reset") + terminal.ask("infer")
 
 
-def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_leaves(terminal):
+def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_exits(terminal):
     terminal.process.send("qui")
     terminal.process.expect_exact("qui")
     terminal.process.sendintr()
@@ -133,7 +134,7 @@ def test_tab_completes_and_history_is_kept(tiny_checkpoint, environment, termina
     terminal.process.send("\t")
     terminal.process.expect_exact("et")
     terminal.process.sendline("")
-    terminal.process.expect_exact("the state is empty")
+    terminal.process.expect_exact("the LSTM state is reset")
     terminal.process.expect_exact(READS)
     terminal.process.sendeof()
     terminal.process.expect(pexpect.EOF)
@@ -158,15 +159,15 @@ def piped(text: str, checkpoint: Path, environment: dict[str, str], *more: str) 
 def test_a_pipe_is_answered_line_by_line(tiny_checkpoint, environment):
     done = piped("# a remark\n\ninfer\nframe next\ninfer", tiny_checkpoint, environment)
     assert done.returncode == 0, done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()[1:]] == ["simulated 0", "frame", "simulated 1"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()[1:]] == ["simulated 0", "image", "simulated 1"]
     assert "\x1b" not in done.stdout
 
 
-def test_a_command_that_fails_is_told_by_the_status_of_a_pipe(tiny_checkpoint, environment):
+def test_a_failed_command_sets_the_exit_status_of_a_pipe(tiny_checkpoint, environment):
     done = piped("fly\ncontinuous\ninfer 3\nbenchmark many\nreset\n", tiny_checkpoint, environment)
     assert done.returncode == 2
     assert done.stdout.count("error: ") == 4
-    assert "the state is empty" in done.stdout
+    assert "the LSTM state is reset" in done.stdout
 
 
 # ---- without a process -----------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def policy(tiny_checkpoint) -> VlaPolicy:
     return VlaPolicy.load(tiny_checkpoint)
 
 
-def test_the_state_is_carried_and_a_benchmark_leaves_it_empty(policy):
+def test_the_state_is_kept_and_a_benchmark_resets_it(policy):
     session = ConsoleSession(policy, SimulatedFrames(), "go to the cup")
     session.reset()
     first, second = session.infer().action, session.infer().action
@@ -187,22 +188,22 @@ def test_the_state_is_carried_and_a_benchmark_leaves_it_empty(policy):
     assert session.steps == 1
 
 
-def test_another_instruction_clears_the_state_and_the_same_does_not(policy):
+def test_another_instruction_resets_the_state_and_the_same_does_not(policy):
     session = ConsoleSession(policy, SimulatedFrames(), "go to the cup")
     session.infer()
-    session.tell("go to the cup")
+    session.set_instruction("go to the cup")
     assert session.steps == 1
-    session.tell("go back")
+    session.set_instruction("go back")
     assert session.steps == 0
 
 
-def test_clear_tells_the_figures_before_and_after(policy):
+def test_clear_returns_the_figures_before_and_after(policy):
     before, after = ConsoleSession(policy, SimulatedFrames(), "go").clear()
     assert min(before.process_mib, after.process_mib) > 0.0
     assert after.system_total_mib == before.system_total_mib
 
 
-def test_quit_is_a_request(policy):
+def test_quit_asks_to_exit(policy):
     commands = Commands(ConsoleSession(policy, SimulatedFrames(), "go"), rich_console.Console(file=io.StringIO()))
     with pytest.raises(QuitRequest):
         commands.answer("quit")
@@ -214,7 +215,7 @@ def test_the_simulated_camera_shows_the_same_for_the_same_number():
     assert not np.array_equal(frames.read(5)[1], frames.read(6)[1])
 
 
-def test_a_folder_is_read_in_name_order_and_begins_anew_after_its_end(policy, tmp_path):
+def test_a_folder_is_read_in_name_order_and_starts_again_after_its_end(policy, tmp_path):
     for name in ("b.png", "a.png"):
         cv2.imwrite(str(tmp_path / name), picture(ord(name[0])))
     session = ConsoleSession(policy, open_frames(str(tmp_path)), "go")
@@ -227,7 +228,7 @@ def test_a_folder_is_read_in_name_order_and_begins_anew_after_its_end(policy, tm
         session.show_frame(2)
 
 
-def test_a_broken_image_is_passed_by(policy, tmp_path):
+def test_a_broken_image_is_skipped(policy, tmp_path):
     for name in ("a.png", "c.png"):
         cv2.imwrite(str(tmp_path / name), picture(0))
     (tmp_path / "b.png").write_bytes(b"no image")
@@ -252,7 +253,7 @@ def test_a_bag_is_read_forwards_and_backwards(tmp_path):
         (["--frames", "/nowhere"], "is not a folder"),
         (["--frames", "97"], "camera 97 can't be opened"),
         (["--checkpoint", "/nowhere.pth"], "nowhere.pth"),
-        (["--instruction", " "], "the instruction is empty"),
+        (["--instruction", " "], "--instruction is empty"),
     ],
 )
 def test_what_can_not_be_used_is_one_sentence(tiny_checkpoint, arguments, sentence, capsys):
@@ -260,6 +261,23 @@ def test_what_can_not_be_used_is_one_sentence(tiny_checkpoint, arguments, senten
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("mobile_vla: error: ")
     assert sentence in error
+
+
+def test_without_a_checkpoint_the_bundled_policy_starts_and_leaves_nothing_behind(environment, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "mobile_vla_inference", "console", "--device", "cpu"],
+        input="infer\n",
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the bundled small policy" in done.stdout
+    assert list(folder.iterdir()) == []
 
 
 def test_ctrl_c_while_it_is_piped_ends_it(tiny_checkpoint, environment):
@@ -280,7 +298,7 @@ def test_ctrl_c_while_it_is_piped_ends_it(tiny_checkpoint, environment):
     assert (process.returncode, errors) == (130, "")
 
 
-def test_an_error_while_a_command_runs_is_told(policy, tmp_path, monkeypatch):
+def test_an_error_while_a_command_runs_is_printed(policy, tmp_path, monkeypatch):
     shown = io.StringIO()
     session = ConsoleSession(policy, SimulatedFrames(), "go")
 

@@ -68,7 +68,7 @@ def test_every_command_of_the_tools_has_arguments_that_exist(page):
         words = shlex.split(line, comments=True)
         if "mobile_vla" in words:
             arguments = words[words.index("mobile_vla") + 1 :]
-            cli._parser(arguments[0]).parse_args(arguments)
+            cli.make_parser(arguments[0]).parse_args(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""Episodes: files, figures, calibration by the stored error, and the way to bags and back."""
+"""Episodes: files, figures, calibration by the stored error, and conversion to bags and back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mobile_vla_inference.action import training_values
 from mobile_vla_inference.bags.reader import BagReader
 from mobile_vla_inference.episodes.episode import EpisodeError
+from mobile_vla_inference.episodes.evaluation import predict
 from mobile_vla_inference.episodes.figures import Prediction, confusion, direction_name, directions, figures
 from mobile_vla_inference.episodes.find import find_episodes
 from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
@@ -29,7 +30,6 @@ from mobile_vla_inference.episodes.scenario_instructions import NO_SCENARIO, SCE
 from mobile_vla_inference.policy.storage.settings_file import load_settings, save_settings, settings_path
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
 from mobile_vla_inference.tools import cli
-from mobile_vla_inference.tools.evaluate import predict
 
 AXES = ("linear.x", "angular.z")
 
@@ -79,7 +79,7 @@ def test_channels_are_turned_where_the_files_are_bgr(episodes_dir):
     assert np.array_equal(next(episode.frames()), picture(100)[..., ::-1])
 
 
-def test_groups_of_one_file_are_episodes_with_their_own_words(tmp_path):
+def test_groups_of_one_file_are_episodes_with_their_own_instructions(tmp_path):
     with h5py.File(tmp_path / "all.h5", "w") as file:
         for name in ("b", "a"):
             group = file.create_group(name)
@@ -93,7 +93,7 @@ def test_groups_of_one_file_are_episodes_with_their_own_words(tmp_path):
     ]
 
 
-def test_what_is_told_on_the_command_line_wins(episodes_dir):
+def test_the_command_line_replaces_the_recorded_instruction(episodes_dir):
     assert find_episodes(episodes_dir, instruction="go  home")[1].instruction == "go home"
     mapped = find_episodes(episodes_dir, instructions={"1box_vert_left": "left"})
     assert [each.instruction for each in mapped] == ["left", SCENARIO_INSTRUCTIONS["2box_hori_right"]]
@@ -121,7 +121,7 @@ def _bad(path: Path, **datasets: np.ndarray) -> Path:
         ),
     ],
 )
-def test_what_is_no_episode_is_one_sentence(tmp_path, make, sentence):
+def test_a_file_that_is_not_an_episode_is_one_sentence(tmp_path, make, sentence):
     make(tmp_path / "bad.h5")
     with pytest.raises(EpisodeError, match=sentence):
         find_episodes(tmp_path / "bad.h5")
@@ -153,7 +153,7 @@ def test_an_episode_appears_only_when_it_is_whole(tmp_path):
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_errors_stand_in_both_units_beside_the_baselines():
+def test_errors_are_given_in_both_units_with_those_of_the_baselines():
     recorded = np.array([[1.15, 0.0], [1.15, -1.15], [0.0, 1.15]])
     drives = [Prediction("a", recorded + 0.1, recorded), Prediction("b", recorded - 0.3, recorded)]
     result = figures(drives, AXES, (2.0, 2.0), (0.0, 0.0))
@@ -191,7 +191,7 @@ def test_training_clipped_and_scaled():
 # ---- evaluate --------------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_writes_what_the_policy_says(episodes_dir, tiny_checkpoint, tmp_path, capsys):
+def test_evaluate_writes_the_errors_of_the_policys_actions(episodes_dir, tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "figures.json"
     arguments = [str(episodes_dir), "--checkpoint", str(tiny_checkpoint), "--json", str(out), "--device", "cpu"]
     assert cli.main(["evaluate", *arguments]) == 0
@@ -266,7 +266,7 @@ def test_an_error_that_chance_could_give_confirms_nothing(puzzle, capsys):
     assert settings_path(checkpoint).read_bytes() == before
 
 
-def test_a_person_may_choose_a_line(puzzle):
+def test_a_person_can_choose_a_candidate(puzzle):
     checkpoint, folder = puzzle
     assert calibrate(checkpoint, folder, "--confirm", "2") == 0
     chosen = load_settings(checkpoint).settings
@@ -314,7 +314,7 @@ def test_to_bags_and_back(episodes_dir, tmp_path):
     assert len(list(after.frames())) == 5
 
 
-def test_a_drive_is_thinned_to_the_period_and_cut_where_it_is_told_something_else(tmp_path):
+def test_a_drive_is_thinned_to_the_period_and_split_at_each_new_instruction(tmp_path):
     bag = write_drive(tmp_path / "drive", instructions={0: "left", 12: "right"})
     assert cli.main(["bag-to-episodes", str(bag), str(tmp_path / "out")]) == 0
     episodes = find_episodes(tmp_path / "out")
@@ -355,14 +355,14 @@ def test_a_bag_has_the_times_of_its_episode(tmp_path, stamps_s, duration_s, more
 @pytest.mark.parametrize(
     ("stamps_s", "message"),
     [
-        (None, "tells neither stamps_s nor total_duration"),
+        (None, "contains neither stamps_s nor total_duration"),
         (np.array([0.0, 0.1, 0.1]), "expected stamps that rise"),
         (np.array([0.0, 0.1]), r"stamps_s float64 \[2\], expected \[3\]"),
         (np.array([b"a", b"b", b"c"]), "expected \\[3\\] numbers"),
         (np.array([0.0, 0.1, np.inf]), "NaN or Inf"),
     ],
 )
-def test_times_that_can_not_be_are_one_sentence(tmp_path, capsys, stamps_s, message):
+def test_impossible_times_are_one_sentence(tmp_path, capsys, stamps_s, message):
     stamped(tmp_path / "one.h5", np.ones((3, 3)), stamps_s)
     assert cli.main(["episodes-to-bag", str(tmp_path / "one.h5"), str(tmp_path / "bags")]) == 2
     error = capsys.readouterr().err
@@ -370,28 +370,28 @@ def test_times_that_can_not_be_are_one_sentence(tmp_path, capsys, stamps_s, mess
     assert not (tmp_path / "bags").exists()
 
 
-def test_evaluate_says_where_pace_scale_and_keys_are_not_the_policys(tmp_path, tiny_checkpoint, capsys):
+def test_evaluate_warns_if_period_scale_or_keys_differ_from_the_policys(tmp_path, tiny_checkpoint, capsys):
     commands = np.tile([2.5, 0.0, 0.4], (4, 1))
     stamped(tmp_path / "fast.h5", commands, np.arange(4) * 0.05)
     stamped(tmp_path / "silent.h5", commands, None)
     arguments = [str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
     assert cli.main(["evaluate", *arguments, "--json", str(tmp_path / "out.json")]) == 0
-    told = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
-    assert "1 of 2 episodes have another time from step to step" in told
-    assert "0.05 s) than the 0.3 s that a step of the policy stands for" in told
-    assert "1 of 2 episodes tell neither stamps_s nor total_duration" in told
-    assert "100.0% of the recorded linear.x is beyond the 2" in told
-    assert "give --key-speed" in told
+    notes = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
+    assert "1 of 2 episodes have another time from step to step" in notes
+    assert "0.05 s) than the 0.3 s that a step of the policy stands for" in notes
+    assert "1 of 2 episodes contain neither stamps_s nor total_duration" in notes
+    assert "100.0% of the recorded linear.x is beyond the 2" in notes
+    assert "give --key-speed" in notes
     assert "give --key-speed" in capsys.readouterr().err
 
 
-def test_evaluate_has_nothing_to_say_where_everything_agrees(tmp_path, tiny_checkpoint, capsys):
+def test_evaluate_warns_of_nothing_if_everything_agrees(tmp_path, tiny_checkpoint, capsys):
     stamped(tmp_path / "good.h5", np.tile([1.15, 0.0, -1.15], (4, 1)), np.arange(4) * 0.3)
     assert cli.main(["evaluate", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]) == 0
     assert "warning" not in capsys.readouterr().err
 
 
-def test_what_bag_to_episodes_leaves_out_is_told(tmp_path, capsys):
+def test_bag_to_episodes_prints_what_it_leaves_out(tmp_path, capsys):
     bag = write_drive(tmp_path / "drive", instructions={5: "left"})
     assert cli.main(["bag-to-episodes", str(bag), str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()

@@ -96,6 +96,30 @@ def test_each_fault_fails_its_own_line_and_says_what_to_change(findings, subject
     assert found[subject].change
 
 
+def test_it_overwrites_nothing_but_json(jetson_check, tmp_path):
+    other, old = tmp_path / "other.pth", tmp_path / "old.json"
+    other.write_bytes(b"PK\x03\x04 a checkpoint")
+    old.write_text("[]\n")
+    settings = tmp_path / "a.pth.policy.json"
+    settings.write_text("{}")
+    assert jetson_check.output_fault(old) is None
+    assert jetson_check.output_fault(tmp_path / "new.json") is None
+    for path, fault in (
+        (other, "is not a JSON file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "missing" / "x.json", "is not a folder"),
+        (settings, "holds the settings of a checkpoint"),
+        (Path("/dev/null"), "is not a regular file"),
+    ):
+        assert fault in jetson_check.output_fault(path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), "--json", str(other)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{other} exists and is not a JSON file" in done.stderr
+    assert other.read_bytes() == b"PK\x03\x04 a checkpoint"
+
+
 def test_it_runs_anywhere_without_a_package(tmp_path):
     report = tmp_path / "report.json"
     done = subprocess.run(

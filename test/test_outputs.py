@@ -1,14 +1,13 @@
-"""What a command writes never destroys what it reads, nor a file of another kind: one check for all of them."""
+"""What a command writes never replaces what it reads, nor a file of another kind: one check for all commands."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+from all_parsers import arguments_of, parsers_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,12 +37,12 @@ def test_a_report_replaces_reports_of_its_kind_only(tmp_path, content, kind) -> 
     path = tmp_path / "out"
     check_output(path, kind=kind)  # new
     path.write_bytes(b"")
-    check_output(path, kind=kind)  # nothing is lost
+    check_output(path, kind=kind)  # an empty file is replaced
     path.write_bytes(content)
     if KINDS[content] is kind:
         check_output(path, kind=kind)
     else:
-        with pytest.raises(MobileVlaError, match=f"is no {kind.name}"):
+        with pytest.raises(MobileVlaError, match=f"is not a {kind.name}"):
             check_output(path, kind=kind)
 
 
@@ -75,11 +74,11 @@ def test_no_report_replaces_settings_a_device_or_an_input(tiny_checkpoint, tmp_p
             check_output(path, checkpoint, force=True)
     with pytest.raises(MobileVlaError, match="settings of a checkpoint"):
         check_output(settings_path(checkpoint), None)
-    with pytest.raises(MobileVlaError, match="no regular file"):
+    with pytest.raises(MobileVlaError, match="not a regular file"):
         check_output(Path("/dev/null"))
 
 
-#: Every command that writes a report, as it is called; {x} is what it reads: a checkpoint, a folder of frames, ...
+#: Every command that writes a report, as it is called; {x} is an input: a checkpoint, a folder of images, ...
 REPORTS = (
     "bench load {checkpoint} --json",
     "bench node --json",
@@ -104,11 +103,11 @@ _OPTION = re.compile(r"--(json|report|rerun|video)")
 
 @pytest.fixture
 def read(tiny_checkpoint, tmp_path) -> dict[str, Path]:
-    """Return a checkpoint and a folder with a picture."""
+    """Return a checkpoint and a folder with an image."""
     checkpoint = Path(shutil.copy(tiny_checkpoint, tmp_path / "a.pth"))
     frames = tmp_path / "frames"
     frames.mkdir()
-    (frames / "1.jpg").write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    (frames / "1.jpg").write_bytes(b"\xff\xd8\xff\xe0 an image")
     return {"checkpoint": checkpoint, "frames": frames}
 
 
@@ -120,40 +119,29 @@ def test_every_report_is_refused_in_place_of_another_file(read, tmp_path, capsys
     for path in (other, *(read[name] for name in ("checkpoint",) if f"{{{name}}}" in command)):
         before = path.read_bytes()
         assert cli.main([*words, str(path)]) == 2
-        told = capsys.readouterr().err
-        assert re.search("exists and is no|would overwrite", told) and str(path) in told
+        error = capsys.readouterr().err
+        assert re.search("exists and is no|would overwrite", error) and str(path) in error
         assert path.read_bytes() == before
     if "{frames}" in command:
         assert cli.main([*words, str(read["frames"] / "1.jpg")]) == 2
         assert "would overwrite" in capsys.readouterr().err
 
 
-def _declared(words: tuple[str, ...], parser: argparse.ArgumentParser) -> set[tuple[str, str]]:
-    """Return (command, option) of each option that names a report, of a parser and its subparsers."""
-    found = set()
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, subparser in action.choices.items():
-                found |= _declared((*words, name), subparser)
-        elif action.type is Path:
-            found |= {(" ".join(words), option) for option in action.option_strings if _OPTION.fullmatch(option)}
-    return found
-
-
 def test_no_command_with_a_report_is_left_out() -> None:
-    """Every subcommand that declares such an option is in the table above, with each of its options."""
-    declared = set()
-    for name, (module, _) in cli.TOOLS.items():
-        parser = argparse.ArgumentParser()
-        import_module(f"mobile_vla_inference.tools.{module}").add_arguments(parser)
-        declared |= _declared((name,), parser)
-    assert declared == {
-        (" ".join(command.split()[: 2 if command.startswith("bench ") else 1]), command.split()[-1])
-        for command in REPORTS
+    """Every option of every subcommand that writes a report is in the list above."""
+    declared = {
+        (command, option)
+        for name in cli.TOOLS
+        for command, parser in parsers_of(name).items()
+        for argument in arguments_of(parser)
+        if argument.type is Path
+        for option in argument.option_strings
+        if _OPTION.fullmatch(option)
     }
+    assert declared == {(re.split(" [{-]", report)[0], report.split()[-1]) for report in REPORTS}
 
 
-# --- data: never replaced unless somebody says so ---
+# --- data: replaced only with --force ---
 
 
 @pytest.mark.parametrize("name", ("a.pth", "a.pth.policy.json", "a.processors", "a.loss.svg", "a.training"))
@@ -161,14 +149,14 @@ def test_train_replaces_nothing_without_force(tmp_path, capsys, name) -> None:
     path = tmp_path / name
     path.write_bytes(b"kept")
     assert cli.main(["train", "nowhere.h5", "--out", str(tmp_path / "a.pth")]) == 2
-    told = capsys.readouterr().err
-    assert str(path) in told and "--force" in told and ("--resume" in told) is (name == "a.training")
+    error = capsys.readouterr().err
+    assert str(path) in error and "--force" in error and ("--resume" in error) is (name == "a.training")
     assert path.read_bytes() == b"kept"
     assert cli.main(["train", "nowhere.h5", "--out", str(tmp_path / "a.pth"), "--force"]) == 2
-    assert "nowhere.h5" in capsys.readouterr().err  # goes on to read the episodes
+    assert "nowhere.h5" in capsys.readouterr().err  # the episodes are read next
 
 
-def test_a_course_removes_no_folder_that_it_did_not_make(tmp_path, capsys) -> None:
+def test_a_curriculum_removes_no_folder_that_it_did_not_make(tmp_path, capsys) -> None:
     folder = tmp_path / "a.episodes"
     folder.mkdir()
     (folder / "mine.h5").write_bytes(b"kept")
@@ -201,4 +189,4 @@ def test_make_episodes_replaces_nothing_without_force(tmp_path, capsys) -> None:
     assert cli.main(["make-episodes", str(policy), "--policy", str(policy), "--force"]) == 2
     assert "would overwrite" in capsys.readouterr().err and policy.read_bytes() == b"a policy"
     assert cli.main(["make-episodes", str(out), "--force", "--seed", "1000000"]) == 2
-    assert "for evaluation" in capsys.readouterr().err  # force lets the check of the output pass
+    assert "for evaluation" in capsys.readouterr().err  # --force passes the check of the output

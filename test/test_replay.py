@@ -435,7 +435,7 @@ def test_replay_twice_gives_the_same_bytes(tmp_path, tiny_checkpoint, capsys):
     content = json.loads((tmp_path / "a.json").read_text())
     assert all(math.isfinite(value) for action in content["actions"] for value in action)
     assert content["timing"]["overhead_ms"]["p50"] > 0.0
-    assert "beyond the policy" in capsys.readouterr().out
+    assert "outside the policy" in capsys.readouterr().out
 
 
 def test_replay_is_what_infer_does_over_the_same_frames(tmp_path, tiny_checkpoint):

@@ -280,7 +280,7 @@ def test_train_writes_a_checkpoint_that_drives(episodes_file, tmp_path, capsys):
 
 
 def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_resumes(episodes_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("mobile_vla_inference.tools.train._SAVE_EVERY_UPDATES", 2)
+    monkeypatch.setattr("mobile_vla_inference.training.session._SAVE_EVERY_UPDATES", 2)
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
     cli.main(["train", str(episodes_file), *options(whole)])
     run = Trainer.run
@@ -337,7 +337,7 @@ def short_curriculum(monkeypatch):
     pytest.importorskip("h5py")
     sizes = {"expert_episodes": 2, "round_episodes": 1, "expert_rounds": 1, "first_updates": 1, "round_updates": 1}
     monkeypatch.setattr(curriculum, "Curriculum", partial(curriculum.Curriculum, rounds=3, **sizes))
-    monkeypatch.setattr("mobile_vla_inference.tools.train._VALIDATION_EPISODES", 2)
+    monkeypatch.setattr("mobile_vla_inference.training.session._VALIDATION_EPISODES", 2)
 
 
 def test_a_curriculum_in_the_world_resumes_where_it_was_interrupted(short_curriculum, tmp_path, monkeypatch):

@@ -239,7 +239,7 @@ def test_what_is_validated_on_is_not_trained_on(monkeypatch, tmp_path):
 
 def test_an_instruction_in_place_of_the_recorded_one_is_reported(two, tmp_path, capsys):
     assert train(two, tmp_path / "x.pth", "--instruction", "turn back") == 0
-    assert "--instruction replaces what 2 of 2 episodes tell" in capsys.readouterr().err
+    assert "--instruction replaces the recorded instruction of 2 of 2 episodes" in capsys.readouterr().err
 
 
 def test_channels_are_turned_where_the_files_are_bgr(two):
@@ -314,7 +314,7 @@ def test_the_world_refuses_another_period_and_a_scale_below_the_experts(tmp_path
 def test_a_resumed_training_has_the_units_that_it_began_with(two, tmp_path, monkeypatch, capsys):
     out = tmp_path / "x.pth"
     with monkeypatch.context() as patch:
-        patch.setattr("mobile_vla_inference.tools.train._finish", interrupt)
+        patch.setattr("mobile_vla_inference.training.session._finish", interrupt)
         assert train(two, out) == 130
     recording(two / "a.h5", driven(x=0.9))
     assert train(two, out, "--resume") == 2

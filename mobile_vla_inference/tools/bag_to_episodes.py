@@ -1,14 +1,13 @@
-"""`mobile_vla bag-to-episodes`: a recorded drive as HDF5 episodes, one for each stretch under one instruction.
+"""`mobile_vla bag-to-episodes`: make HDF5 episodes from a bag; a new episode begins at each new instruction.
 
-Frames are taken at the policy's step period, as training had them. A command counts for a frame where it is at most
-0.5 s old; frames without one are left out.
+Images are taken at the policy's step period, as in training. A command belongs to an image if it is at most 0.5 s
+older; images without a command are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,32 +21,30 @@ from mobile_vla_inference.bags.step_period import EPISODE_GAP_S, Pace, StepPerio
 from mobile_vla_inference.bags.topics import BagTopics, choose_topics
 from mobile_vla_inference.episodes.hdf5.writer import EpisodeWriter
 from mobile_vla_inference.episodes.scenario_instructions import SCENARIO_INSTRUCTIONS
-from mobile_vla_inference.errors import FrameError, InstructionError, MobileVlaError
+from mobile_vla_inference.errors import FrameError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.tools.arguments import add_period_argument
-
-HELP = "make HDF5 episodes from a bag with images, instruction and cmd_vel"
+from mobile_vla_inference.tools.arguments import add_instruction_argument, add_period_argument, add_topic_arguments
+from mobile_vla_inference.tools.progress import progress_bar
+from mobile_vla_inference.tools.results import warn
 
 _COMMAND_VALID_S = 0.5
-_NOT_TOLD = "without an instruction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the episodes")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write the episodes to")
+    add_instruction_argument(parser)
     parser.add_argument(
-        "--instruction", type=check_instruction, metavar="TEXT", help="what the robot was told (default: as recorded)"
+        "--scenario", choices=tuple(SCENARIO_INSTRUCTIONS), help="scenario of the drive (default: none)"
     )
-    parser.add_argument("--scenario", choices=tuple(SCENARIO_INSTRUCTIONS), help="scenario of the drive")
-    parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
-    parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
+    add_topic_arguments(parser)
     add_period_argument(parser)
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """A frame of the bag with what was in force: seconds, uint8 RGB, instruction, (m/s, m/s, rad/s)."""
+    """An image of the bag with the instruction and command at its time: seconds, uint8 RGB, text, (m/s, m/s, rad/s)."""
 
     stamp_s: float
     rgb: np.ndarray
@@ -57,24 +54,19 @@ class _Moment:
 
 def run(args: argparse.Namespace) -> int:
     """Make the episodes; return the exit status."""
-    from tqdm import tqdm
-
-    if args.instruction is not None and not check_instruction(args.instruction):
-        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
     counts: Counter[str] = Counter()
     with BagReader(args.bag) as bag:
         topics = choose_topics(bag, args.image_topic, args.command_topic, args.instruction is None)
         if topics.command is None:
-            raise BagError(f"{args.bag} holds no recorded velocity to learn from, expected cmd_vel; record it too")
+            raise BagError(f"{args.bag} holds no recorded velocity, expected cmd_vel to learn from; record it too")
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
-        with tqdm(total=topics.image.count, unit="image", delay=1, disable=None) as bar:
+        with progress_bar("reading the bag", "image", topics.image.count) as bar:
             moments = _paced(_moments(bag, topics, args.instruction, bar.update, counts), args.period, counts)
             written = _write(moments, args)
-        for note in bag.notes:
-            print(f"mobile_vla: warning: {note}")
+        warn(*bag.notes)
     if not written:
         raise BagError(f"{args.bag} holds no image with a command and an instruction in force, expected some")
     print(f"{args.out}: {len(written)} episodes, {sum(map(len, written))} steps every {args.period:g} s (--period)")
@@ -82,17 +74,16 @@ def run(args: argparse.Namespace) -> int:
     print(f"images left out: {left_out or 'none'}")
     times = np.concatenate([np.diff(stamps_s) for stamps_s in written])
     if len(times) and not StepPeriod("", args.period, 0).agrees(float(np.median(times))):
-        print(
-            f"mobile_vla: warning: the steps are {np.median(times):.3g} s apart, not the {args.period:g} s of "
-            "--period: the images come no faster; the episodes' stamps tell it",
-            file=sys.stderr,
+        warn(
+            f"the steps are {np.median(times):.3g} s apart, not the {args.period:g} s of --period: the recorded images "
+            "are not faster; the stamps in the episodes are right"
         )
     return 0
 
 
-def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen, counts: Counter[str]) -> Iterator[_Moment]:
-    """Yield the frames that have an instruction and a fresh command; count the others by cause."""
-    instruction = check_instruction(told or "")
+def _moments(bag: BagReader, topics: BagTopics, given: str | None, seen, counts: Counter[str]) -> Iterator[_Moment]:
+    """Yield the images that have an instruction and a fresh command; count the others by cause."""
+    instruction = given or ""
     command, command_ns = (0.0, 0.0, 0.0), -math.inf
     check, convert = CONVERSIONS[topics.image.type_name]
     for message in bag.messages(topics.names):
@@ -101,7 +92,7 @@ def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen, counts: 
             seen()
             fresh = message.time_ns - command_ns <= _COMMAND_VALID_S * 1e9
             if decoded is None or not instruction or not fresh:
-                counts["unreadable" if decoded is None else "without a command" if instruction else _NOT_TOLD] += 1
+                counts[_cause(decoded, instruction)] += 1
                 continue
             try:
                 check(decoded)
@@ -118,12 +109,19 @@ def _moments(bag: BagReader, topics: BagTopics, told: str | None, seen, counts: 
             twist = decoded.twist if topics.command.type_name == TWIST_STAMPED else decoded
             command = (twist.linear.x, twist.linear.y, twist.angular.z)
             command_ns = message.time_ns if all(map(math.isfinite, command)) else -math.inf
-        elif told is None:
+        elif given is None:
             instruction = check_instruction(decoded.data)
 
 
+def _cause(decoded: object | None, instruction: str) -> str:
+    """Return why an image is left out."""
+    if decoded is None:
+        return "unreadable"
+    return "without a command" if instruction else "without an instruction"
+
+
 def _paced(moments: Iterator[_Moment], period_s: float, counts: Counter[str]) -> Iterator[_Moment]:
-    """Yield no more than a frame a period; one that comes late begins the period anew."""
+    """Yield at most one image per period; a late one starts a new period."""
     pace = Pace(period_s)
     for moment in moments:
         if pace.takes(moment.stamp_s):
@@ -133,7 +131,7 @@ def _paced(moments: Iterator[_Moment], period_s: float, counts: Counter[str]) ->
 
 
 def _write(moments: Iterator[_Moment], args: argparse.Namespace) -> list[list[float]]:
-    """Write an episode for each stretch of moments; return the stamps of each, seconds."""
+    """Write an episode for each run of moments that belong together; return the stamps of each, seconds."""
     written = []
     moment = next(moments, None)
     while moment is not None:
@@ -153,7 +151,7 @@ def _write(moments: Iterator[_Moment], args: argparse.Namespace) -> list[list[fl
 
 
 def _belongs(moment: _Moment, former: _Moment) -> bool:
-    """Whether a moment goes on with the episode of the one before it."""
+    """Return whether a moment belongs to the same episode as the one before it."""
     return (
         moment.instruction == former.instruction
         and moment.rgb.shape == former.rgb.shape

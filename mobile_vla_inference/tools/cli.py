@@ -1,45 +1,70 @@
 """`mobile_vla`: one command with a subcommand per tool.
 
-A tool is a module with `HELP` (one line), `add_arguments(parser)` and `run(args) -> int`, the exit status. Only the
-tool that is called is imported, so that the overview is quick and `demo` never loads torch.
+A tool is a module with `add_arguments(parser)` and `run(args) -> int`, the exit status. Only the tool that is called
+is imported, so the overview is quick and `demo` never loads torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.tools.parser import HelpFormatter, Parser, suggestion
 
-#: Subcommand -> its module in tools/ and its line in the overview.
+PROGRAM = "mobile_vla"
+
+
+class Tool(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: its module in tools/.
+        help: what it does, one line.
+        group: its heading in the overview.
+    """
+
+    module: str
+    help: str
+    group: str
+
+
+#: The headings of the overview, in order.
+POLICY, DATA, ROBOT, SIMULATION, CHECKS = (
+    "policy",
+    "recorded data",
+    "robot (ROS 2)",
+    "simulation",
+    "checks and benchmarks",
+)
+GROUPS = (POLICY, DATA, ROBOT, SIMULATION, CHECKS)
+
 TOOLS = {
-    "bag-to-episodes": ("bag_to_episodes", "make HDF5 episodes from a bag with images, instruction and cmd_vel"),
-    "bench": ("bench.command", "measure loading, a policy step, the running node and how it stops"),
-    "budget": ("budget", "tell whether a policy fits a board of 8 or 16 GB, item by item"),
-    "console": ("console", "ask a policy by hand at a prompt: infer, benchmark, memory, ..."),
-    "convert": ("convert", "convert a checkpoint to a folder that loads at once, in another number type"),
-    "demo": ("demo", "drive a simulated robot, or on frames of yours, and show the figures"),
-    "drill": ("drill.command", "inject every fault into a running node and time how it stops the robot"),
-    "drive": ("drive", "let a policy drive in the simulated world, and count how often it does what it was told"),
-    "episodes-to-bag": ("episodes_to_bag", "make bags from HDF5 episodes"),
-    "evaluate": ("evaluate", "run a checkpoint over recorded HDF5 episodes, or find its settings by them"),
-    "health": ("health", "tell whether a running vla_node is well, by its own diagnostics"),
-    "infer": ("infer", "run a checkpoint over the images of a folder"),
-    "inspect": ("inspect", "tell what a checkpoint holds, what it needs and what is assumed"),
-    "make-bag": ("make_bag", "make a bag from a folder with images and what a person did"),
-    "make-checkpoint": ("make_checkpoint", "write a synthetic checkpoint in the published layout"),
-    "make-episodes": ("make_episodes", "record episodes of the simulated world, with the expert's word for every step"),
-    "play": ("play", "publish a bag on the ROS graph, with /clock"),
-    "record": ("record", "record images, instruction, cmd_vel and diagnostics to a bag"),
-    "replay": ("replay", "run a checkpoint over a recorded drive and compare it with what was recorded"),
-    "train": ("train", "train on recorded episodes, or on a course in the simulated world"),
-    "verify": ("verify", "check every file of a converted folder by its hash"),
+    "infer": Tool("infer", "run a checkpoint on a folder of images", POLICY),
+    "console": Tool("console", "try a policy at a prompt: infer, benchmark, memory", POLICY),
+    "inspect": Tool("inspect", "show a checkpoint's sizes, settings and memory needs", POLICY),
+    "convert": Tool("convert", "convert a checkpoint to a folder that loads faster", POLICY),
+    "train": Tool("train", "train on recorded episodes or in simulation", POLICY),
+    "evaluate": Tool("evaluate", "evaluate a checkpoint on recorded HDF5 episodes", POLICY),
+    "make-checkpoint": Tool("make_checkpoint", "make a checkpoint of random weights for tests", POLICY),
+    "replay": Tool("replay", "run a checkpoint on a bag; compare with the recording", DATA),
+    "make-bag": Tool("make_bag", "make a bag from images and an actions.csv", DATA),
+    "bag-to-episodes": Tool("bag_to_episodes", "make HDF5 episodes from a bag", DATA),
+    "episodes-to-bag": Tool("episodes_to_bag", "make bags from HDF5 episodes", DATA),
+    "record": Tool("record", "record images, instruction, cmd_vel, diagnostics to a bag", ROBOT),
+    "play": Tool("play", "publish a bag on the ROS graph, with /clock", ROBOT),
+    "health": Tool("health", "check whether a running vla_node is healthy", ROBOT),
+    "demo": Tool("demo", "drive a simulated robot with the real node", SIMULATION),
+    "drive": Tool("drive", "evaluate a policy in simulation: success rate by scenario", SIMULATION),
+    "make-episodes": Tool("make_episodes", "record simulated episodes labelled with expert actions", SIMULATION),
+    "verify": Tool("verify", "check the files of a converted folder by their hashes", CHECKS),
+    "budget": Tool("budget", "check whether a policy fits the memory of a board", CHECKS),
+    "bench": Tool("bench.command", "measure loading, a step, the running node, the stop", CHECKS),
+    "drill": Tool("drill.command", "inject every fault into a running node; time the stop", CHECKS),
 }
 
 EXIT_ERROR = 2
@@ -50,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; `arguments` are like sys.argv[1:], the default.
 
     Returns:
-        The subcommand's status; 2, with one line on stderr, for what a user can put right; 130 after Ctrl-C.
+        The subcommand's status; 2, with one line on stderr, for an error that a user can correct; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -59,59 +84,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except MobileVlaError as error:
-        print(f"mobile_vla: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has left (`| head`): nothing more can be told, not even by the flush at exit.
+        # The reader of stdout has exited (`| head`): without this, the flush at exit would fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
 
 
-def _complete() -> None:
-    """Answer a shell that asks what could follow, and exit; see argcomplete."""
-    import argcomplete
-
-    words = os.environ["COMP_LINE"].split()
-    argcomplete.autocomplete(_parser(next((word for word in words if word in TOOLS), None)))
+def make_parser(called: str | None) -> Parser:
+    """Return the parser; of the subcommands, only the called one is imported and knows its arguments."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Tools for a vision-language policy that drives a robot.",
+        epilog=_overview(),
+        formatter_class=_OverviewFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="show the version")
+    # The overview lists the subcommands by group, which argparse can't do.
+    subparsers = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", required=True, help="one of those below")
+    for name, tool in TOOLS.items():
+        subparser = subparsers.add_parser(name, description=_sentence(tool.help))
+        if name == called:
+            module = import_module(f"mobile_vla_inference.tools.{tool.module}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
 
 
 def _run(arguments: Sequence[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     called = next((word for word in arguments if not word.startswith("-")), None)
-    args = _parser(called).parse_args(arguments)
+    parser = make_parser(called)
+    if called is not None and called not in TOOLS:
+        parser.error(f"unknown command {called}{suggestion(called, TOOLS)}")
+    args = parser.parse_args(arguments)
     return args.run(args)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser, and its subparsers, that take `~` in a path for the home folder: no shell does after `--json=`."""
+def _complete() -> None:
+    """Answer a shell that asks for completions, and exit; see argcomplete."""
+    import argcomplete
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register("type", Path, _path)
-
-
-def _path(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~somebody who has no home here
-        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that is not there: {error}") from error
+    words = os.environ["COMP_LINE"].split()
+    argcomplete.autocomplete(make_parser(next((word for word in words if word in TOOLS), None)))
 
 
-def _parser(called: str | None) -> argparse.ArgumentParser:
-    """Return the parser; of the subcommands, only the called one knows its arguments."""
-    parser = _Parser(
-        prog="mobile_vla", description="Tools round a policy that drives a robot by images and instructions."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
-    for name, (module, summary) in TOOLS.items():
-        subparser = subparsers.add_parser(name, help=summary)
-        if name == called:
-            tool = import_module(f"mobile_vla_inference.tools.{module}")
-            subparser.description = tool.HELP
-            tool.add_arguments(subparser)
-            subparser.set_defaults(run=tool.run)
-    return parser
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}".rstrip(".") + "."
+
+
+class _OverviewFormatter(HelpFormatter):
+    """Keeps the lines of the overview."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(f"{indent}{line}" for line in text.splitlines())
+
+
+def _overview() -> str:
+    """Return the subcommands by group, a line for each."""
+    width = max(map(len, TOOLS)) + 2
+    lines = []
+    for group in dict.fromkeys([*GROUPS, *(tool.group for tool in TOOLS.values())]):
+        members = {name: tool for name, tool in TOOLS.items() if tool.group == group}
+        if members:
+            lines += [f"{group}:", *(f"  {name:<{width}}{tool.help}" for name, tool in members.items()), ""]
+    return "\n".join([*lines, f"See {PROGRAM} COMMAND --help for the options of a command."])

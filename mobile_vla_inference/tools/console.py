@@ -1,7 +1,7 @@
-"""`mobile_vla console`: ask a policy by hand, frame by frame: infer, benchmark, continuous, memory, clear and more.
+"""`mobile_vla console`: try a policy image by image: infer, benchmark, continuous, memory, clear and more.
 
-On a terminal there is a prompt with history and completion; Ctrl-C ends what runs, Ctrl-D the console. Piped, each
-line is a command, and the exit status is 2 where one of them failed.
+On a terminal there is a prompt with history and completion; Ctrl-C stops a command, Ctrl-D exits. Commands can also
+be piped, one a line; the exit status is then 2 if one of them failed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from mobile_vla_inference.errors import InstructionError, MobileVlaError
 from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.replay.timing import percentiles_ms
-from mobile_vla_inference.tools.arguments import SMALL_POLICY
+from mobile_vla_inference.tools.arguments import (
+    DEFAULT_INSTRUCTION,
+    SMALL_POLICY,
+    add_loading_arguments,
+    instruction,
+)
 from mobile_vla_inference.tools.console_session import (
     ConsoleSession,
     Frames,
@@ -32,9 +34,10 @@ from mobile_vla_inference.tools.console_session import (
     MemoryFigures,
     open_frames,
 )
-from mobile_vla_inference.tools.demo import DEFAULT_INSTRUCTION
-
-HELP = "ask a policy by hand at a prompt: infer, benchmark, memory, ..."
+from mobile_vla_inference.tools.loading import load_policy
+from mobile_vla_inference.tools.parser import suggestion
+from mobile_vla_inference.tools.progress import progress_bar
+from mobile_vla_inference.tools.results import warn
 
 _BENCHMARK_STEPS = 50
 _PROMPT = "mobile_vla> "
@@ -46,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
+        default=SMALL_POLICY,
         metavar="CK",
-        help="checkpoint file or folder (default: the small policy of the package)",
+        help="checkpoint file or folder (default: the bundled small policy)",
     )
     parser.add_argument(
         "--frames",
@@ -56,25 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--instruction",
-        type=check_instruction,
+        type=instruction,
         default=DEFAULT_INSTRUCTION,
         metavar="TEXT",
-        help="what to do (default: %(default)r)",
+        help="what the robot is instructed to do",
     )
-    parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
-    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
+    add_loading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer commands until there are no more; return the exit status."""
-    instruction = _checked(args.instruction)
     console = Console(soft_wrap=True, highlight=False)
     frames = open_frames(args.frames)
     try:
-        commands = Commands(_start(args, console, frames, instruction), console)
+        commands = Commands(_start(args, console, frames), console)
         if sys.stdin.isatty():
             _converse(commands)
             return 0
@@ -83,35 +82,18 @@ def run(args: argparse.Namespace) -> int:
         frames.close()
 
 
-def _checked(text: str) -> str:
-    instruction = check_instruction(text)
-    if not instruction:
-        raise InstructionError("the instruction is empty, expected a sentence such as 'go to the cup'; give one")
-    return instruction
-
-
-def _start(args: argparse.Namespace, console: Console, frames: Frames, instruction: str) -> ConsoleSession:
-    checkpoint = SMALL_POLICY if args.checkpoint is None else args.checkpoint
-    with console.status("loading") as status:
-        policy = VlaPolicy.load(
-            checkpoint,
-            device=args.device,
-            dtype=args.dtype,
-            engine=args.engine,
-            processors=args.processors,
-            progress=status.update,
-            force=args.force,
-        )
-        policy.warm_up()
-    session = ConsoleSession(policy, frames, instruction)
-    for warning in policy.describe().warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
-    console.print(f"{escape(str(checkpoint))} on {escape(frames.title)}; [bold]help[/] lists the commands")
+def _start(args: argparse.Namespace, console: Console, frames: Frames) -> ConsoleSession:
+    policy = load_policy(args, args.checkpoint)
+    policy.warm_up()
+    session = ConsoleSession(policy, frames, args.instruction)
+    warn(*policy.describe().warnings)
+    name = "the bundled small policy" if args.checkpoint == SMALL_POLICY else str(args.checkpoint)
+    console.print(f"{escape(name)} on {escape(frames.title)}; [bold]help[/] lists the commands")
     return session
 
 
 class QuitRequest(Exception):  # noqa: N818
-    """The user wants to leave."""
+    """The user wants to exit."""
 
 
 @dataclass(frozen=True)
@@ -128,30 +110,30 @@ class Commands:
         self._session = session
         self._console = console
         self.table = {
-            "infer": _Command(self._infer, "", "step on the current frame; the policy's state is carried"),
+            "infer": _Command(self._infer, "", "run one step on the current image; the LSTM state is kept"),
             "benchmark": _Command(self._benchmark, "[n]", f"time n steps (default {_BENCHMARK_STEPS})"),
             "continuous": _Command(
-                self._continuous, "[n]", "step on frame after frame at the policy's period; Ctrl-C, or n steps, ends it"
+                self._continuous, "[n]", "run a step on each next image at the step period, until Ctrl-C or for n steps"
             ),
             "memory": _Command(self._memory, "", "memory of the process, the system and the GPU"),
-            "clear": _Command(self._clear, "", "give back unused memory and tell how much"),
-            "reset": _Command(self._reset, "", "clear the policy's state"),
-            "instruction": _Command(self._instruction, "[TEXT]", "tell the robot something else, or show what it is"),
-            "frame": _Command(self._frame, "[next|N|PATH]", "choose the current frame, or show which it is"),
-            "info": _Command(self._info, "", "what is loaded"),
-            "help": _Command(self._help, "", "this list"),
-            "quit": _Command(self._quit, "", "leave (Ctrl-D, too)"),
+            "clear": _Command(self._clear, "", "free unused memory and show how much"),
+            "reset": _Command(self._reset, "", "reset the LSTM state"),
+            "instruction": _Command(self._instruction, "[TEXT]", "set the instruction, or show it"),
+            "frame": _Command(self._frame, "[next|N|PATH]", "choose the current image, or show which it is"),
+            "info": _Command(self._info, "", "show what is loaded"),
+            "help": _Command(self._help, "", "show this list"),
+            "quit": _Command(self._quit, "", "exit, as Ctrl-D does"),
         }
 
     def answer(self, line: str) -> bool:
-        """Answer a line and tell whether it could be done; raise QuitRequest where the user leaves."""
+        """Run a line's command; return whether it succeeded; raise QuitRequest if the user wants to exit."""
         name, _, rest = line.strip().partition(" ")
         if not name or name.startswith("#"):
             return True
         try:
             command = self.table.get(name)
             if command is None:
-                raise MobileVlaError(f"{name} is no command, expected one of {', '.join(self.table)}; see help")
+                raise MobileVlaError(f"unknown command {name}{suggestion(name, self.table)}; help lists the commands")
             if rest.strip() and not command.arguments:
                 raise MobileVlaError(f"{name} takes no argument, found {rest.strip()!r}; leave it out")
             command.call(rest.strip())
@@ -161,7 +143,7 @@ class Commands:
         return True
 
     def interrupted(self) -> None:
-        """Tell that Ctrl-C has ended a command."""
+        """Print that Ctrl-C has stopped a command."""
         self._console.print("stopped")
 
     def _infer(self, _: str) -> None:
@@ -179,9 +161,10 @@ class Commands:
         count = _count(rest, _BENCHMARK_STEPS)
         samples_s: list[float] = []
         try:
-            steps = track(self._session.measure(count), "stepping", count, console=self._console, transient=True)
-            for step_s in steps:
-                samples_s.append(step_s)
+            with progress_bar("benchmark", "step", count) as bar:
+                for step_s in self._session.measure(count):
+                    samples_s.append(step_s)
+                    bar.update()
         finally:
             self._print_benchmark(samples_s, count)
 
@@ -196,10 +179,12 @@ class Commands:
 
     def _continuous(self, rest: str) -> None:
         if not rest and not sys.stdin.isatty():
-            raise MobileVlaError("continuous has no end here, expected a number of steps; say continuous 10")
+            raise MobileVlaError(
+                "continuous has no end in a pipe, expected a number of steps; give one, such as continuous 10"
+            )
         limit = _count(rest, 0) or None
         period_s = self._session.policy.settings.step_period_s
-        self._console.print(f"a step every {period_s:g} s" + ("; Ctrl-C ends it" if limit is None else ""))
+        self._console.print(f"a step every {period_s:g} s" + ("; Ctrl-C stops it" if limit is None else ""))
         due_s = time.monotonic()
         done = 0
         while True:
@@ -233,11 +218,16 @@ class Commands:
 
     def _reset(self, _: str) -> None:
         self._session.reset()
-        self._console.print("the state is empty")
+        self._console.print("the LSTM state is reset")
 
     def _instruction(self, rest: str) -> None:
         if rest:
-            self._session.tell(_checked(rest))
+            text = check_instruction(rest)
+            if not text:
+                raise InstructionError(
+                    "the instruction is empty, expected a sentence such as 'go to the cup'; give one"
+                )
+            self._session.set_instruction(text)
         self._console.print(f"instruction: {escape(self._session.instruction)}")
 
     def _frame(self, rest: str) -> None:
@@ -248,17 +238,17 @@ class Commands:
         elif rest:
             self._session.show_file(Path(rest).expanduser())
         width, height = self._session.frame_size_px
-        self._console.print(f"frame: {escape(self._session.frame_name)}, {width} x {height} px")
+        self._console.print(f"image: {escape(self._session.frame_name)}, {width} x {height} px")
 
     def _info(self, _: str) -> None:
         table = Table("fact", box=None)
         table.add_column("value", overflow="fold")
         facts = {
             **self._session.policy.describe().to_json(),
-            "frames": self._session.frames.title,
-            "frame": self._session.frame_name,
+            "images": self._session.frames.title,
+            "image": self._session.frame_name,
             "instruction": self._session.instruction,
-            "steps since the state was cleared": self._session.steps,
+            "steps since the last reset": self._session.steps,
         }
         for name, value in facts.items():
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -266,7 +256,7 @@ class Commands:
         self._console.print(table)
 
     def _help(self, _: str) -> None:
-        table = Table("command", "does", box=None)
+        table = Table("command", "what it does", box=None)
         for name, command in self.table.items():
             table.add_row(escape(f"{name} {command.arguments}".strip()), command.summary)
         self._console.print(table)
@@ -279,7 +269,7 @@ def _count(text: str, default: int) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000):
-        raise MobileVlaError(f"{text} is no number of steps, expected 1 to 1000000; correct it")
+        raise MobileVlaError(f"{text} is not a number of steps, expected 1 to 1000000; correct it")
     return int(text)
 
 
@@ -307,7 +297,7 @@ def _freed_row(name: str, before_mib: float, after_mib: float) -> tuple[str, ...
 
 
 def _read_all(commands: Commands, lines: Iterable[str]) -> int:
-    """Answer the lines of a pipe."""
+    """Run the commands of a pipe, line by line."""
     done = True
     try:
         for line in lines:
@@ -318,7 +308,7 @@ def _read_all(commands: Commands, lines: Iterable[str]) -> int:
 
 
 def _converse(commands: Commands) -> None:
-    """Prompt on the terminal until the user leaves."""
+    """Prompt on the terminal until the user exits."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import NestedCompleter, PathCompleter
 
@@ -341,7 +331,7 @@ def _converse(commands: Commands) -> None:
 
 
 def _history():
-    """Return the history of former consoles; one of this console only where no file can be written."""
+    """Return the history, kept in a file of the user's state folder; in memory only if that can't be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")

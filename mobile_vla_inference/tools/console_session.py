@@ -1,6 +1,6 @@
-"""What the console works on: a policy, where frames come from, and the memory of process, machine and GPU.
+"""The state of a console: a policy, its source of images, and the memory of process, machine and GPU.
 
-No prompt and no colours here; tools/console.py reads the commands and shows the answers.
+No prompt and no colours here; tools/console.py reads the commands and prints the answers.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
 
 _BAG_SUFFIXES = (".mcap", ".db3")
-#: How far the simulated camera moves along its lane from one frame to the next, metres.
+#: Distance that the simulated camera moves along its lane from one image to the next, metres.
 _STRIDE_M = 0.1
 _LANE_SWING_M = 0.8
 
 
 class Frames(Protocol):
-    """Where frames come from.
+    """A source of images.
 
     Attributes:
-        title: what it is, for people.
-        count: how many there are; None: without end.
+        title: its name for people.
+        count: number of images; None: endless.
     """
 
     title: str
     count: int | None
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
-        """Return the name and the picture, uint8 RGB [height, width, 3], of a frame; raise FrameError without one."""
+        """Return an image's name and pixels, uint8 RGB [height, width, 3]; raise FrameError if there is none."""
 
     def close(self) -> None:
-        """Give back what is open."""
+        """Close what is open."""
 
 
 class SimulatedFrames:
-    """A drawn world, seen on a drive along its lane: the same picture for the same number."""
+    """Images of a drawn world on a drive along its lane; the same number gives the same image."""
 
     def __init__(self) -> None:
         self.title = "the simulated camera"
@@ -61,7 +61,7 @@ class SimulatedFrames:
         self._camera = SimulatedCamera()
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
-        """Return what the camera sees after `index` strides."""
+        """Return the image after `index` strides."""
         x_m = index * _STRIDE_M
         turn = math.tau / WORLD_M
         yaw_rad = math.atan(_LANE_SWING_M * turn * math.cos(turn * x_m))
@@ -88,7 +88,7 @@ class FolderFrames:
 
 
 class BagFrames:
-    """The images of a bag; the next one is read at once, an earlier one from the beginning."""
+    """The images of a bag; for an earlier image, the bag is read again from its beginning."""
 
     def __init__(self, path: Path) -> None:
         from mobile_vla_inference.bags.reader import BagReader
@@ -102,7 +102,7 @@ class BagFrames:
             raise
         self.title = f"{path}, {self._topic.name}"
         self.count = self._topic.count
-        self._pictures = iter(())
+        self._images = iter(())
         self._next = self.count
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
@@ -110,13 +110,13 @@ class BagFrames:
         from mobile_vla_inference.bags.images import CONVERSIONS
 
         if index < self._next:
-            self._pictures, self._next = self._bag.messages((self._topic.name,)), 0
-        for message in self._pictures:
+            self._images, self._next = self._bag.messages((self._topic.name,)), 0
+        for message in self._images:
             self._next += 1
             if self._next > index:
-                picture = CONVERSIONS[self._topic.type_name][1](self._bag.decode(message))
-                return f"image {index} of {self.count}", picture
-        raise FrameError(f"{self.title} has no image {index}, expected 0 to {self._next - 1}; choose another")
+                rgb = CONVERSIONS[self._topic.type_name][1](self._bag.decode(message))
+                return f"image {index} of {self.count}", rgb
+        raise FrameError(f"{self.title} has no image {index}, expected 0 to {self._next - 1}; choose another number")
 
     def close(self) -> None:
         """Close the bag."""
@@ -124,7 +124,7 @@ class BagFrames:
 
 
 class CameraFrames:
-    """A camera of this machine; every reading is a new picture."""
+    """A camera of this machine; each read takes a new image."""
 
     def __init__(self, device: int) -> None:
         self.title = f"camera {device}"
@@ -133,19 +133,19 @@ class CameraFrames:
         if not self._capture.isOpened():
             self._capture.release()
             raise FrameError(
-                f"camera {device} can't be opened, expected one that is plugged in and free; "
+                f"camera {device} can't be opened, expected one that is connected and not in use; "
                 "see /dev/video*, or give --frames a folder or a bag"
             )
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
-        """Take a picture; the number only names it."""
+        """Take an image; the number is used for its name only."""
         taken, bgr = self._capture.read()
         if not taken:
-            raise FrameError(f"{self.title} gives no picture, expected one; plug it in again")
-        return f"{self.title}, picture {index}", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            raise FrameError(f"{self.title} gives no image, expected one; reconnect it")
+        return f"{self.title}, image {index}", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
-        """Free the camera."""
+        """Release the camera."""
         self._capture.release()
 
 
@@ -153,7 +153,7 @@ def open_frames(source: str | None) -> Frames:
     """Open a folder of images, a bag or a camera by its number; None: the simulated camera.
 
     Raises:
-        MobileVlaError: there are no frames to be had.
+        MobileVlaError: there are no images, or they can't be read.
     """
     if source is None:
         return SimulatedFrames()
@@ -168,7 +168,7 @@ def open_frames(source: str | None) -> Frames:
 
 @dataclass(frozen=True)
 class Inference:
-    """One step: the frame's name, what the policy said (normalised), its velocity and the seconds it took."""
+    """One step: name of the image, action (normalised), its velocity, and time of the step in seconds."""
 
     frame: str
     action: tuple[float, ...]
@@ -178,7 +178,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class MemoryFigures:
-    """Memory in MiB; the GPU's figures are None without one."""
+    """Memory in MiB; the figures of the GPU are None if there is none."""
 
     process_mib: float
     system_available_mib: float
@@ -190,18 +190,18 @@ class MemoryFigures:
 
 
 class ConsoleSession:
-    """A policy that is asked by hand.
+    """A policy with a current image.
 
     Attributes:
-        policy: what is asked.
-        frames: where frames come from.
-        instruction: what the robot is told.
-        index: number of the current frame.
-        steps: how many frames the policy's state has seen since it was cleared.
+        policy: the policy.
+        frames: source of the images.
+        instruction: what the robot is instructed to do.
+        index: number of the current image.
+        steps: steps since the LSTM state was reset.
     """
 
     def __init__(self, policy: VlaPolicy, frames: Frames, instruction: str) -> None:
-        """Start at the first frame; raise MobileVlaError where it can't be read."""
+        """Start at the first image; raise MobileVlaError if it can't be read."""
         self.policy = policy
         self.frames = frames
         self.index = 0
@@ -209,60 +209,60 @@ class ConsoleSession:
         self.instruction = instruction
         policy.set_instruction(instruction)
         settings = policy.settings
-        self._mapping = ActionMapping.of(settings)
-        self._name, self._picture = frames.read(0)
+        self._mapping = ActionMapping(settings.action_axes, settings.action_scale, settings.action_offset)
+        self._name, self._image = frames.read(0)
 
     @property
     def frame_name(self) -> str:
-        """What the current frame is called."""
+        """Name of the current image."""
         return self._name
 
     @property
     def frame_size_px(self) -> tuple[int, int]:
-        """Width and height of the current frame."""
-        height, width = self._picture.shape[:2]
+        """Width and height of the current image."""
+        height, width = self._image.shape[:2]
         return width, height
 
-    def tell(self, instruction: str) -> None:
-        """Follow another instruction; the state is cleared where it differs."""
+    def set_instruction(self, instruction: str) -> None:
+        """Follow an instruction; a different one resets the LSTM state."""
         self.policy.set_instruction(instruction)
         if instruction != self.instruction:
             self.instruction, self.steps = instruction, 0
 
     def next_frame(self) -> None:
-        """Go to the next frame; after the last one comes the first."""
+        """Go to the next image; the first one follows the last one."""
         following = self.index + 1
         self.show_frame(following if self.frames.count is None else following % self.frames.count)
 
     def show_frame(self, index: int) -> None:
-        """Go to a frame by its number; raise FrameError where there is none."""
+        """Go to an image by its number; raise FrameError if there is none."""
         if self.frames.count is not None and not 0 <= index < self.frames.count:
-            raise FrameError(f"{self.frames.title} has no frame {index}, expected 0 to {self.frames.count - 1}")
-        self.index = index  # also where it can't be read: the next one may be good
-        self._name, self._picture = self.frames.read(index)
+            raise FrameError(f"{self.frames.title} has no image {index}, expected 0 to {self.frames.count - 1}")
+        self.index = index  # even if this image can't be read: the next one can be good
+        self._name, self._image = self.frames.read(index)
 
     def show_file(self, path: Path) -> None:
-        """Take an image file as the current frame; `next_frame` goes on where the frames were."""
-        self._picture = read_image(path)
+        """Take an image file as the current image; `next_frame` continues with the source."""
+        self._image = read_image(path)
         self._name = path.name
 
     def infer(self) -> Inference:
-        """Step on the current frame; the state is carried."""
-        action = self.policy.step(self._picture)
+        """Run one step on the current image; the LSTM state is kept."""
+        action = self.policy.step(self._image)
         self.steps += 1
         return Inference(self._name, action.values, self._mapping.velocity(action.values), action.step_s)
 
     def measure(self, count: int) -> Iterator[float]:
-        """Step `count` times on the current frame and yield the seconds of each; clears the state before and after."""
+        """Run `count` steps on the current image and yield the seconds of each; the LSTM state is reset around them."""
         self.reset()
         try:
             for _ in range(count):
-                yield self.policy.step(self._picture).step_s
+                yield self.policy.step(self._image).step_s
         finally:
             self.reset()
 
     def reset(self) -> None:
-        """Clear the policy's state."""
+        """Reset the LSTM state."""
         self.policy.reset()
         self.steps = 0
 
@@ -274,7 +274,7 @@ class ConsoleSession:
         )
 
     def clear(self) -> tuple[MemoryFigures, MemoryFigures]:
-        """Give back memory that nobody uses; return the figures before and after."""
+        """Free unused memory; return the figures before and after."""
         before = self.memory()
         gc.collect()
         torch = sys.modules.get("torch")
@@ -294,7 +294,7 @@ def _gpu_figures() -> tuple[float, ...]:
 
 
 def _trim_heap() -> None:
-    """Have glibc hand free pages back to the kernel; other C libraries do it by themselves."""
+    """Have glibc return free pages to the kernel; other C libraries do so by themselves."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

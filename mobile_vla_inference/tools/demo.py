@@ -25,15 +25,12 @@ from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.phrases import instruction
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
-from mobile_vla_inference.tools.arguments import SMALL_POLICY, check_output, positive_number
+from mobile_vla_inference.tools.arguments import DEFAULT_INSTRUCTION, SMALL_POLICY, check_output, positive_number
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
 
-HELP = "drive a simulated robot, or on your own images, with the real node, and show the figures"
 
-#: The instruction where the simulated world has no boxes and no cup.
-DEFAULT_INSTRUCTION = "go around the box on the left to the cup"
 DEFAULT_SECONDS = 45.0
 #: The worlds of the tour, over and over: both kinds of instruction, both sides, both languages.
 _WORLDS = (

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 DRIVERS = ("policy", "misled", "random", "expert")
 
-HELP = "let a policy drive in the simulated world, and count how often it follows its instruction"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -47,23 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CK",
         help="policy (default: the small one of the package)",
     )
-    parser.add_argument("--episodes", type=count, default=40, metavar="N", help="how many episodes (default 40)")
+    parser.add_argument("--episodes", type=count, default=40, metavar="N", help="number of episodes")
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="S",
-        help="number of the first world; training used none of them (default 0)",
+        help="number of the first world; training used none of them",
     )
     parser.add_argument("--scenario", choices=SCENARIOS, help="only this scenario (default: all in turn)")
     parser.add_argument(
         "--driver",
         choices=DRIVERS,
         default="policy",
-        help="who drives: the policy; to compare, the policy with a random side in its instruction (misled), "
-        "random commands, or the expert, which has the map",
+        help="policy, or for comparison: 'misled' (the policy with a random side as instruction), 'random' (random "
+        "commands), 'expert' (knows the map)",
     )
-    parser.add_argument("--no-memory", action="store_true", help="clear the policy's LSTM state before every step")
+    parser.add_argument("--no-memory", action="store_true", help="reset the LSTM state each step (ablation)")
     parser.add_argument(
         "--swap-instruction",
         action="store_true",
@@ -86,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video",
         type=Path,
         metavar="OUT.mp4",
-        help="write a video: camera, room from above, instruction, command, time, outcome",
+        help="write a video: camera, map, instruction, command, time, outcome",
     )
 
 

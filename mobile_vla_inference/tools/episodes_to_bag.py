@@ -1,4 +1,4 @@
-"""`mobile_vla episodes-to-bag`: HDF5 episodes as bags with images, instruction and recorded cmd_vel."""
+"""`mobile_vla episodes-to-bag`: make a bag with images, instruction and cmd_vel from each HDF5 episode."""
 
 from __future__ import annotations
 
@@ -22,27 +22,23 @@ from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.episodes.episode import Episode
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import add_period_argument
-from mobile_vla_inference.tools.evaluate import add_reading_arguments, read_episodes
-
-HELP = "make bags from HDF5 episodes, one for each"
+from mobile_vla_inference.tools.episode_arguments import add_reading_arguments, read_episodes
+from mobile_vla_inference.tools.progress import progress_bar
 
 _NS = 1_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("episodes", type=Path, metavar="EPISODES_DIR", help="folder of .h5 files, or one file")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the bags, named after the episodes")
     add_reading_arguments(parser)
-    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
-    parser.add_argument("--raw", action="store_true", help="Image instead of CompressedImage (JPEG)")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the bags, named after the episodes")
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage format of the bags")
+    parser.add_argument("--raw", action="store_true", help="write Image instead of CompressedImage (JPEG)")
     add_period_argument(parser, None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the bags; return the exit status."""
-    from tqdm import tqdm
-
     episodes = read_episodes(args)
     times = [_times(episode, args.period) for episode in episodes]
     targets = [args.out / _file_name(episode) for episode in episodes]
@@ -54,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
     for target in targets:
         check_new_bag(target)
-    with tqdm(total=sum(len(each.commands) for each in episodes), unit="frame", delay=1, disable=None) as bar:
+    with progress_bar("writing the bags", "image", sum(len(each.commands) for each in episodes)) as bar:
         for episode, target, times_s in zip(episodes, targets, times):
             with BagWriter(target, args.storage) as bag:
                 for _ in _written(bag, episode, args.raw, times_s):
@@ -64,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _times(episode: Episode, period_s: float | None) -> np.ndarray:
-    """Return when each step is, seconds from the first: by the period that is given, else as the episode tells."""
+    """Return the time of each step, seconds from the first: by the given period, else as recorded in the episode."""
     steps = len(episode.commands)
     if period_s is None:
         stamps_s, period = episode.stamps_s(), episode.period()
@@ -72,7 +68,7 @@ def _times(episode: Episode, period_s: float | None) -> np.ndarray:
             return stamps_s - stamps_s[0]
         if period is None and steps > 1:
             raise MobileVlaError(
-                f"{episode.where} tells neither stamps_s nor total_duration, expected the time from step to step; "
+                f"{episode.where} contains neither stamps_s nor total_duration, expected the time between steps; "
                 "give --period"
             )
         period_s = 0.0 if period is None else period.period_s
@@ -84,7 +80,7 @@ def _file_name(episode: Episode) -> str:
 
 
 def _written(bag: BagWriter, episode: Episode, raw: bool, times_s: np.ndarray):
-    """Write an episode and yield after each frame."""
+    """Write an episode and yield after each image."""
     image_topic = IMAGE_TOPIC if raw else f"{IMAGE_TOPIC}/compressed"
     bag.add_topic(INSTRUCTION_TOPIC, STRING)
     bag.add_topic(COMMAND_TOPIC, TWIST)

@@ -16,8 +16,6 @@ from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools.arguments import check_output
 
-HELP = "check whether a running vla_node is healthy, by its own diagnostics"
-
 #: States of the policy that need no repair.
 _HEALTHY = ("loading", "ready", "restarting")
 

@@ -1,68 +1,54 @@
-"""`mobile_vla infer`: run a checkpoint over numbered images of a folder, in order, and print or write what it does."""
+"""`mobile_vla infer`: run a checkpoint on the numbered images of a folder, in order; print or write the actions."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.action import ActionMapping, VelocityCommand
-from mobile_vla_inference.atomic import write_text_atomically
-from mobile_vla_inference.errors import InstructionError
 from mobile_vla_inference.frames import list_frames, read_image
-from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
-from mobile_vla_inference.tools.arguments import check_output
-
-HELP = "run a checkpoint over a folder of images"
+from mobile_vla_inference.tools.arguments import (
+    add_checkpoint_argument,
+    add_json_argument,
+    add_loading_arguments,
+    check_output,
+    instruction,
+)
+from mobile_vla_inference.tools.loading import load_policy
+from mobile_vla_inference.tools.progress import progress_bar
+from mobile_vla_inference.tools.results import warn, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="checkpoint file or folder")
+    add_checkpoint_argument(parser)
     parser.add_argument(
-        "--instruction", type=check_instruction, required=True, metavar="TEXT", help="what the robot is told, UTF-8"
+        "--instruction", type=instruction, required=True, metavar="TEXT", help="what the robot is instructed to do"
     )
     parser.add_argument(
         "--frames", type=Path, required=True, metavar="DIR", help="folder of images, read in the order of their numbers"
     )
-    parser.add_argument("--reset-each", action="store_true", help="clear the policy's state before every frame")
-    parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
-    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the actions and velocities to this file")
+    parser.add_argument("--reset-each", action="store_true", help="reset the LSTM state before each image")
+    add_loading_arguments(parser)
+    add_json_argument(parser, "actions and velocities")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the policy over the frames; return the exit status."""
-    if not check_instruction(args.instruction):
-        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
+    """Run the policy on the images; return the exit status."""
     check_output(args.json, args.checkpoint, args.frames, args.processors)
     paths = list_frames(args.frames)
-    policy = VlaPolicy.load(
-        args.checkpoint,
-        device=args.device,
-        dtype=args.dtype,
-        engine=args.engine,
-        processors=args.processors,
-        force=args.force,
-    )
-    for warning in policy.describe().warnings:
-        print(f"mobile_vla: warning: {warning}", file=sys.stderr)
+    policy = load_policy(args, args.checkpoint)
+    warn(*policy.describe().warnings)
     policy.set_instruction(args.instruction)
     steps = _run_policy(policy, paths, args.reset_each)
     if args.json is None:
         _print_table(steps)
     else:
-        text = json.dumps(_report(args, policy, steps), indent=2, ensure_ascii=False) + "\n"
-        write_text_atomically(args.json, text)
+        write_json(args.json, _report(args, policy, steps))
     return 0
 
 
@@ -74,16 +60,16 @@ class _Step:
 
 
 def _run_policy(policy: VlaPolicy, paths: list[Path], reset_each: bool) -> list[_Step]:
-    from tqdm import tqdm
-
     settings = policy.settings
     mapping = ActionMapping.of(settings)
     steps = []
-    for path in tqdm(paths, unit="frame", delay=1, disable=None):
-        if reset_each:
-            policy.reset()
-        action = policy.step(read_image(path)).values
-        steps.append(_Step(path.name, action, mapping.velocity(action)))
+    with progress_bar("inference", "image", len(paths)) as bar:
+        for path in paths:
+            if reset_each:
+                policy.reset()
+            action = policy.step(read_image(path)).values
+            steps.append(_Step(path.name, action, mapping.velocity(action)))
+            bar.update()
     return steps
 
 

@@ -1,7 +1,7 @@
-"""`mobile_vla make-bag`: a folder of images and actions.csv as a bag with images, instruction and recorded cmd_vel.
+"""`mobile_vla make-bag`: make a bag with images, instruction and cmd_vel from a folder with images/ and actions.csv.
 
-Signs and units: throttle (0 to 1, negative backward) times `--max-linear-mps` is linear.x; steering (-1 left to
-1 right) times `--max-angular-radps`, negated, is angular.z, because REP-103 turns left for positive values.
+Signs and units: linear.x is the throttle (0 to 1, negative: backward) times `--max-linear-mps`; angular.z is the
+negated steering (-1 left to 1 right) times `--max-angular-radps`, because positive means left in REP-103.
 """
 
 from __future__ import annotations
@@ -23,65 +23,59 @@ from mobile_vla_inference.bags.messages import (
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, typestore
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter, check_new_bag
 from mobile_vla_inference.episodes.frames_folder import RecordedFrame, read_frames_folder
-from mobile_vla_inference.errors import InstructionError
-from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.tools.arguments import add_full_speed_arguments, full_speeds
+from mobile_vla_inference.tools.arguments import add_full_speed_arguments, full_speeds, instruction
+from mobile_vla_inference.tools.progress import progress_bar
 
-HELP = "make a bag from a folder with images/ and actions.csv"
-
-DEFAULT_INSTRUCTION = "follow the track"
+_INSTRUCTION = "follow the track"
 
 _NS = 1_000_000_000
-#: The instruction is repeated so often: who listens late to a bag that is played hears it, too.
+#: Period in which the instruction is repeated, so that a node that subscribes while the bag plays receives it, too.
 _INSTRUCTION_PERIOD_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("frames", type=Path, metavar="FRAMES_DIR", help="folder with images/ and actions.csv")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to make, a folder")
-    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="bag to write, a folder")
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage format of the bag")
     parser.add_argument(
-        "--compressed", action="store_true", help=f"CompressedImage on {IMAGE_TOPIC}/compressed instead of Image"
+        "--compressed", action="store_true", help=f"write CompressedImage on {IMAGE_TOPIC}/compressed instead of Image"
     )
     parser.add_argument(
         "--instruction",
-        type=check_instruction,
-        default=DEFAULT_INSTRUCTION,
+        type=instruction,
+        default=_INSTRUCTION,
         metavar="TEXT",
-        help="what was told (default: %(default)r)",
+        help="instruction that the person followed",
     )
     add_full_speed_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the bag; return the exit status."""
-    instruction = check_instruction(args.instruction)
-    if not instruction:
-        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
     check_new_bag(args.out)
     frames = read_frames_folder(args.frames)
     with BagWriter(args.out, args.storage) as bag:
-        _write(bag, frames, instruction, args)
+        _write(bag, frames, args)
     print(f"{args.out}: {len(frames)} images over {frames[-1].stamp_s - frames[0].stamp_s:.2f} s")
     return 0
 
 
-def _write(bag: BagWriter, frames: list[RecordedFrame], instruction: str, args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
+def _write(bag: BagWriter, frames: list[RecordedFrame], args: argparse.Namespace) -> None:
     image_topic = f"{IMAGE_TOPIC}/compressed" if args.compressed else IMAGE_TOPIC
     bag.add_topic(INSTRUCTION_TOPIC, STRING)
     bag.add_topic(COMMAND_TOPIC, TWIST)
     bag.add_topic(image_topic, COMPRESSED_IMAGE if args.compressed else IMAGE)
     make_image = compressed_message if args.compressed else raw_message
-    told_s = -np.inf
+    repeated_s = -np.inf
     linear_mps, angular_radps = full_speeds(args)
-    for frame in tqdm(frames, unit="frame", delay=1, disable=None):
-        time_ns = START_S * _NS + round(frame.stamp_s * _NS)
-        if frame.stamp_s - told_s >= _INSTRUCTION_PERIOD_S:
-            told_s = frame.stamp_s
-            bag.write_message(INSTRUCTION_TOPIC, time_ns, typestore().types[STRING](data=instruction))
-        twist = twist_message(frame.throttle * linear_mps, -frame.steering * angular_radps)
-        bag.write_message(COMMAND_TOPIC, time_ns, twist)
-        bag.write_message(image_topic, time_ns, make_image(frame.image, time_ns))
+    with progress_bar("writing the bag", "image", len(frames)) as bar:
+        for frame in frames:
+            time_ns = START_S * _NS + round(frame.stamp_s * _NS)
+            if frame.stamp_s - repeated_s >= _INSTRUCTION_PERIOD_S:
+                repeated_s = frame.stamp_s
+                bag.write_message(INSTRUCTION_TOPIC, time_ns, typestore().types[STRING](data=args.instruction))
+            twist = twist_message(frame.throttle * linear_mps, -frame.steering * angular_radps)
+            bag.write_message(COMMAND_TOPIC, time_ns, twist)
+            bag.write_message(image_topic, time_ns, make_image(frame.image, time_ns))
+            bar.update()

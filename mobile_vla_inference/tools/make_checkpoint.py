@@ -1,4 +1,7 @@
-"""`mobile_vla make-checkpoint`: write a synthetic checkpoint in the published layout, with settings and processors."""
+"""`mobile_vla make-checkpoint`: write a checkpoint of random weights in the published layout.
+
+Its settings file and its processors are written next to it.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,34 @@ from pathlib import Path
 
 from mobile_vla_inference.errors import CheckpointError
 from mobile_vla_inference.policy.storage.config import SIZES, standard_config
-
-HELP = "write a synthetic checkpoint in the published layout"
+from mobile_vla_inference.tools.arguments import whole_number
+from mobile_vla_inference.tools.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("out", type=Path, metavar="OUT.pth", help="file to write; settings and processors go beside")
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="full is the published size (7.8 GB)")
-    parser.add_argument("--variant", choices=("hybrid", "pure"), default="hybrid", help="with or without CLIP")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the weights (default 0)")
-    parser.add_argument("--fusion-in", type=int, metavar="F", help="width of the fusion layer's input (full: 2560)")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT.pth", help="file to write; its settings and processors are written next to it"
+    )
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="tiny", help="size of the towers; full: as published, 7.8 GB"
+    )
+    parser.add_argument("--variant", choices=("hybrid", "pure"), default="hybrid", help="hybrid has CLIP, pure has not")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the random weights")
+    parser.add_argument(
+        "--fusion-in", type=int, metavar="F", help="input width of the fusion layer (default: by the size; full: 2560)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; return the exit status."""
-    from tqdm import tqdm
-
-    from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint  # torch: only when it is needed
+    from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint  # imports torch
 
     if args.variant == "pure" and args.fusion_in is not None:
-        raise CheckpointError("--fusion-in was given, but the pure variant has no fusion layer; leave it out")
+        raise CheckpointError("--fusion-in is given, but the pure variant has no fusion layer; leave it out")
     config = standard_config(args.size, args.variant, args.fusion_in)
-    with tqdm(unit="B", unit_scale=True, desc=args.out.name, delay=1, disable=None) as bar:
-
-        def show(written: int, total: int) -> None:
-            bar.total = total
-            bar.update(written - bar.n)
-
+    with progress(f"making {args.out.name}", "B") as show:
         make_checkpoint(args.out, config, args.seed, force=args.force, progress=show)
     print(f"{args.out}: {args.size} {args.variant}, {args.out.stat().st_size / 1e6:.1f} MB, seed {args.seed}")
     return 0
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"{seed} is negative, expected 0 or more")
-    return seed

@@ -1,4 +1,4 @@
-"""`mobile_vla make-episodes`: record episodes of the simulated world, with the expert's word for every step."""
+"""`mobile_vla make-episodes`: record episodes in simulation; each step is labelled with the expert action."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim.phrases import training_sentences
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
-from mobile_vla_inference.tools.arguments import check_output, count
-
-HELP = "record episodes of the simulated world as HDF5, driven by the expert or by a policy"
+from mobile_vla_inference.tools.arguments import check_output, count, whole_number
+from mobile_vla_inference.tools.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("out", type=Path, metavar="OUT.h5", help="file to write, a group for each episode")
-    parser.add_argument("--episodes", type=count, default=64, metavar="N", help="how many (default 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first world (default 0)")
+    parser.add_argument("out", type=Path, metavar="OUT.h5", help="file to write, with a group for each episode")
+    parser.add_argument("--episodes", type=count, default=64, metavar="N", help="number of episodes")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the first world")
     parser.add_argument(
-        "--policy", type=Path, metavar="CK", help="a policy drives, the expert says what is better (default: expert)"
+        "--policy",
+        type=Path,
+        metavar="CK",
+        help="checkpoint that drives while the expert labels (default: the expert drives)",
     )
-    parser.add_argument("--force", action="store_true", help="replace a file that exists")
-    parser.add_argument("--workers", type=count, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--workers", type=count, default=1, metavar="N", help="number of processes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Record the episodes; return the exit status."""
-    from tqdm import tqdm
-
     from mobile_vla_inference.policy.storage.checkpoint_files import find_processors
     from mobile_vla_inference.policy.synthetic.processors import write_processors
     from mobile_vla_inference.training.dataset import write_training_episodes
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from mobile_vla_inference.training.rollout import RecorderPool, draw_tasks
 
     check_output(args.out, args.policy, force=args.force)
-    if not 0 <= args.seed <= EVALUATION_SEEDS_FROM - args.episodes:
+    if args.seed > EVALUATION_SEEDS_FROM - args.episodes:
         raise MobileVlaError(
             f"--seed is {args.seed}, expected 0 to {EVALUATION_SEEDS_FROM - args.episodes}: the worlds from "
-            f"{EVALUATION_SEEDS_FROM} on are for evaluation; choose another"
+            f"{EVALUATION_SEEDS_FROM} on are for evaluation; choose another seed"
         )
     tasks = draw_tasks(args.episodes, args.seed, expert_drives=args.policy is None)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             config, settings = model.config, model.settings
         with RecorderPool(config, settings, processors, args.workers) as pool:
             recording = pool.start(tasks, model, memory=True)
-            with tqdm(total=len(tasks), unit="episode", disable=None) as bar:
+            with progress_bar("recording", "episode", len(tasks)) as bar:
                 episodes = []
                 for batch in recording:
                     episodes += batch

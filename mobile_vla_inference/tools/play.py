@@ -31,8 +31,6 @@ from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.interrupts import stop_event
 from mobile_vla_inference.tools.arguments import positive_number, time_s
 
-HELP = "publish a bag on the ROS graph, with /clock"
-
 RECORDED_PREFIX = "/recorded"
 
 _CLOCK_TOPIC = "/clock"

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from mobile_vla_inference.harness.bag_graph import BagRecorder
 
-HELP = "record images, instruction, cmd_vel and diagnostics to a bag"
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 #: Last part of a topic's name -> the types that are recorded.

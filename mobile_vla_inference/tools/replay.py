@@ -1,4 +1,4 @@
-"""`mobile_vla replay`: every image of a bag through a checkpoint, compared with what was recorded."""
+"""`mobile_vla replay`: run a checkpoint on every image of a bag, and compare it with the recorded commands."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReade
 from mobile_vla_inference.bags.topics import BagTopics
 from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
 from mobile_vla_inference.episodes.comparison import BASELINES
-from mobile_vla_inference.errors import CheckpointError, InstructionError, MobileVlaError
-from mobile_vla_inference.instructions import check_instruction
-from mobile_vla_inference.policy.vla_policy import VlaPolicy
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
+from mobile_vla_inference.errors import CheckpointError, MobileVlaError
+from mobile_vla_inference.policy_facts import DTYPES, ENGINES
 from mobile_vla_inference.replay.offline import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
 from mobile_vla_inference.replay.rerun_recording import require_rerun, write_recording
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
 from mobile_vla_inference.replay.summary import difference, limits_sentence, read_steps, result_json
-from mobile_vla_inference.tools.arguments import HTML_OUTPUT, JSON_OUTPUT, RERUN_OUTPUT, check_output, count
+from mobile_vla_inference.tools.arguments import (
+    HTML_OUTPUT,
+    JSON_OUTPUT,
+    RERUN_OUTPUT,
+    add_checkpoint_argument,
+    add_instruction_argument,
+    add_json_argument,
+    add_loading_arguments,
+    add_topic_arguments,
+    check_output,
+    count,
+)
+from mobile_vla_inference.tools.loading import load_policy
+from mobile_vla_inference.tools.progress import progress
+from mobile_vla_inference.tools.results import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HELP = "run a checkpoint over a recorded drive and compare it with what was recorded"
-
-#: Topics that --out-bag adds: what the policy wanted, and what the node's gate would have let through.
+#: Topics that --out-bag adds: the policy's commands, and what the node's gate would have made of them.
 PREDICTED_TOPIC = "/replay/cmd_vel"
 GATED_TOPIC = "/replay/cmd_vel_gated"
 _BASE_FRAME_ID = "base_link"
@@ -42,19 +52,18 @@ _BASE_FRAME_ID = "base_link"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bag", type=Path, metavar="BAG", help="a bag: folder, .mcap or .db3")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="checkpoint file or folder")
-    parser.add_argument("--against", type=Path, metavar="CK2", help="a second checkpoint, side by side")
-    parser.add_argument(
-        "--instruction", type=check_instruction, metavar="TEXT", help="what the robot is told (default: as recorded)"
-    )
-    parser.add_argument("--image-topic", metavar="T", help="where the bag holds more than one")
-    parser.add_argument("--command-topic", metavar="T", help="recorded velocities (default: cmd_vel, or the only ones)")
+    add_checkpoint_argument(parser)
+    parser.add_argument("--against", type=Path, metavar="CK2", help="second checkpoint, compared side by side")
+    add_instruction_argument(parser)
+    add_topic_arguments(parser)
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--every-frame", action="store_true", help="step on every image (the default)")
-    pace.add_argument("--due", action="store_true", help="step no more often than the policy's step period")
-    pace.add_argument("--steps", type=Path, metavar="FILE", help="step exactly as an earlier replay's JSON file tells")
+    pace.add_argument("--due", action="store_true", help="step at most once per step period of the policy")
+    pace.add_argument(
+        "--steps", type=Path, metavar="FILE", help="step on the same images as an earlier replay, given by its JSON"
+    )
     pace.add_argument("--node", action="store_true", help="play the bag in real time through the real vla_node")
-    parser.add_argument("--max-frames", type=count, metavar="N", help="stop after so many images")
+    parser.add_argument("--max-frames", type=count, metavar="N", help="stop after N images (default: all)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
     parser.add_argument(
         "--with-drive",
@@ -65,23 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON file of another replay, shown in the report next to this one; can be given several times",
     )
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="write a Rerun recording (needs rerun-sdk)")
-    parser.add_argument("--out-bag", type=Path, metavar="BAG", help="write the drive with the predicted commands")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file for machines")
-    parser.add_argument("--processors", type=Path, metavar="DIR", help="processor folder (default: by the checkpoint)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
+    parser.add_argument("--out-bag", type=Path, metavar="BAG", help="write a bag of the drive with predicted commands")
+    add_json_argument(parser)
+    add_loading_arguments(parser)
     parser.add_argument(
-        "--against-dtype", choices=DTYPES, metavar="DTYPE", help="type of CK2's weights (default: that of CK)"
+        "--against-dtype", choices=DTYPES, metavar="DTYPE", help="number type of CK2 (default: that of CK)"
     )
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
     parser.add_argument(
-        "--against-engine", choices=ENGINES, metavar="ENGINE", help="how CK2's steps run (default: as those of CK)"
+        "--against-engine", choices=ENGINES, metavar="ENGINE", help="how steps of CK2 are computed (default: as CK)"
     )
-    parser.add_argument("--force", action="store_true", help="load even where the memory seems too small")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, tell what came out and write the files; return the exit status."""
+    """Replay, print the results and write the files; return the exit status."""
     options = _options(args)
     _check(args, options)
     if args.node:
@@ -93,11 +98,10 @@ def run(args: argparse.Namespace) -> int:
             result = _replay(args, args.checkpoint, args.dtype, args.engine, options, sink)
         other = None
         if args.against is not None:
-            gc.collect()  # two policies may not fit beside each other
+            gc.collect()  # memory may be too small for two policies
             dtype, engine = args.against_dtype or args.dtype, args.against_engine or args.engine
             other = _replay(args, args.against, dtype, engine, options, None)
-    for note in result.notes:
-        print(f"mobile_vla: warning: {note}", file=sys.stderr)
+    warn(*result.notes)
     _print_summary(result, other)
     if args.json is not None:
         write_text_atomically(args.json, result_json(result, other))
@@ -112,8 +116,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> ReplayOptions:
-    if args.instruction is not None and not check_instruction(args.instruction):
-        raise InstructionError("--instruction is empty, expected a sentence such as 'go to the cup'; give one")
     return ReplayOptions(
         image_topic=args.image_topic,
         command_topic=args.command_topic,
@@ -126,7 +128,7 @@ def _options(args: argparse.Namespace) -> ReplayOptions:
 
 
 def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
-    """Refuse what can't be used before a policy is loaded."""
+    """Raise MobileVlaError for arguments that can't be used, before a policy is loaded."""
     inputs = (args.bag, args.checkpoint, args.against, args.steps, args.processors, *args.with_drive)
     for path, kind in ((args.json, JSON_OUTPUT), (args.report, HTML_OUTPUT), (args.rerun, RERUN_OUTPUT)):
         check_output(path, *inputs, kind=kind)
@@ -148,7 +150,7 @@ def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
             "leave them out"
         )
     if options.steps and options.instruction is not None:
-        raise MobileVlaError("--steps tells the instructions itself, expected no --instruction; leave one of them out")
+        raise MobileVlaError("--steps contains the instructions, expected no --instruction; leave one of them out")
     with BagReader(args.bag) as bag:
         options.topics(bag)
 
@@ -175,31 +177,22 @@ def _replay(
     options: ReplayOptions,
     sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None,
 ) -> ReplayResult:
-    from tqdm import tqdm
-
-    policy = VlaPolicy.load(
-        checkpoint, device=args.device, dtype=dtype, engine=engine, processors=args.processors, force=args.force
-    )
+    policy = load_policy(args, checkpoint, dtype=dtype, engine=engine)
     policy.warm_up()
-    with tqdm(unit="frame", delay=1, disable=None, desc=checkpoint.name) as bar:
-
-        def progress(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = replay(args.bag, policy, options, progress=progress, sink=sink)
+    with progress(f"replaying {checkpoint.name}", "image") as show:
+        result = replay(args.bag, policy, options, progress=show, sink=sink)
     notes = (*result.policy.warnings, *result.notes)
     if result.policy.assumed_settings:
         notes = (
             *notes,
-            f"settings {', '.join(result.policy.assumed_settings)} are assumed: the node would not move",
+            f"settings {', '.join(result.policy.assumed_settings)} are assumed: a robot would not move",
         )
     return changed(result, notes=notes)
 
 
 @contextmanager
 def _out_bag(path: Path | None) -> Iterator[Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None]:
-    """Return what writes messages and predicted commands to a bag; None where no bag is wanted."""
+    """Yield a function that writes messages and predicted commands to a bag; None if no bag is wanted."""
     if path is None:
         with nullcontext():
             yield None
@@ -239,7 +232,7 @@ def _stamped(stamp_s: float, velocity: Velocity) -> Any:
     return typestore().types[TWIST_STAMPED](header=header, twist=twist_message(x, z, y))
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _print_summary(result: ReplayResult, other: ReplayResult | None) -> None:
@@ -273,13 +266,13 @@ def _summary_rows(result: ReplayResult) -> dict[str, str]:
         "instruction": ", ".join(result.instructions),
         "frames": f"{len(result.frames)}, {stepped} stepped",
         "drops": _listed(result.drops),
-        "state cleared": _listed(result.resets),
+        "state reset": _listed(result.resets),
         "gate": _listed(result.reasons),
-        "its limits": limits_sentence(result.gate),
+        "gate limits": limits_sentence(result.gate),
         "step": _latency(timing.latency_ms),
-        "beyond the policy": _latency(timing.overhead_ms),
+        "outside the policy": _latency(timing.overhead_ms),
         "rate": f"{timing.frames_per_s:.1f} frames/s",
-        "memory": "" if not timing.memory else f"{max(sample.rss_mib for sample in timing.memory):.0f} MiB at most",
+        "memory": "" if not timing.memory else f"at most {max(sample.rss_mib for sample in timing.memory):.0f} MiB",
     }
 
 
@@ -312,7 +305,7 @@ def _comparison_table(result: ReplayResult) -> Any:
 
 
 def _axes_line(result: ReplayResult) -> str:
-    """Say per axis how often the signs agree and how late the prediction is."""
+    """Return a line for each axis: how often the signs agree, and how late the prediction is."""
     facts = result.comparison["axes"]
     return "\n".join(
         f"{axis}: signs agree in {_shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, "

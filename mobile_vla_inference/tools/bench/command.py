@@ -10,8 +10,6 @@ from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.tools.arguments import check_output
 from mobile_vla_inference.tools.bench import load, node, step, stop
 
-HELP = "measure loading, a policy step, the running node and how it stops"
-
 EXIT_FAILED = 1
 
 #: Name -> a module with HELP, add_arguments(parser), INPUTS (the options that name what is read), measure(args) (which

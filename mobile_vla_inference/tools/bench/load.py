@@ -25,7 +25,7 @@ from typing import Any
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.processes import die_with, last_error
 from mobile_vla_inference.policy.storage.checkpoint import Checkpoint, open_checkpoint
-from mobile_vla_inference.policy_facts import ENGINES
+from mobile_vla_inference.policy_facts import ENGINES, FLOAT_DTYPES
 from mobile_vla_inference.tools.bench import load_child
 from mobile_vla_inference.tools.bench.machine import describe_machine, machine_line, read_memory_mib
 from mobile_vla_inference.tools.bench.memory_cgroup import MemoryCgroup, memory_cgroup
@@ -34,8 +34,6 @@ from mobile_vla_inference.units import MIB
 
 HELP = "time and memory of loading a checkpoint, until its first action"
 INPUTS = ("checkpoint",)
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 _SAMPLE_PERIOD_S = 0.005
 #: A file counts as cold if less of it than this is still cached (by readahead of other readers).
@@ -93,7 +91,9 @@ class LoadFigures:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="CK", help="a .pth, a safetensors file or a converted folder")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="type of the weights (default float16)")
+    parser.add_argument(
+        "--dtype", choices=FLOAT_DTYPES, default="float16", help="type of the weights (default float16)"
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINES,

@@ -37,7 +37,6 @@ from mobile_vla_inference.tools.drill.rounds import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "inject every fault into a running node and time how it stops the robot"
 
 EXIT_MISSED = 1
 

@@ -9,9 +9,10 @@ from mobile_vla_inference.policy.storage.config import HybridConfig
 from mobile_vla_inference.policy.storage.conversion.safetensors_writer import TensorSpec, in_aligned_order
 from mobile_vla_inference.policy.storage.layout import is_block_matrix, tensor_shapes
 from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, TensorEntry, TensorIndex
+from mobile_vla_inference.policy_facts import FLOAT_DTYPES
 
 #: Number types that convert can write.
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = (*FLOAT_DTYPES, "int8")
 
 #: Number type of the tensors that int8 leaves alone: embeddings, norms, biases, fusion, cell and head.
 OTHER_DTYPE_OF_INT8 = "float16"
