@@ -145,7 +145,7 @@ def parse_json(data: bytes | str, where: str, what: str, *, error: ErrorFactory)
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as reason:
         raise error(
-            f"{where} holds half of a surrogate pair, which is no text, expected {what}; correct it"
+            f"{where} holds half of a surrogate pair, which is not text, expected {what}; correct it"
         ) from reason
     except ValueError as reason:
         raise error(
@@ -174,7 +174,7 @@ def _decoded(data: bytes, where: str, what: str, error: ErrorFactory) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as reason:
         raise error(
-            f"{where} is no UTF-8 text (byte {reason.start} is 0x{data[reason.start]:02x}), expected {what}; "
+            f"{where} is not UTF-8 text (byte {reason.start} is 0x{data[reason.start]:02x}), expected {what}; "
             f"save it as UTF-8, or copy it again"
         ) from reason
 
@@ -195,7 +195,7 @@ def _depth(text: str, limit: int) -> int:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _finite_float(text: str) -> float:

@@ -137,10 +137,10 @@ def test_a_table_as_spreadsheets_save_it_is_read(folder, data):
         (TABLE.replace("-0.5", "-0,5").encode(), "line 2 has 6 cells, expected 5 as its first line"),
         (TABLE.replace("throttle", "steering").encode(), "lacks the column throttle"),
         (TABLE.replace("\n", ",0\n").replace("throttle,0", "throttle,steering").encode(), "column steering twice"),
-        ("프레임,stamp_s\n".encode("cp949"), "is no UTF-8 text"),
+        ("프레임,stamp_s\n".encode("cp949"), "is not UTF-8 text"),
         (b"sep=;\n" + TABLE.splitlines()[0].encode(), "holds no frame"),
         (b"sep=;\n" + TABLE.replace("0.1", "0.0").encode(), "line 4 is stamped 0 s after 0 s"),
-        (TABLE.encode("utf-16-le"), "lacks the column|is no CSV"),  # no mark tells that it is UTF-16
+        (TABLE.encode("utf-16-le"), "lacks the column|is not CSV"),  # no mark tells that it is UTF-16
     ],
 )
 def test_a_table_that_is_wrong_is_one_sentence(folder, data, sentence):

@@ -130,7 +130,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_text_of_another_encoding_is_refused(tmp_path, encoding):
     path = tmp_path / "policy.json"
     path.write_text('{"a": "박스"}', encoding=encoding)
-    assert "is no UTF-8 text (byte" in refused(read_json, path, WHAT, LIMIT)
+    assert "is not UTF-8 text (byte" in refused(read_json, path, WHAT, LIMIT)
 
 
 def nested(depth: int, opening: str = "[") -> str:

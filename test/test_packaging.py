@@ -1,4 +1,4 @@
-"""The package as a whole: which room may import what, and the files that name versions, dependencies and programs."""
+"""The package as a whole: which package imports what, sizes, and the files with versions, dependencies and programs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,10 @@ ROS = (
 #: Modules that need Triton, an optional dependency; policy/engines/choice.py imports them only if it is installed.
 TRITON_MODULES = [f"{PACKAGE}.policy.engines.{name}" for name in ("triton_kernels", "triton_operations")]
 
-IMPORT_ROOMS = """
+IMPORT_MODULES = """
 import importlib, importlib.util, json, pkgutil, sys
 
-rooms, blocked, triton_modules = json.loads(sys.argv[1])
+modules, blocked, triton_modules = json.loads(sys.argv[1])
 left_out = () if importlib.util.find_spec("triton") else triton_modules
 
 
@@ -52,21 +53,21 @@ class Guard:
 
 
 sys.meta_path.insert(0, Guard())
-for room in rooms:
-    package = importlib.import_module(room)
-    for module in pkgutil.walk_packages(getattr(package, "__path__", []), room + "."):
+for name in modules:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(getattr(package, "__path__", []), name + "."):
         if module.name not in left_out:
             importlib.import_module(module.name)
 """
 
 
-def import_rooms(rooms: list[str], blocked: tuple[str, ...]) -> subprocess.CompletedProcess:
-    """Import every module of some rooms in a process where some packages can't be imported."""
+def import_modules(modules: Sequence[str], blocked: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Import modules, with all modules of a package, in a process where some libraries can't be imported."""
     import json
 
-    names = [f"{PACKAGE}.{room}" for room in rooms]
+    names = [f"{PACKAGE}.{module}" for module in modules]
     return subprocess.run(
-        [sys.executable, "-c", IMPORT_ROOMS, json.dumps([names, blocked, TRITON_MODULES])],
+        [sys.executable, "-c", IMPORT_MODULES, json.dumps([names, blocked, TRITON_MODULES])],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -74,12 +75,8 @@ def import_rooms(rooms: list[str], blocked: tuple[str, ...]) -> subprocess.Compl
     )
 
 
-def room(name: str) -> str:
-    return f"{PACKAGE}.{name}"
-
-
-#: Modules of the package itself, which every room may import, and the packages, which may import only what is named.
-COMMON = [
+#: Modules of the package itself, which every package may import.
+COMMON = (
     "action",
     "atomic",
     "decoding",
@@ -91,54 +88,122 @@ COMMON = [
     "policy_facts",
     "process_lifetime",
     "units",
-]
-ROOMS = ("bags", "control", "episodes", "harness", "policy", "replay", "ros", "sim", "tools", "training")
-
-
-def rooms_but(*allowed: str) -> list[str]:
-    return [room(name) for name in ROOMS if name not in allowed]
-
-
-@pytest.mark.parametrize(
-    ("rooms", "blocked"),
-    [
-        (COMMON, (*TORCH, *ROS, *map(room, ROOMS))),
-        (["control"], (*TORCH, *ROS, *rooms_but("control"))),
-        (["sim"], (*TORCH, *ROS, *rooms_but("sim"))),
-        (["policy"], (*ROS, *rooms_but("policy"))),
-        (["policy.storage"], (*TORCH, room("policy.engines"), room("policy.synthetic"))),
-        (["training"], (*ROS, *rooms_but("training", "policy", "sim", "episodes", "bags", "control", "ros"))),
-        (["bags"], (*TORCH, *ROS, *rooms_but("bags", "ros", "control"))),
-        (["episodes"], (*TORCH, *ROS, *rooms_but("episodes", "bags", "ros", "control", "policy"))),
-        (["replay"], (*TORCH, *ROS, *rooms_but("replay", "harness", "episodes", "bags", "ros", "control", "policy"))),
-        (["harness"], (*TORCH, *rooms_but("harness", "bags", "ros", "control"))),
-        (["ros"], (*TORCH, *rooms_but("ros", "control", "sim"))),
-        (["tools.cli", "tools.demo"], (*TORCH, *ROS)),
-    ],
-    ids=[
-        "common",
-        "control",
-        "sim",
-        "policy",
-        "storage",
-        "training",
-        "bags",
-        "episodes",
-        "replay",
-        "harness",
-        "ros",
-        "command-line",
-    ],
 )
-def test_a_room_imports_only_what_it_may(rooms, blocked):
-    if rooms == ["ros"]:
+#: Package -> the others that it imports, also inside functions; docs/architecture.md has the same table.
+PACKAGES = {
+    "control": (),
+    "policy": (),
+    "sim": (),
+    "ros": ("control", "sim"),
+    "bags": ("control", "ros"),
+    "episodes": ("bags", "control", "policy", "ros"),
+    "training": ("bags", "control", "episodes", "policy", "ros", "sim"),
+    "harness": ("bags", "control", "ros"),
+    "replay": ("bags", "control", "episodes", "harness", "policy", "ros"),
+    "tools": ("bags", "control", "episodes", "harness", "policy", "replay", "ros", "sim", "training"),
+}
+#: Package (or modules) -> libraries that can't be imported with it.
+LIBRARIES = {
+    COMMON: (*TORCH, *ROS),
+    ("control",): (*TORCH, *ROS),
+    ("sim",): (*TORCH, *ROS),
+    ("policy",): ROS,
+    ("policy.storage",): TORCH,
+    ("training",): ROS,
+    ("bags",): (*TORCH, *ROS),
+    ("episodes",): (*TORCH, *ROS),
+    ("replay",): (*TORCH, *ROS),
+    ("harness",): TORCH,
+    ("ros",): TORCH,
+    ("tools.cli", "tools.demo"): (*TORCH, *ROS),
+}
+MAX_FILE_LINES = 600
+MAX_CLASS_LINES = 300
+
+
+@pytest.mark.parametrize("modules", LIBRARIES, ids=lambda modules: modules[0])
+def test_a_package_is_imported_without_the_libraries_of_others(modules):
+    if modules in (("ros",), ("harness",)):
         pytest.importorskip("rclpy")
-    result = import_rooms(rooms, blocked)
+    result = import_modules(modules, LIBRARIES[modules])
     assert result.returncode == 0, result.stderr
 
 
-def test_the_guard_notices_what_is_out_of_bounds():
-    result = import_rooms(["policy.architecture"], TORCH)
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of this package that a file imports anywhere but for type checking."""
+    tree = ast.parse(path.read_text())
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typing_only = {
+        id(node)
+        for block in blocks
+        if isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(PACKAGE) and id(node) not in typing_only:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & MODULES.keys()
+
+
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (REPOSITORY / PACKAGE).rglob("*.py")
+}
+
+
+def package_of(module: str) -> str:
+    """Return the package below this package, or the module in it."""
+    return module.removeprefix(PACKAGE).lstrip(".").partition(".")[0]
+
+
+def test_every_module_and_package_has_a_row():
+    assert {package_of(module) for module in MODULES} - {"", "__main__"} == {*COMMON, *PACKAGES}
+
+
+def test_no_package_imports_one_above_it():
+    above = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        for other in imported_modules(path)
+        if package_of(module) not in ("", "__main__")
+        and package_of(other) not in ("", package_of(module), *COMMON, *PACKAGES.get(package_of(module), ()))
+    ]
+    assert not above
+
+
+def test_no_files_import_each_other_in_a_circle():
+    imports = {module: imported_modules(path) for module, path in MODULES.items()}
+    checked: set[str] = set()
+
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, " -> ".join((*chain[chain.index(module) :], module))
+        if module not in checked:
+            for other in imports[module] - {module}:
+                visit(other, (*chain, module))
+            checked.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_files_and_classes_are_small():
+    large = []
+    for folder in (PACKAGE, "test", "launch"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            text = path.read_text()
+            if text.count("\n") >= MAX_FILE_LINES:
+                large.append(f"{path.name}: {text.count(chr(10))} lines")
+            large += [
+                f"{path.name}: class {node.name} has {node.end_lineno - node.lineno + 1} lines"
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno + 1 >= MAX_CLASS_LINES
+            ]
+    assert not large
+
+
+def test_a_blocked_library_is_noticed():
+    result = import_modules(["policy.architecture"], TORCH)
     assert result.returncode != 0
     assert "is out of bounds" in result.stderr
 

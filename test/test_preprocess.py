@@ -249,7 +249,7 @@ def test_a_damaged_processor_file_is_named(folder: Path, tmp_path: Path, tower: 
     [
         (os.mkfifo, "is a named pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "is a device"),
-        (lambda path: path.write_bytes(b'{"a":' * 100_000 + b"\xff"), "nested more than|is no UTF-8"),
+        (lambda path: path.write_bytes(b'{"a":' * 100_000 + b"\xff"), "nested more than|is not UTF-8"),
     ],
 )
 def test_a_special_or_hostile_processor_file_is_refused_without_waiting(

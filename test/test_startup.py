@@ -144,7 +144,7 @@ def test_the_full_name_is_the_one_that_rcl_gives(remaps):
         ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "holds 0.1 under /**/vla_node/max_linear_x_mps"),
         ("max_linear_x_mps: 0.1\n", "expected NODE: ros__parameters"),
         ("- 1\n", "expected NODE: ros__parameters"),
-        ("a: [1\n", "is no YAML"),
+        ("a: [1\n", "is not YAML"),
     ],
 )
 def test_a_file_that_says_nothing_for_the_node_is_refused(tmp_path, text, expected):

@@ -1,4 +1,4 @@
-"""Plain English: retired words (the glossary in docs/contributing.md) are in no help text and in no page of documentation."""
+"""Plain English: retired words (the glossary in docs/contributing.md) are in no help text and on no page."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
     try:
         lines = _read_lines(table)
     except csv.Error as error:
-        raise FrameError(f"{table} is no CSV in UTF-8 ({error}); save it as such") from error
+        raise FrameError(f"{table} is not CSV in UTF-8 ({error}); save it as such") from error
     frames = [_frame(folder, table, number, line) for number, line in lines]
     if not frames:
         raise FrameError(f"{table} holds no frame, expected a line per image; correct it")

@@ -61,7 +61,7 @@ def reserve_domain() -> DomainReservation:
     for domain_id in random.sample(DOMAIN_IDS, len(DOMAIN_IDS)):
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            # A name in the abstract namespace is no file, and is freed with the process however it ends.
+            # A name in the abstract namespace is not a file, and is freed with the process however it ends.
             claim.bind(f"\0mobile_vla_inference.ros_domain.{domain_id}")
         except OSError:
             claim.close()

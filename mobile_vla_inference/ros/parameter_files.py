@@ -73,7 +73,7 @@ def _sections(path: str | Path) -> Iterator[tuple[str, dict]]:
         ) from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise MobileVlaError(f"parameter file {path} is no YAML ({reason}); correct it") from error
+        raise MobileVlaError(f"parameter file {path} is not YAML ({reason}); correct it") from error
     for document in documents:
         if document is not None:
             yield from _sections_below(path, "", document)

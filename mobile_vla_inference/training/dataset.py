@@ -82,7 +82,7 @@ def read_training_episodes(
 
     Raises:
         TrainingError: an episode has no instruction, or a command that is not a finite float32.
-        MobileVlaError: nothing is there, or it is no episode.
+        MobileVlaError: nothing is there, or it is not an episode.
     """
     source = Path(source)
     if not source.exists():

@@ -24,7 +24,7 @@ SUFFIXES = (".h5", ".hdf5")
 #: Orders of an image's channels in a file: documented as RGB, but the original's camera published bgr8.
 CHANNEL_ORDERS = ("rgb", "bgr")
 
-#: Data sets without which a group is no episode.
+#: Data sets without which a group is not an episode.
 REQUIRED = ("images", "actions")
 
 #: Data set of auxiliary targets.
@@ -64,7 +64,7 @@ def shortened(names: Sequence[str]) -> str:
 def layout_error(
     path: Path, where: str, group: h5py.Group | h5py.Dataset | None, missing: Sequence[str]
 ) -> EpisodeError:
-    """Return the error about a group that is no episode: what it contains, and how to copy that."""
+    """Return the error about a group that is not an episode: what it contains, and how to copy that."""
     found = _datasets_below(group, where) if isinstance(group, h5py.Group) else {}
     listed = shortened([f"{name} {type_name(data)} {list(data.shape or ())}" for name, data in found.items()])
     holds = f" (it holds {listed})" if listed else ""

@@ -110,7 +110,7 @@ def read_drive(path: Path) -> Drive:
         _rows(drive)  # the errors that the table shows are there, and numbers
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BagError(
-            f"{path} is no result of a replay, expected a JSON file of `mobile_vla replay --json`; check the path"
+            f"{path} is not a result of a replay, expected a JSON file of `mobile_vla replay --json`; check the path"
         ) from error
     if not stamps_s or not all(map(math.isfinite, stamps_s)):
         raise BagError(f"{path} holds no images with a time, expected at least one; replay again")

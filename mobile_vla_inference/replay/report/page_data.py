@@ -17,7 +17,7 @@ from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Veloci
 #: A report on a long drive shows a picture for every n-th image, so that a browser opens it at once: at most so many.
 PICTURES_MOST = 1200
 PICTURE_WIDTH_PX = 320
-#: Drops that are no loss: the policy takes no more than its period, or than the steps that are given.
+#: Drops that are expected: the policy takes no more than its period, or than the steps that are given.
 NO_LOSS = ("not_due", "not_stepped")
 MOVING = "moving"
 

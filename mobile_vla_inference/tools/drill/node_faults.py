@@ -185,5 +185,5 @@ ENDING_FAULTS = (
     _thread_fault("pulse", "RuntimeError, like an error of rclpy, in the thread that repeats the commands"),
     _thread_fault("executor", "ValueError where the executor waits for work"),
     _thread_fault("executor_deaf", "RuntimeError, like an error of rclpy, each time the executor waits for work"),
-    _thread_fault("supervisor", "an exception that is no Exception, in the thread that supervises the worker"),
+    _thread_fault("supervisor", "an exception that is not an Exception, in the thread that supervises the worker"),
 )

@@ -1,4 +1,4 @@
-"""Values of a pickle that are no tensors: paths, devices, numpy numbers. They are read without their libraries.
+"""Values of a pickle that are not tensors: paths, devices, numpy numbers. They are read without their libraries.
 
 The functions of PLAIN_CALLS return None if the arguments are not what the library saves.
 """
