@@ -12,7 +12,7 @@ from mobile_vla_inference.errors import DeviceError, PolicyError
 from mobile_vla_inference.policy.architecture import HybridModel
 from mobile_vla_inference.policy.engines.eager import EagerEngine
 from mobile_vla_inference.policy.engines.flat import FlatEngine
-from mobile_vla_inference.policy.engines.operations import TorchOperations
+from mobile_vla_inference.policy.engines.operations import Linear, Norm, TorchOperations
 from mobile_vla_inference.policy.engines.quantize import quantize, row_scales, use_int8_linears
 from mobile_vla_inference.policy.engines.tilings import MEASURED, Operands, Tiling, block_rows, choose_tiling
 from mobile_vla_inference.policy.preprocess import Prompt
@@ -273,7 +273,7 @@ def test_a_captured_step_equals_the_flat_step(kind: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_the_kernels_compute_what_torch_computes(kind: str, quantized: bool) -> None:
-    """The fp16 kernels are as close to fp32 as fp16 allows; int8 weights have the same values in both engines."""
+    """The fp16 kernels are as close to fp32 as fp16 allows; int8 rows of 64 numbers are rounded more."""
     pytest.importorskip("triton")
     from mobile_vla_inference.policy.engines.graph import GraphEngine
     from mobile_vla_inference.policy.engines.triton_operations import TritonOperations
@@ -290,8 +290,34 @@ def test_the_kernels_compute_what_torch_computes(kind: str, quantized: bool) -> 
             engine.reset()
         for frame in frames_of(model, 3):
             expected = exact.features(frame)
-            np.testing.assert_allclose(own.features(frame), expected, atol=1e-2 * float(np.abs(expected).max()))
-            np.testing.assert_allclose(own.step(frame), exact.step(frame), atol=2e-2)
+            limit = (3e-2 if quantized else 1e-2) * float(np.abs(expected).max())
+            np.testing.assert_allclose(own.features(frame), expected, atol=limit)
+            if not quantized:  # the recurrent cell magnifies the rounding of int8 from step to step
+                np.testing.assert_allclose(own.step(frame), exact.step(frame), atol=2e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(78, 2048, 2048), (257, 1024, 4096), (16, 96, 64), (5, 64, 32)])
+def test_a_product_of_int8_rows_is_the_product_of_its_integers(rows: int, columns: int, inner: int) -> None:
+    """A LayerNorm rounds its rows to the nearest of 255 steps; the sums of the int8 product are exact."""
+    pytest.importorskip("triton")
+    from mobile_vla_inference.policy.engines.triton_operations import TritonOperations
+
+    gpu = torch.device("cuda")
+    generator = torch.Generator(gpu).manual_seed(rows)
+    values, weight = (torch.randn(size, inner, device=gpu, generator=generator) for size in (rows, columns))
+    scale = row_scales(weight)
+    linear = Linear(quantize(weight, scale), torch.randn(columns, device=gpu, generator=generator), scale)
+    norm = Norm(torch.rand(inner, device=gpu, generator=generator) + 0.5, torch.zeros(inner, device=gpu), 1e-5)
+    operations = TritonOperations(torch.float16, gpu)
+    rounded = operations.norm(values, norm, into=linear)
+    exact = TorchOperations(torch.float32).norm(values, norm)
+    found = rounded.values.float() * rounded.scale[:, None]
+    assert ((found - exact).abs() <= (0.5 + 1e-3) * rounded.scale[:, None]).all()
+    sums = rounded.values.double() @ linear.weight.double().T
+    expected = sums * rounded.scale[:, None].double() * scale.double() + linear.bias.double()
+    product = operations.linear(rounded, linear).double()
+    torch.testing.assert_close(product, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
 
 
 @needs_gpu
