@@ -256,7 +256,7 @@ def test_a_node_whose_launch_has_ended_already_does_not_start():
 def test_a_clock_that_is_not_published_is_reported_and_one_that_runs_is_not(probe):
     assert missing_clock(probe.node.get_clock()) == ""
     probe.node.set_parameters([Parameter("use_sim_time", value=True)])
-    probe.wait_for("the sentence", lambda: "nobody publishes /clock" in missing_clock(probe.node.get_clock()))
+    probe.wait_for("the sentence", lambda: "no node publishes /clock" in missing_clock(probe.node.get_clock()))
     clock = probe.node.create_publisher(ClockMessage, "/clock", 1)
     message = ClockMessage()
     message.clock.nanosec = 10
