@@ -141,7 +141,7 @@ def test_the_full_name_is_the_one_that_rcl_gives(remaps):
         ("/lab/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /lab/vla_node"),
         ("/**/vla: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /**/vla"),
         ("/**/vla_node: {ros__parameters: {}}\n", "contains no parameter of /vla_node"),
-        ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "holds 0.1 under /**/vla_node/max_linear_x_mps"),
+        ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "contains 0.1 under /**/vla_node/max_linear_x_mps"),
         ("max_linear_x_mps: 0.1\n", "expected NODE: ros__parameters"),
         ("- 1\n", "expected NODE: ros__parameters"),
         ("a: [1\n", "is not YAML"),
