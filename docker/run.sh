@@ -21,19 +21,19 @@ docker/run.sh --checkpoint CK [options] [-- launch arguments]
   --checkpoint CK     checkpoint file or converted folder, mounted read-only
   --processors DIR    processor folder, if it is not next to the checkpoint; mounted read-only
   --params-file FILE  parameters of vla_node instead of config/mobile_vla.yaml; mounted read-only
-  --camera DEVICE     video device to hand in, such as /dev/video0 (only for a camera driver in the container)
+  --camera DEVICE     video device to pass to the container, such as /dev/video0 (only for a camera driver in it)
   --dtype D           auto, float32, float16, bfloat16 (default auto: float16 on a GPU)
   --gpu KIND          auto, jetson (--runtime nvidia), nvidia (--gpus all), none (default auto)
   --memory MIB        memory limit of the container (default: what the policy needs to load, and 512 MiB)
   --image NAME        image (default mobile_vla_inference:jetson)
   --name NAME         name of the container (default mobile_vla)
-  --detach            run in the background, started again after a fault and a reboot
+  --detach            run in the background; Docker restarts it after a fault and a reboot
   --tool              run `mobile_vla` with the arguments after -- instead of the node: --tool -- drill
   --dry-run           print the command and run nothing; needs no Docker
   --help              this text
 
 Launch arguments are those of mobile_vla.launch.py: docker/run.sh --checkpoint CK -- image_topic:=/camera/image_raw
-ROS_DOMAIN_ID, RMW_IMPLEMENTATION and the other variables that decide whom ROS talks to are passed on.
+ROS_DOMAIN_ID, RMW_IMPLEMENTATION and ROS's other discovery variables are passed to the container.
 HELP
 }
 
@@ -195,7 +195,7 @@ check_memory() {
         memory_mib=${memory_mib:-8192}
         return
     fi
-    ((status == 0)) || fail "the checkpoint can't be used (its sentence is above); give another one"
+    ((status == 0)) || fail "the checkpoint can't be used (the reason is above); give another one"
     read -r available_mib swap_mib < <(
         free --mebi | awk '/^Mem:/ { available = $7 } /^Swap:/ { swap = $4 } END { print available, swap + 0 }'
     )

@@ -1,7 +1,7 @@
 """Start a camera driver for the policy: `source:=usb_cam`, `v4l2_camera` or `gscam` (a Jetson's CSI camera).
 
 ros2 launch mobile_vla_inference camera.launch.py source:=gscam width:=640 height:=480
-The images are published on image_topic. Each driver is a package of its own (ros-DISTRO-usb-cam, -v4l2-camera, -gscam).
+The images are published on image_topic. Each driver is a separate package (ros-DISTRO-usb-cam, -v4l2-camera, -gscam).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def describe_driver(context: LaunchContext) -> list[Node]:
         parameters = {"video_device": device, "image_size": [width, height], "camera_frame_id": frame}
     else:
         executable, topic = "gscam_node", "camera/image_raw"
-        # The image processor scales the images, so that the CPU never handles the full resolution.
+        # The Jetson's hardware (nvvidconv) scales the images, so that the CPU never handles the full resolution.
         camera = f"nvarguscamerasrc sensor-id={sensor_id}"
         sensor = f"video/x-raw(memory:NVMM), framerate={round(frame_rate_hz)}/1"
         scaled = f"nvvidconv ! video/x-raw, width={width}, height={height}, format=BGRx"

@@ -31,8 +31,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "params_file",
             default_value=str(SHARE / "config" / "mobile_vla.yaml"),
-            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides. "
-            "Each must contain a parameter of it, under `/**/vla_node` or with its namespace.",
+            description="Parameters of vla_node: YAML files, separated by commas; a later one overrides "
+            "an earlier one. Each must contain a parameter of vla_node, under `/**/vla_node` or with its namespace.",
         ),
         DeclareLaunchArgument(
             "checkpoint",

@@ -62,8 +62,8 @@ def generate_launch_description() -> LaunchDescription:
         __file__,
         arguments,
         OpaqueFunction(function=check_mux),
-        # A group, so that the policy's cmd_vel_topic does not change ours. It comes first, so that its errors are found
-        # before anything has started.
+        # A group, so that the policy's cmd_vel_topic does not change that of twist_mux. It comes first, so that its
+        # errors are found before anything has started.
         GroupAction([policy]),
         OpaqueFunction(function=describe_mux),
         included=of_policy,

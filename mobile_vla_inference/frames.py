@@ -101,7 +101,7 @@ def check_picture(encoded: bytes, name: str, deep_grey: bool = False) -> Picture
         if header.is_deep_grey and not deep_grey:
             raise FrameError(
                 f"{name} is a grey PNG of 16 bits, which is how depth cameras write distances, expected a colour or "
-                "8-bit grey picture; use the colour camera"
+                "8-bit grey image; use the colour camera"
             )
     return header
 

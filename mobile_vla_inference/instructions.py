@@ -16,7 +16,7 @@ _IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe0
 #: Show text in another order than it is stored and read.
 _OVERRIDES = "\u202d\u202e"
 #: Categories that are not characters: unassigned (this depends on Python's version), private use, half of a pair.
-_NO_CHARACTERS = {"Cn": "is not assigned", "Co": "is for private use", "Cs": "is half of a pair (not UTF-8)"}
+_NO_CHARACTERS = {"Cn": "is not assigned", "Co": "is reserved for private use", "Cs": "is half of a pair (not UTF-8)"}
 
 
 def check_instruction(text: str) -> str:
@@ -33,15 +33,17 @@ def check_instruction(text: str) -> str:
     """
     _check_length(text)
     if "\ufffd" in text:
-        raise InstructionError("instruction holds bytes that are not UTF-8, expected UTF-8 text; check the publisher")
+        raise InstructionError(
+            "instruction contains bytes that are not UTF-8, expected UTF-8 text; check the publisher"
+        )
     if not text.isascii():
         for character in text:
             reason = _NO_CHARACTERS.get(unicodedata.category(character))
             if character in _OVERRIDES:
-                reason = "shows the text in another order than it is read"
+                reason = "changes the order in which the text is shown"
             if reason is not None:
                 raise InstructionError(
-                    f"instruction holds U+{ord(character):04X}, which {reason}, expected plain text; type it anew"
+                    f"instruction contains U+{ord(character):04X}, which {reason}, expected plain text; type it again"
                 )
         text = unicodedata.normalize("NFKC", text)
         text = "".join(c for c in _IGNORABLE.sub("", text) if unicodedata.category(c) != "Cf")

@@ -156,7 +156,7 @@ def parse_json(data: bytes | str, where: str, what: str, *, error: ErrorFactory)
 
 def _regular_size(path: Path | str, what: str, error: ErrorFactory, found: os.stat_result) -> int:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file")
         raise error(f"{path} is {kind}, expected a file with {what}; check the path")
     return found.st_size
 
@@ -216,5 +216,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"{twice[:80]!r} is there twice")
+        raise ValueError(f"{twice[:80]!r} is given twice")
     return value

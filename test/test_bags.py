@@ -306,7 +306,7 @@ def test_only_topics_that_are_used_need_to_be_understood(tmp_path, start):
         assert len(list(bag.messages())) == 5
         with pytest.raises(BagError, match="holds /json in the encoding 'json', expected ROS 2's cdr"):
             list(bag.messages(("/json",)))
-        with pytest.raises(BagError, match="is no my_robot/msg/Wheels"):
+        with pytest.raises(BagError, match="is not a my_robot/msg/Wheels"):
             bag.decode(next(iter(bag.messages(("/custom",)))))
 
 
@@ -450,7 +450,7 @@ def test_a_message_of_another_type_is_one_sentence(tmp_path):
     with BagWriter(tmp_path / "drive") as bag:
         bag.add_topic("/image_raw", IMAGE)
         bag.write("/image_raw", START_NS, b"\x00\x01\x00\x00\x05")
-    with BagReader(tmp_path / "drive") as bag, pytest.raises(BagError, match="is no sensor_msgs/msg/Image"):
+    with BagReader(tmp_path / "drive") as bag, pytest.raises(BagError, match="is not a sensor_msgs/msg/Image"):
         bag.decode(next(iter(bag.messages())))
 
 

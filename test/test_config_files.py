@@ -260,7 +260,7 @@ def test_the_reasons_are_those_of_the_gate():
 
 
 def test_the_safety_page_explains_every_reason_to_stand():
-    named = [cells[0].strip("`") for cells in rows("| reason | the robot stands because |", SAFETY)]
+    named = [cells[0].strip("`") for cells in rows("| reason | the robot stands still because |", SAFETY)]
     assert named == [reason.value for reason in Reason if reason is not Reason.MOVING]
     assert list(ADVICE) == list(Reason)
 

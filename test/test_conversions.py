@@ -500,9 +500,7 @@ def test_a_header_that_asks_for_gigabytes_is_refused_before_decoding():
 def test_what_is_no_colour_or_grey_picture_by_its_format_is_refused(format, extension):
     message = compressed(encoded(extension), format)
     for refuse in (check_compressed, compressed_to_rgb):
-        with pytest.raises(
-            FrameError, match="is not for this policy, expected a colour or grey picture as JPEG or PNG"
-        ):
+        with pytest.raises(FrameError, match="is not for this policy, expected a colour or grey image as JPEG or PNG"):
             refuse(message)
 
 

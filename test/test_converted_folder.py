@@ -135,7 +135,7 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
         (lambda path: path.symlink_to("/dev/zero"), "is a device"),
         (lambda path: path.write_text('{"a":' * 100_000), "nested more than"),
         (lambda path: path.touch() or os.truncate(path, 1 << 40), "is larger than"),
-        (lambda path: path.write_text('{"model_type": "x", "model_type": "mobile_vla"}'), "is there twice"),
+        (lambda path: path.write_text('{"model_type": "x", "model_type": "mobile_vla"}'), "is given twice"),
     ],
 )
 def test_a_config_that_can_not_be_read_at_once_is_refused(folder: Path, make, sentence: str) -> None:

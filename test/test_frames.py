@@ -194,7 +194,7 @@ def test_the_home_of_nobody_is_told(capsys):
 
 def test_the_tools_take_an_instruction_in_its_one_form(capsys):
     assert cli.main(["infer", "--checkpoint", "x", "--frames", "y", "--instruction", "go \u202e left"]) == 2
-    assert "mobile_vla: error: instruction holds U+202E" in capsys.readouterr().err
+    assert "mobile_vla: error: instruction contains U+202E" in capsys.readouterr().err
 
 
 def test_a_home_folder_in_the_nodes_parameters_is_found(monkeypatch):

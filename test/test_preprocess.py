@@ -390,10 +390,10 @@ def test_any_text_is_an_instruction_or_an_instruction_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("character", "sentence"),
     [
-        ("\u202e", r"U\+202E, which shows the text in another order"),
-        ("\u202d", r"U\+202D, which shows the text in another order"),
-        ("\ue000", r"U\+E000, which is for private use"),
-        ("\U0010fffd", r"U\+10FFFD, which is for private use"),
+        ("\u202e", r"U\+202E, which changes the order in which the text is shown"),
+        ("\u202d", r"U\+202D, which changes the order in which the text is shown"),
+        ("\ue000", r"U\+E000, which is reserved for private use"),
+        ("\U0010fffd", r"U\+10FFFD, which is reserved for private use"),
         ("\ud800", r"U\+D800, which is half of a pair \(not UTF-8\)"),
         ("\udcff", r"U\+DCFF, which is half of a pair \(not UTF-8\)"),  # a byte of the command line that is not UTF-8
         ("\uffff", r"U\+FFFF, which is not assigned"),

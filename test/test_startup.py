@@ -141,7 +141,7 @@ def test_the_full_name_is_the_one_that_rcl_gives(remaps):
         ("/lab/vla_node: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /lab/vla_node"),
         ("/**/vla: {ros__parameters: {max_linear_x_mps: 0.1}}\n", "only for /**/vla"),
         ("/**/vla_node: {ros__parameters: {}}\n", "contains no parameter of /vla_node"),
-        ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "holds 0.1 under /**/vla_node/max_linear_x_mps"),
+        ("/**/vla_node: {max_linear_x_mps: 0.1}\n", "contains 0.1 under /**/vla_node/max_linear_x_mps"),
         ("max_linear_x_mps: 0.1\n", "expected NODE: ros__parameters"),
         ("- 1\n", "expected NODE: ros__parameters"),
         ("a: [1\n", "is not YAML"),
@@ -256,7 +256,7 @@ def test_a_node_whose_launch_has_ended_already_does_not_start():
 def test_a_clock_that_is_not_published_is_reported_and_one_that_runs_is_not(probe):
     assert missing_clock(probe.node.get_clock()) == ""
     probe.node.set_parameters([Parameter("use_sim_time", value=True)])
-    probe.wait_for("the sentence", lambda: "nobody publishes /clock" in missing_clock(probe.node.get_clock()))
+    probe.wait_for("the sentence", lambda: "no node publishes /clock" in missing_clock(probe.node.get_clock()))
     clock = probe.node.create_publisher(ClockMessage, "/clock", 1)
     message = ClockMessage()
     message.clock.nanosec = 10

@@ -175,7 +175,7 @@ def test_another_publisher_on_cmd_vel_is_named_and_stops_an_exclusive_node(probe
     probe.node.destroy_publisher(other)
     probe.wait_for("motion", probe.is_moving)
     start_node("-p", "autostart:=false")
-    probe.wait_for("the namesake", lambda: "2 nodes are called /vla_node" in (probe.value("gate", "warnings") or ""))
+    probe.wait_for("the namesake", lambda: "2 nodes have the name /vla_node" in (probe.value("gate", "warnings") or ""))
 
 
 def test_a_base_that_can_not_receive_the_commands_is_named(probe, start_node):

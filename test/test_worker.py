@@ -298,7 +298,7 @@ def test_without_a_free_descriptor_the_fault_is_reported_and_the_worker_comes_ba
 
 @pytest.mark.parametrize(
     ("script", "expected"),
-    [("long", "has 300"), ("garbage", "could not be run"), ("many_values", "gave 5 action values")],
+    [("long", "has 300"), ("garbage", "could not be run"), ("many_values", "returned 5 action values")],
 )
 def test_a_message_that_makes_no_sense_is_a_fault_with_a_sentence(watch, script, expected):
     watched = watch(script)

@@ -171,8 +171,8 @@ class BagReader:
             return typestore().deserialize_cdr(message.data, type_name)
         except (SerdeError, *_BROKEN) as error:
             raise BagError(
-                f"a message on {message.topic} ({len(message.data)} bytes) is no {type_name}, expected its CDR bytes; "
-                "check the publisher of that topic"
+                f"a message on {message.topic} ({len(message.data)} bytes) is not a {type_name}, expected its CDR "
+                "bytes; check the publisher of that topic"
             ) from error
 
 

@@ -48,18 +48,21 @@ ADVICE = {
     Reason.STOP_REQUESTED: "release the stop topic, then call ~/enable with true",
     Reason.STOP_UNHEARD: "a publisher on the stop topic has another message type than std_msgs/msg/Bool, "
     "see the warnings; correct or end it",
-    Reason.NODE_STALLED: "the node itself stood still (stopped, starved or suspended); after a while call ~/enable",
+    Reason.NODE_STALLED: "the node itself did not run (stopped, suspended or without CPU time); "
+    "after a long stall call ~/enable",
     Reason.DISABLED: "call ~/enable with true",
-    Reason.WORKER_CHANGED: "another policy was loaded than at configure, see its diagnostics; configure the node again",
-    Reason.WORKER_FAULT: "see the worker's diagnostics, then call ~/enable with true",
-    Reason.ACTION_NOT_FINITE: "the policy gave NaN or infinity; check checkpoint and dtype, then call ~/enable",
+    Reason.WORKER_CHANGED: "the loaded policy is not the configured one, see the policy diagnostics; "
+    "configure the node again",
+    Reason.WORKER_FAULT: "see the policy diagnostics, then call ~/enable with true",
+    Reason.ACTION_NOT_FINITE: "the policy computed NaN or infinity; check the checkpoint and the dtype, "
+    "then call ~/enable",
     Reason.WORKER_NOT_READY: "wait until the policy is loaded",
     Reason.SETTINGS_ASSUMED: "confirm policy.json with `mobile_vla inspect CHECKPOINT --confirm`",
     Reason.CMD_VEL_SHARED: "let only this node publish on cmd_vel, or set exclusive_cmd_vel to false",
-    Reason.NO_INSTRUCTION: "publish a text on the instruction topic",
-    Reason.NO_CLOCK: "use_sim_time is true and nobody publishes /clock: start the simulator, "
+    Reason.NO_INSTRUCTION: "publish an instruction on the instruction topic",
+    Reason.NO_CLOCK: "use_sim_time is true and no node publishes /clock: start the simulator, "
     "`ros2 bag play BAG --clock` or `mobile_vla play BAG`",
-    Reason.IMAGE_AMBIGUOUS: "let only one publisher send on the image topic",
+    Reason.IMAGE_AMBIGUOUS: "let only one node publish on the image topic",
     Reason.IMAGE_REFUSED: "see the image diagnostics",
     Reason.NO_IMAGE: "check that the camera publishes on the image topic with a matching QoS",
     Reason.IMAGE_STALE: "check the camera; after a long gap call ~/enable with true",

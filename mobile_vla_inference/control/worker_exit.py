@@ -24,18 +24,18 @@ def describe_exit(status: int | None, oom_kills_before: int) -> str:
         oom_kills_before: `count_oom_kills` when the process was started.
     """
     if status is None:
-        return "worker left its connection but did not end; it was killed"
+        return "worker closed its connection but did not exit; it was killed"
     if status == -signal.SIGKILL:
         if count_oom_kills() > oom_kills_before:
             return (
                 "worker was killed by the kernel (SIGKILL) because memory ran out, expected enough for the policy; "
-                "see `mobile_vla inspect` for what it needs"
+                "`mobile_vla inspect` shows how much it needs"
             )
         return "worker was killed by SIGKILL, not by the kernel's out-of-memory killer; find out who sent it"
     if status == -signal.SIGBUS:
         return (
-            "worker was killed by SIGBUS: the checkpoint was cut or its disk failed while it was mapped, expected an "
-            "unchanged file; copy it again"
+            "worker was killed by SIGBUS: the checkpoint was truncated or its disk failed while it was mapped, "
+            "expected an unchanged file; copy it again"
         )
     if status < 0:
         return f"worker was killed by {signal.Signals(-status).name}; see its output above"

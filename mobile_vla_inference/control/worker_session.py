@@ -269,7 +269,7 @@ class WorkerSession:
         axes = len(self._status.facts.action_axes)
         if len(message["values"]) != axes:
             self._lose_step()
-            return WorkerFault(f"worker gave {len(message['values'])} action values, expected {axes}", False)
+            return WorkerFault(f"worker returned {len(message['values'])} action values, expected {axes}", False)
         (step, self._step), self._deadline_s = (self._step, None), math.inf
         self._status.memory = message["memory"]
         frame = step.order.frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _ADVICE = (
-    "use_sim_time is true, but nobody publishes /clock; start the simulator, `ros2 bag play BAG --clock` or "
+    "use_sim_time is true, but no node publishes /clock; start the simulator, `ros2 bag play BAG --clock` or "
     "`mobile_vla play BAG`, or set it false"
 )
 

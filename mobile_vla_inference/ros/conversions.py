@@ -157,7 +157,7 @@ def _compressed_name(text: str) -> tuple[str, bool]:
     is_other_type = _CV_TYPE.fullmatch(encoding) is not None and encoding not in _ENCODINGS
     if is_bayer or is_other_type or _OTHER_FORMATS.search(text.lower()):
         hint = "compress after debayering" if is_bayer else "subscribe to the camera's colour images"
-        raise FrameError(f"{name} is not for this policy, expected a colour or grey picture as JPEG or PNG; {hint}")
+        raise FrameError(f"{name} is not for this policy, expected a colour or grey image as JPEG or PNG; {hint}")
     return name, encoding == "mono16"
 
 

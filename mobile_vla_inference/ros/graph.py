@@ -130,12 +130,12 @@ class GraphWatch:
         own = self._node.get_fully_qualified_name()
         if own in names:
             names.remove(own)
-        return f"{', '.join(names)} publishes on {self._cmd_vel_topic}, too, expected this node alone" * bool(names)
+        return f"{', '.join(names)} publishes on {self._cmd_vel_topic}, expected only this node" * bool(names)
 
     def _same_name(self) -> str:
         own = self._node.get_fully_qualified_name()
         count = sum(f"{space.rstrip('/')}/{name}" == own for name, space in self._node.get_node_names_and_namespaces())
-        return f"{count} nodes are called {own}, expected one; end the others or give each a namespace" * (count > 1)
+        return f"{count} nodes have the name {own}, expected one; end the others or give each a namespace" * (count > 1)
 
     def _mismatched_bases(self) -> list[str]:
         """Return a sentence for each subscription of `cmd_vel` that can't receive the commands."""

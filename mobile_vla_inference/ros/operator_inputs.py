@@ -86,9 +86,7 @@ class OperatorInputs:
             gate.forget_action()
         response.success = self._policy.reset(ResetCause.REQUEST)
         self._motion.publish_decision()
-        response.message = (
-            "hidden state cleared" if response.success else "no policy is loaded; configure the node first"
-        )
+        response.message = "LSTM state cleared" if response.success else "no policy is loaded; configure the node first"
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

@@ -82,12 +82,15 @@ def _sections(path: str | Path) -> Iterator[tuple[str, dict]]:
 def _sections_below(path: str | Path, above: str, content: Any) -> Iterator[tuple[str, dict]]:
     if not isinstance(content, dict):
         where = f"{content!r} under {above}" if above else repr(content)
-        raise MobileVlaError(f"parameter file {path} holds {where}, expected NODE: {_SECTION}: NAME: VALUE; correct it")
+        raise MobileVlaError(
+            f"parameter file {path} contains {where}, expected NODE: {_SECTION}: NAME: VALUE; correct it"
+        )
     for name, below in content.items():
         if name == _SECTION:
             if below is not None and not isinstance(below, dict):
                 raise MobileVlaError(
-                    f"parameter file {path} holds {below!r} under {above}: {_SECTION}, expected NAME: VALUE; correct it"
+                    f"parameter file {path} contains {below!r} under {above}: {_SECTION}, expected NAME: VALUE; "
+                    "correct it"
                 )
             yield above, below or {}
         else:

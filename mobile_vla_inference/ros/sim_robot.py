@@ -83,7 +83,7 @@ class SimParameters(DeclaredParameters):
     compressed: bool = parameter(False, "also publish JPEG images on image_raw/compressed", read_only=True)
     frames_dir: str = parameter(
         "",
-        "folder of images to publish in the order of their names, again and again; empty: simulate a camera",
+        "folder of images to publish in the order of their names, in a loop; empty: simulate a camera",
         read_only=True,
         path=True,
     )

@@ -134,7 +134,7 @@ def _parse(node_name: str, description: str, own: list[str]) -> argparse.Namespa
         END_WITH,
         type=int,
         metavar="PID",
-        help="end as on SIGTERM when this process has ended; the launch files pass their own",
+        help="exit as on SIGTERM when the process with this id has ended; the launch files pass their own id",
     )
     options, unknown = parser.parse_known_args(own)
     if unknown:

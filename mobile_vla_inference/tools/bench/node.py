@@ -170,7 +170,7 @@ def print_report(report: dict[str, Any]) -> None:
     rows = {
         f"gap in cmd_vel (limit {GAP_LIMIT_MS:g})": report["gap_ms"],
         "the same, as published": report["gap_at_node_ms"],
-        "the machine: camera woken late": report["camera_late_ms"],
+        "wake-up delay of the camera process": report["camera_late_ms"],
         "service call": report["service_ms"],
         "image to command, less the step": report["reaction_ms"]["total"],
         **{f"  {name}": report["reaction_ms"][name] for name in STAGES},

@@ -154,7 +154,7 @@ def print_report(report: dict[str, Any]) -> None:
     table = Table("ms", "p50", "p95", "p99", "max", "count")
     for title, figures, number in (
         ("stop to the first zero", report["stop_ms"], report["stops"]),
-        ("the machine: a sleeping process woken late", report["wakeup_ms"], report["wakeups"]),
+        ("wake-up delay of a sleeping process", report["wakeup_ms"], report["wakeups"]),
     ):
         table.add_row(
             title, *(("-",) * 4 if figures is None else [f"{value:.2f}" for value in figures.values()]), str(number)

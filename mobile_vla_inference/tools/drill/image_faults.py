@@ -93,7 +93,9 @@ FAULTS = (
     ),
     _image_fault("stamps_old", "images stamped 10 s ago", partial(_shift_stamp, -10.0)),
     _image_fault("stamps_future", "images stamped 10 s in the future", partial(_shift_stamp, 10.0)),
-    Fault("stamps_repeated", "images with the same stamp", _repeat_stamps, Rig.good_images, (Reason.IMAGE_STALE,)),
+    Fault(
+        "stamps_repeated", "images that all have the same stamp", _repeat_stamps, Rig.good_images, (Reason.IMAGE_STALE,)
+    ),
     Fault(
         "time_backwards",
         "stamps jump back by 0.25 s, as in a bag that loops",
@@ -129,11 +131,11 @@ FAULTS = (
 )
 
 COMPRESSED_FAULTS = (
-    _image_fault("jpeg_cut_off", "half of a JPEG", _halve_data, transport="compressed"),
+    _image_fault("jpeg_cut_off", "the first half of a JPEG", _halve_data, transport="compressed"),
     _image_fault("jpeg_8000x6000", "a JPEG header of 8000 x 6000 pixels", _claim_huge_jpeg, transport="compressed"),
     _image_fault(
         "jpeg_corrupt",
-        "a JPEG with invalid tables, noticed when it is decoded",
+        "a JPEG with invalid tables, detected when it is decoded",
         _break_jpeg_tables,
         transport="compressed",
         spoil=_spoil_pixels,

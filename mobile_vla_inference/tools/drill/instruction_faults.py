@@ -47,7 +47,9 @@ FAULTS = (
         hold_s=1.0,
         from_rest=True,
     ),
-    _instruction_fault("instruction_empty", "an instruction of spaces", partial(_send_instruction, "  ")),
+    _instruction_fault(
+        "instruction_empty", "an instruction that contains only spaces", partial(_send_instruction, "  ")
+    ),
     _instruction_fault("instruction_1mb", "an instruction of 1 MB", partial(_send_instruction, "go " * 350_000)),
     _instruction_fault(
         "instruction_not_utf8",
@@ -56,12 +58,12 @@ FAULTS = (
     ),
     _instruction_fault(
         "instruction_control",
-        "an instruction of control characters",
+        "an instruction that contains only control characters",
         partial(_send_instruction, "\x01\x07\t\r\n\x1b\x7f\u200b"),
     ),
     Fault(
         "instruction_flood",
-        "1000 different instructions a second, for a second",
+        "1000 different instructions within one second",
         lambda rig: Onset(rig.graph.flood(1000.0, lambda count: rig.graph.instruct(f"go to place {count}"))),
         _end_flood,
         (Reason.NO_STEP,),

@@ -122,7 +122,7 @@ def _require_same_worker(rig: Rig) -> None:
     except psutil.NoSuchProcess:
         alive = False
     if not alive or rig.panel.worker_pid != rig.worker_pid:
-        raise DrillError(f"the healthy worker {rig.worker_pid} was ended, expected it to keep running")
+        raise DrillError(f"the healthy worker {rig.worker_pid} exited, expected it to keep running")
 
 
 FAULTS = (
@@ -185,5 +185,7 @@ ENDING_FAULTS = (
     _thread_fault("pulse", "RuntimeError, like an error of rclpy, in the thread that repeats the commands"),
     _thread_fault("executor", "ValueError where the executor waits for work"),
     _thread_fault("executor_deaf", "RuntimeError, like an error of rclpy, each time the executor waits for work"),
-    _thread_fault("supervisor", "an exception that is not an Exception, in the thread that supervises the worker"),
+    _thread_fault(
+        "supervisor", "an exception that `except Exception` does not catch, in the thread that supervises the worker"
+    ),
 )

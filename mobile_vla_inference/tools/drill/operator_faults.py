@@ -124,7 +124,7 @@ def _soft_stop_fault(
 ) -> Fault:
     return Fault(
         f"soft_stop_{name}",
-        f"soft_stop and ~/enable false; while the robot slows down, {injection}",
+        f"soft_stop set, then ~/enable false; while the robot slows down, {injection}",
         partial(_in_soft_stop, inject),
         partial(_end_soft_stop, lift),
         (Reason.DISABLED, *reasons),
@@ -160,7 +160,7 @@ FAULTS = (
     ),
     Fault(
         "deactivate",
-        "lifecycle deactivate in the middle of a step",
+        "lifecycle deactivate during a step",
         _deactivate_in_step,
         nothing_to_lift,
         (Reason.INACTIVE,),
@@ -168,7 +168,7 @@ FAULTS = (
     ),
     Fault(
         "parameter_nan",
-        "five parameters set to NaN, each refused by name; then the camera stops",
+        "five parameters set to NaN, which the node refuses; then the camera stops",
         _refuse_nan,
         Rig.good_images,
         (Reason.IMAGE_STALE,),
@@ -199,7 +199,7 @@ RAPID_FAULTS = (
     ),
     Fault(
         "instruction_pulse",
-        "an empty instruction, and immediately the former one",
+        "an empty instruction, and immediately the previous one again",
         _pulse_instruction,
         nothing_to_lift,
         (Reason.NO_INSTRUCTION, Reason.NO_STEP),
@@ -209,14 +209,14 @@ RAPID_FAULTS = (
     ),
     Fault(
         "parameter_flood",
-        "a parameter set 40 times a second, as by a slider; then the camera stops",
+        "a parameter set 40 times per second, as a slider in rqt does; then the camera stops",
         _stop_camera_in_parameter_flood,
         _end_parameter_flood,
         (Reason.IMAGE_STALE,),
     ),
     Fault(
         "slow_rate",
-        "publish_rate_hz 1; then the camera stops",
+        "publish_rate_hz set to 1; then the camera stops",
         _stop_camera_at_slow_rate,
         _end_slow_rate,
         (Reason.IMAGE_STALE,),

@@ -50,7 +50,7 @@ class Recovery(Enum):
     AFTER_ENABLE = "after ~/enable"
     AFTER_ACTIVATE = "after activate"
     AS_REPORTED = "by itself, or after ~/enable if the status reports latched"
-    AFTER_RESTART = "no: until the node is started again"
+    AFTER_RESTART = "no: until the node is configured again"
     NEVER = "no: the node exited"
 
 

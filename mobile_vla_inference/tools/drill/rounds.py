@@ -95,7 +95,7 @@ class DrillNodes:
         if self._graph.wait_until(lambda: self._graph.count_commanders() > 0, 1.0):
             raise MobileVlaError(
                 f"{self._cmd_vel} already has a publisher, expected none: the drill could not distinguish its "
-                "velocities from the node's; end it"
+                "velocities from the node's; end that node"
             )
 
     @contextlib.contextmanager

@@ -63,12 +63,12 @@ def _sharing_fault(name: str, injection: str, inject: Callable[[Rig], Onset]) ->
 
 FAULTS = (
     _sharing_fault(
-        "second_commander", "another publisher on the velocity topic; then exclusive_cmd_vel", _share_cmd_vel
+        "second_commander", "another publisher on the velocity topic; then exclusive_cmd_vel is set", _share_cmd_vel
     ),
-    _sharing_fault("second_node", "exclusive_cmd_vel; then a second node of the same name", _start_second_node),
+    _sharing_fault("second_node", "exclusive_cmd_vel set; then a second node of the same name", _start_second_node),
     Fault(
         "stop_best_effort",
-        "true on the stop topic, from a publisher with best effort",
+        "true on the stop topic, from a publisher with best-effort QoS",
         _stop_by_best_effort,
         _release_by_others,
         (Reason.STOP_REQUESTED,),

@@ -113,7 +113,7 @@ FAULTS = (
     _step_fault("exception", "RuntimeError in a policy step"),
     Fault(
         "action_age",
-        "SIGSTOP to the worker until its step is nearly late, and after it again: the action is as old as its image",
+        "SIGSTOP to the worker during a step, so that the action of an old image arrives late; then no further step",
         _age_action,
         _continue_worker,
         (Reason.STEP_STALE,),
