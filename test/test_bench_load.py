@@ -98,7 +98,7 @@ def test_memory_is_told_apart_by_stage() -> None:
         for stage, time_s in (("imported", 1.5), ("loaded", 3.0), ("acted", 5.0))
     ]
     checkpoint = argparse.Namespace(index=argparse.Namespace(stored={}))
-    figures = LoadFigures("lived", "", **load._figures(checkpoint, 0.5, answers, samples, 95.0))
+    figures = LoadFigures("lived", "", **load.stage_figures(checkpoint, 0.5, answers, samples, 95.0))
     assert (figures.import_s, figures.load_s, figures.first_action_s, figures.start_to_action_s) == (1.0, 1.5, 2.0, 4.5)
     assert (figures.import_anonymous_mib, figures.load_anonymous_mib, figures.anonymous_mib) == (10.0, 70.0, 70.0)
     assert (figures.load_file_mib, figures.file_mib, figures.resident_mib) == (2.0, 90.0, 95.0)
@@ -124,7 +124,7 @@ def test_a_group_kills_what_exceeds_it_and_is_removed(group_allowed) -> None:
         )
         hog.wait()
         assert hog.returncode != 0 and group.oom_kills > 0
-        folder = group._folder
+        folder = group.folder
         assert folder.is_dir()
     assert not folder.exists()
 

@@ -104,13 +104,13 @@ def test_a_weight_beyond_fp16_stays_as_it_is() -> None:
 @needs_packing
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_step_reads_fewer_bytes_of_packed_weights(tiny_checkpoint, tmp_path, dtype, packed_linears) -> None:
+    plain = VlaPolicy.load(tiny_checkpoint, device="cpu", engine="flat").engine
+    assert not packed_linears
     convert(tiny_checkpoint, tmp_path / dtype, dtype=dtype)
     packed = VlaPolicy.load(tmp_path / dtype, device="cpu", engine="packed").engine
-    plain = VlaPolicy.load(tiny_checkpoint, device="cpu", engine="flat").engine
     linears = [linear for linear in packed_linears if linear.is_int8 == (dtype == "int8")]
-    assert linears
     saved = plain.flat.weight_bytes - packed.flat.weight_bytes
-    assert saved >= sum((3 if linear.is_int8 else 2) * linear.weight.numel() for linear in linears)
+    assert saved >= sum((3 if linear.is_int8 else 2) * linear.weight.numel() for linear in linears) > 0
 
 
 def test_without_packing_the_flat_engine_is_taken_and_reported(tiny_checkpoint, monkeypatch, caplog) -> None:

@@ -226,9 +226,9 @@ def test_an_unreadable_frame_is_reported_in_the_robots_own_words(start, tmp_path
         (["--instruction", " \n"], "the instruction is empty, expected a sentence"),
         (["--instruction", "x" * 5000], "instruction is 5000 bytes long, expected at most 4096"),
         (["--json", "missing/figures.json"], "missing is not a folder, expected one to write figures.json to"),
-        (["--seconds", "-1"], "argument --seconds: -1 "),
-        (["--seconds", "soon"], "argument --seconds: soon "),
-        (["--seconds", "nan"], "argument --seconds: nan "),
+        (["--seconds", "-1"], "--seconds: -1 is not a number above 0"),
+        (["--seconds", "soon"], "--seconds: soon is not a number above 0"),
+        (["--seconds", "nan"], "--seconds: nan is not a number above 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(start, folder, arguments, sentence):

@@ -372,7 +372,12 @@ def test_a_round_stops_the_robot_at_every_fault(folder):
     assert all(outcome["reason"] for outcome in report["outcomes"])
     found = {outcome["fault"]: misses_but_lateness(outcome) for outcome in report["outcomes"]}
     assert not any(found.values()), result.stdout + result.stderr
-    assert result.returncode == int(any(outcome["misses"] for outcome in report["outcomes"]))
+    late = [outcome["fault"] for outcome in report["outcomes"] if outcome["misses"]]
+    assert result.returncode == int(bool(late))
+    if late:  # a machine that was busy by chance is not busy again; a node that is late is late again
+        result, report = drill(folder, "--only", ",".join(late), "--rounds", "2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert report["missed"] == 0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ pytest.importorskip("panda3d")
 
 
 def parsed(*arguments: str):
-    parser = cli._parser("drive")
+    parser = cli.make_parser("drive")
     return parser.parse_args(["drive", *arguments])
 
 

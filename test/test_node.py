@@ -161,6 +161,7 @@ def test_with_autostart_assumed_settings_end_the_node_with_a_sentence(start_node
     node = start_node(checkpoint=unconfirmed_checkpoint)
     assert node.process.wait(timeout=60) == 2
     assert "activation refused: settings" in node.output()
+    assert "are assumed, expected confirmed ones" in node.output()
     assert "policy.json" in node.output()
     assert "Traceback" not in node.output()
 

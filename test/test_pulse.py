@@ -68,6 +68,20 @@ def test_a_new_period_takes_effect_at_once():
     pulse.close()
 
 
+def test_a_new_period_counts_from_the_last_beat():
+    beats: queue.Queue[float] = queue.Queue()
+
+    def beat() -> None:
+        beats.put(time.monotonic())
+        pulse.period_s = 0.2  # set in the beat, so that no beat of the old period can come first
+
+    pulse = Pulse(beat, NEVER_S, unexpected)
+    pulse.period_s = 0.05
+    first_s = beats.get(timeout=PATIENCE_S)
+    assert beats.get(timeout=PATIENCE_S) - first_s >= 0.19
+    pulse.close()
+
+
 @pytest.mark.parametrize("periods_s", [(0.05,), (0.05, 0.06)], ids=["the same one", "another one"])
 def test_a_period_that_is_set_again_and_again_delays_no_beat(periods_s):
     """As a slider does that is dragged: a new period counts from the last beat on, not from now."""

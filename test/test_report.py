@@ -315,7 +315,7 @@ def test_drives_are_shown_next_to_each_other_on_the_same_scales(result, tmp_path
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stamps_s": [], "bag": 1}', "no JSON"])
 def test_a_file_that_is_no_replay_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(MobileVlaError):
+    with pytest.raises(MobileVlaError, match=r"x\.json .*, expected .*; "):
         read_drive(tmp_path / "x.json")
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from mobile_vla_inference.errors import CheckpointError, DeviceError, FrameError, InstructionError, PolicyError
 from mobile_vla_inference.frames import reduce_frame
+from mobile_vla_inference.policy.engines.flat import FlatEngine
+from mobile_vla_inference.policy.engines.operations import TorchOperations
 from mobile_vla_inference.policy.loading import load_model
 from mobile_vla_inference.policy.preprocess import FrameNormalizer, InstructionEncoder
 from mobile_vla_inference.policy.storage.checkpoint_files import find_processors, processor_folders
@@ -102,11 +106,16 @@ def test_a_changed_instruction_resets_and_the_same_one_does_not(policy: VlaPolic
 
 def test_clip_text_is_computed_once_per_instruction(policy: VlaPolicy, frames: list[np.ndarray]) -> None:
     calls = []
-    policy._engine.flat._model.clip_model.text_model.register_forward_hook(lambda *call: calls.append(call))
-    policy.set_instruction(KOREAN)
-    actions(policy, frames)
-    policy.reset()
-    actions(policy, frames)
+
+    def note(module: torch.nn.Module, *_: object) -> None:
+        if isinstance(module, CLIPTextEmbeddings):
+            calls.append(module)
+
+    with register_module_forward_hook(note):
+        policy.set_instruction(KOREAN)
+        actions(policy, frames)
+        policy.reset()
+        actions(policy, frames)
     assert len(calls) == 1
 
 
@@ -160,11 +169,16 @@ def test_a_read_only_frame_is_taken_as_it_is(policy: VlaPolicy) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_action_that_is_not_finite_is_refused_and_the_state_cleared(
-    policy: VlaPolicy, frames: list[np.ndarray], value: float
+    checkpoint: Path, frames: list[np.ndarray], value: float
 ) -> None:
+    loaded = VlaPolicy.load(checkpoint)
+    model = load_model(checkpoint)
+    model.set_clip_eos_token_id(loaded.encoder.clip_eos_token_id)
+    engine = FlatEngine(model, TorchOperations(torch.float32), torch.device("cpu"))  # reads the model's own weights
+    policy = VlaPolicy(engine, loaded.encoder, loaded.config, loaded.settings, loaded.describe())
     policy.set_instruction(ENGLISH)
     expected = actions(policy, frames[:1])
-    bias = policy._engine.flat._model.actions.mlp[8].bias
+    bias = model.actions.mlp[8].bias
     before = bias.clone()
     bias[0] = value
     with pytest.raises(PolicyError, match="finite"):

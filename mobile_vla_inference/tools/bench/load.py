@@ -206,7 +206,7 @@ def measure_load(
             show(answers[-1].get("progress", ""))
         status = child.wait()
         samples, resident_mib = sampler.finish()
-        figures = _figures(checkpoint, started_s, answers, samples, resident_mib)
+        figures = stage_figures(checkpoint, started_s, answers, samples, resident_mib)
         outcome, message = _outcome(status, answers, 0 if group is None else group.oom_kills, log)
     return LoadFigures(outcome, message, **figures)
 
@@ -265,7 +265,7 @@ class _Sampler:
                 self._resident_mib = max(self._resident_mib, memory["peak"])
 
 
-def _figures(
+def stage_figures(
     checkpoint: Checkpoint, started_s: float, answers: list[dict[str, Any]], samples: list[Sample], resident_mib: float
 ) -> dict[str, float]:
     """Return the figures of the stages that were reached, by the fields of LoadFigures."""

@@ -19,15 +19,19 @@ _FILES = {
 
 
 class MemoryCgroup:
-    """A group with a limit, below the one of this process, so that its limits stay in force."""
+    """A group with a limit, below the one of this process, so that its limits stay in force.
+
+    Attributes:
+        folder: of the group, while it exists.
+    """
 
     def __init__(self, folder: Path, version: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._oom_file = folder / _FILES[version][2]
 
     def join(self) -> None:
         """Move the calling process into the group; for a child between fork and exec."""
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     @property
     def oom_kills(self) -> int:
