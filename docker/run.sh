@@ -171,7 +171,7 @@ inspect() { # FILE of the JSON
         inspect "/policies/$(basename "$checkpoint")" --json "/report/$(basename "$1")" >/dev/null
 }
 
-# Print the memory that loading needs in MiB, for the number type that will be used.
+# Print the memory that loading needs in MiB, for the data type that will be used.
 needed_mib() {
     local report status=0 kind=fp32
     report=$(mktemp -d)
