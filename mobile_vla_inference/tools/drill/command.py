@@ -47,9 +47,9 @@ _LOG_WIDTH = 150
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--list", action="store_true", help="list the faults and exit")
-    parser.add_argument("--only", type=_faults, metavar="NAME,...", default=CATALOGUE, help="inject only these")
-    parser.add_argument("--rounds", type=count, metavar="N", default=1, help="how often (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome to a file")
+    parser.add_argument("--only", type=_faults, metavar="NAME,...", default=CATALOGUE, help="inject only these faults")
+    parser.add_argument("--rounds", type=count, metavar="N", default=1, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome as JSON")
     parser.add_argument(
         "--cmd-vel",
         metavar="TOPIC",
@@ -97,7 +97,7 @@ def _faults(text: str) -> tuple[Fault, ...]:
     unknown = sorted(set(wanted) - {fault.name for fault in CATALOGUE})
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown)} is not in the catalogue, expected names of `mobile_vla drill --list`"
+            f"{', '.join(unknown)} is not a known fault, expected names from `mobile_vla drill --list`"
         )
     return tuple(fault for fault in CATALOGUE if fault.name in wanted)
 
