@@ -378,7 +378,7 @@ def test_evaluate_warns_if_period_scale_or_keys_differ_from_the_policys(tmp_path
     assert cli.main(["evaluate", *arguments, "--json", str(tmp_path / "out.json")]) == 0
     notes = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
     assert "1 of 2 episodes have another step period" in notes
-    assert "0.05 s) than the 0.3 s that a step of the policy stands for" in notes
+    assert "0.05 s) than the policy, 0.3 s: its LSTM runs at another rate" in notes
     assert "1 of 2 episodes contain neither stamps_s nor total_duration" in notes
     assert "100.0% of the recorded linear.x is beyond the 2" in notes
     assert "give --key-speed" in notes

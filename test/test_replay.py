@@ -245,7 +245,7 @@ def test_the_limits_stand_in_the_summary_and_in_json(tmp_path, tiny_checkpoint, 
     assert gate["changed"] == sum(bool(names) for names in content["frame_limits"]) > 0
     assert gate["moving"] == sum(names is not None for names in content["frame_limits"])
     printed = capsys.readouterr()
-    assert f"changed {gate['changed']} of {gate['moving']} frames" in printed.out.replace("\n", " ")
+    assert f"changed {gate['changed']} of {gate['moving']} moving frames" in printed.out.replace("\n", " ")
     assert "the policy was stepped every 0.05 s, but its step period is 0.3 s" in printed.err
     assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--due"]) == 0
     assert "was stepped every" not in capsys.readouterr().err
@@ -506,7 +506,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, tiny_checkpoint):
         (["--instruction", "  "], "--instruction is empty"),
         (["--json", "nowhere/file"], "is not a folder"),
         (["--json", "."], "is a folder"),
-        (["--json", "drive/drive.mcap"], "drive/drive.mcap would overwrite what is read"),
+        (["--json", "drive/drive.mcap"], "drive/drive.mcap would overwrite the input"),
         (["--json", "/proc/file"], "can't be written"),
         (["--against-dtype", "float16"], "without --against"),
         (["--node", "--out-bag", "out"], "writes no bag"),
