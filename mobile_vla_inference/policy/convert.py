@@ -133,7 +133,7 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
             f"choose another name"
         )
     if not force and any(target.iterdir()):
-        raise CheckpointError(f"{target} exists already, expected a new folder; choose another name or give --force")
+        raise CheckpointError(f"{target} already exists, expected a new folder; choose another name or give --force")
 
 
 def _is_converted(folder: Path) -> bool:
