@@ -132,7 +132,7 @@ check_docker() {
         fail "image $image does not exist, expected one that was built before; run:" \
             "docker build --file docker/Dockerfile.jetson --tag $image $repository"
     if docker container inspect "$name" >/dev/null 2>&1; then
-        fail "a container named $name exists already, expected none; run: docker rm --force $name"
+        fail "a container named $name already exists, expected none; run: docker rm --force $name"
     fi
 }
 
@@ -171,7 +171,7 @@ inspect() { # FILE of the JSON
         inspect "/policies/$(basename "$checkpoint")" --json "/report/$(basename "$1")" >/dev/null
 }
 
-# Print the memory that loading needs in MiB, for the number type that will be used.
+# Print the memory that loading needs in MiB, for the data type that will be used.
 needed_mib() {
     local report status=0 kind=fp32
     report=$(mktemp -d)

@@ -20,7 +20,7 @@ class InstructionError(MobileVlaError):
 
 
 class DeviceError(MobileVlaError):
-    """The requested device or number type can't be used on this machine."""
+    """The requested device or data type can't be used on this machine."""
 
 
 class PolicyError(MobileVlaError):

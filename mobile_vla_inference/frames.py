@@ -125,7 +125,7 @@ def decode_image(data: np.ndarray, name: str, deep_grey: bool = False) -> np.nda
         raise _damaged(encoded, name, error) from error
     if rgb is None:
         raise FrameError(
-            f"{name} holds {data.size} bytes that no image decoder accepts, expected a JPEG or PNG; replace it"
+            f"{name} contains {data.size} bytes that no image decoder accepts, expected a JPEG or PNG; replace it"
         )
     check_frame_size(rgb.shape[1], rgb.shape[0], name)
     return rgb
@@ -157,7 +157,8 @@ def list_frames(folder: Path | str) -> list[Path]:
     if not paths:
         found = f" (but {others})" if others else ""
         raise FrameError(
-            f"{folder} holds no image files{found}, expected some of {', '.join(IMAGE_SUFFIXES)}; check the path, or "
+            f"{folder} contains no image files{found}, expected some of {', '.join(IMAGE_SUFFIXES)}; check the "
+            "path, or "
             "convert them"
         )
     if others:

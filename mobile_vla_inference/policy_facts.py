@@ -51,7 +51,7 @@ class PolicyFacts:
         checkpoint_id: fingerprint of the content: the same weights have the same one wherever they are stored.
         variant: `hybrid` or `pure`.
         parameters: number of weights.
-        dtype: number type of the arithmetic, such as `float16`.
+        dtype: data type of the arithmetic, such as `float16`.
         quantization: `int8` if weights are quantised, else None.
         device: where it runs, such as `cuda`.
         image_size: side of the square input image, pixels.

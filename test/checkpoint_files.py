@@ -176,7 +176,7 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda good: "# the policy, 정책\n".encode() * 99,
         "is a text file of [0-9]+ bytes, expected a checkpoint",
     ),
-    "noise": (lambda good: b"\x17\x2a" * 99, "no checkpoint does"),
+    "noise": (lambda good: b"\x17\x2a" * 99, "not the start of a checkpoint"),
     "os.system": (lambda good: saved({"model": Call(os.system, "false")}), r"(posix|nt)\.system"),
     "eval": (lambda good: saved({"args": Call(eval, "1")}), "eval"),
     "a module's class": (lambda good: saved(torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear"),

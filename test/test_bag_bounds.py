@@ -135,7 +135,7 @@ def test_a_count_of_a_million_million_messages_is_only_reported(tmp_path):
     data = mcap_record(5, struct.pack("<HIQQ", 1, 0, 1, 1) + b"\0\1\0\0")
     file = mcap_with_chunks(tmp_path / "count.mcap", "", data, len(data), indexed=True, count=10**12)
     line = read_bounded(file)
-    assert line == f"read|1|count.mcap declares {10**12} messages on /image_raw, but holds 1: all of them were read"
+    assert line == f"read|1|count.mcap declares {10**12} messages on /image_raw, but contains 1: all of them were read"
 
 
 @pytest.mark.parametrize("opcode", [9, 3, 5, 200], ids=["attachment", "schema", "message", "unknown"])
@@ -148,7 +148,7 @@ def test_a_huge_record_is_not_loaded(tmp_path, opcode):
         stream.write(mcap_record(2, bytes(20)) + b"\x89MCAP0\r\n")
     line = read_bounded(file)
     if opcode == 5:
-        assert "holds a message of 2048 MiB on /image_raw, expected at most 128 MiB" in line
+        assert "contains a message of 2048 MiB on /image_raw, expected at most 128 MiB" in line
     else:
         assert line.startswith("read|0")
 
@@ -262,12 +262,12 @@ def metadata_with(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("a: &a [x]\nb: &b [*a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nd: {<<: *c}\n", "broken"),
-        ("[" * 500_000, "broken"),
-        ("{a: " * 200_000, "broken"),
-        ("- " * 400_000, "broken"),
+        ("a: &a [x]\nb: &b [*a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nd: {<<: *c}\n", "is damaged"),
+        ("[" * 500_000, "is damaged"),
+        ("{a: " * 200_000, "is damaged"),
+        ("- " * 400_000, "is damaged"),
         ("x: " + "y" * (3 << 20), "is larger than"),
-        ("rosbag2_bagfile_information:\n  relative_file_paths: {a: b}\n", "broken"),
+        ("rosbag2_bagfile_information:\n  relative_file_paths: {a: b}\n", "is damaged"),
     ],
     ids=["aliases", "deep lists", "deep mappings", "deep blocks", "large", "no list"],
 )

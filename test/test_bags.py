@@ -89,7 +89,7 @@ def test_a_bag_with_broken_metadata_is_read(tmp_path, text):
     (path / "metadata.yaml").write_text(text)
     messages, notes = read_all(path)
     assert len(messages) == 41
-    assert "is broken" in notes[0]
+    assert "is damaged" in notes[0]
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -304,7 +304,7 @@ def test_only_topics_that_are_used_need_to_be_understood(tmp_path, start):
     with BagReader(file) as bag:
         assert choose_topics(bag, None, None, instruction_wanted=False).image.name == "/image_raw"
         assert len(list(bag.messages())) == 5
-        with pytest.raises(BagError, match="holds /json in the encoding 'json', expected ROS 2's cdr"):
+        with pytest.raises(BagError, match="contains /json in the encoding 'json', expected ROS 2's cdr"):
             list(bag.messages(("/json",)))
         with pytest.raises(BagError, match="is not a my_robot/msg/Wheels"):
             bag.decode(next(iter(bag.messages(("/custom",)))))
@@ -399,9 +399,9 @@ FOREIGN = {
     "ros1.db3": (b"#ROSBAG V2.0\n" + bytes(4096), "is a bag of ROS 1"),
     "pointer.mcap": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "LFS.*`git lfs pull`"),
     "pointer.db3": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
-    "drive.mcap.gz": (gzip.compress(b"x"), "is compressed by gzip.*`gunzip`"),
+    "drive.mcap.gz": (gzip.compress(b"x"), "is compressed with gzip.*`gunzip`"),
     "drive.tar.gz": (gzip.compress(b"x"), "tar -xzf"),
-    "drive.db3.lz4": (lz4.frame.compress(b"x"), "is compressed by lz4.*`lz4 -d`"),
+    "drive.db3.lz4": (lz4.frame.compress(b"x"), "is compressed with lz4.*`lz4 -d`"),
     "drive.tar": (bytes(257) + b"ustar\0" + bytes(300), "is a tar archive.*`tar -xf`"),
     "drive.zip": (b"PK\3\4" + bytes(30), "is a zip archive"),
     "login.mcap": (b"<!doctype html><title>Sign in", "is a web page, .*download the file itself"),
@@ -424,12 +424,12 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, name, in_folder):
 def test_a_folder_without_a_bag_is_reported_with_its_content(tmp_path):
     (tmp_path / "drives").mkdir()
     write_drive(tmp_path / "drives/monday", stamps(1))
-    with pytest.raises(BagError, match=r"holds no .mcap or .db3 file but monday, .*such as .*drives/monday"):
+    with pytest.raises(BagError, match=r"contains no .mcap or .db3 file, only monday, .*such as .*drives/monday"):
         BagReader(tmp_path / "drives")
-    with pytest.raises(BagError, match=r"only describes a bag, expected its folder; give .*monday"):
+    with pytest.raises(BagError, match=r"is only the metadata of a bag, expected the folder; give .*monday"):
         BagReader(tmp_path / "drives/monday/metadata.yaml")
     storage_file(tmp_path / "drives/monday").unlink()
-    with pytest.raises(BagError, match=r"lacks monday.mcap, which its metadata.yaml names, and holds nothing"):
+    with pytest.raises(BagError, match=r"lacks monday.mcap, which its metadata.yaml names, and contains nothing"):
         BagReader(tmp_path / "drives/monday")
 
 
@@ -442,7 +442,7 @@ def test_a_folder_of_frames_is_named(tmp_path):
 def test_an_empty_file_in_a_bags_folder_is_named(tmp_path):
     path = write_drive(tmp_path / "drive", stamps(2))
     os.truncate(storage_file(path), 0)
-    with BagReader(path) as bag, pytest.raises(BagError, match=r"holds no messages \(.*mcap is empty \(0 bytes\)\)"):
+    with BagReader(path) as bag, pytest.raises(BagError, match=r"contains no messages \(.*mcap is empty \(0 bytes\)\)"):
         bag.check_not_empty()
 
 
@@ -514,7 +514,7 @@ def test_a_bag_that_is_not_finished_leaves_nothing(tmp_path, storage):
 
 def test_a_bag_is_never_written_over(tmp_path):
     write_drive(tmp_path / "drive", stamps(1))
-    with pytest.raises(BagError, match="exists already"):
+    with pytest.raises(BagError, match="already exists"):
         BagWriter(tmp_path / "drive")
     with pytest.raises(BagError, match="is not a folder"):
         BagWriter(tmp_path / "missing/drive")

@@ -24,7 +24,7 @@ def test_the_sum_decides_what_fits():
 def test_it_prints_a_table_and_writes_json(tiny_checkpoint, tmp_path, capsys):
     report = tmp_path / "budget.json"
     assert main(["budget", str(tiny_checkpoint), "--desktop-mib", "0", "--json", str(report)]) == 0
-    assert "cuda context" in capsys.readouterr().out
+    assert "CUDA context" in capsys.readouterr().out
     written = json.loads(report.read_text())
     assert written["surroundings_mib"]["desktop"] == 0.0
     assert set(written["dtypes"]) == {"fp32", "fp16", "int8"}

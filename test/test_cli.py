@@ -104,6 +104,23 @@ def test_wrong_usage_is_one_sentence_with_the_nearest_match(tool, arguments, sen
     assert (output.out, output.err) == ("", f"mobile_vla: error: {sentence}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["bench", "step"], "missing one of --checkpoint, --size; see mobile_vla bench step --help"),
+        (
+            ["play", "drive", "--topics", "/a", "--all-topics"],
+            "--topics and --all-topics are both given, expected one of them; see mobile_vla play --help",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other_are_one_sentence(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(arguments)
+    assert ending.value.code == 2
+    assert capsys.readouterr().err == f"mobile_vla: error: {sentence}\n"
+
+
 def test_a_typo_is_named_before_the_options_that_are_missing(capsys):
     with pytest.raises(SystemExit):
         cli.main(["infer", "--chekpoint", "a.pth"])

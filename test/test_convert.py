@@ -393,7 +393,7 @@ def test_a_value_too_large_for_fp16_is_named(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_taken(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"exists already.*--force"):
+    with pytest.raises(CheckpointError, match=r"already exists.*--force"):
         convert(tiny_checkpoint, folder)
     (tmp_path / "empty").mkdir()
     convert(tiny_checkpoint, tmp_path / "empty")

@@ -212,7 +212,7 @@ def test_an_unreadable_frame_is_reported_in_the_robots_own_words(start, tmp_path
     (tmp_path / "0.jpg").write_bytes(b"no image")
     run = start("--frames", str(tmp_path))
     assert run.finish() == 2, run.output
-    assert f"{tmp_path / '0.jpg'} holds 8 bytes" in run.output.strip().splitlines()[-1]
+    assert f"{tmp_path / '0.jpg'} contains 8 bytes" in run.output.strip().splitlines()[-1]
     run.assert_nothing_is_left()
 
 
@@ -220,7 +220,7 @@ def test_an_unreadable_frame_is_reported_in_the_robots_own_words(start, tmp_path
     ("arguments", "sentence"),
     [
         (["--frames", "missing"], "missing is not a folder, expected one with image files; check the path"),
-        (["--frames", "empty"], "empty holds no image files, expected some of .jpg"),
+        (["--frames", "empty"], "empty contains no image files, expected some of .jpg"),
         (["--checkpoint", "missing.pth"], "missing.pth does not exist, expected a checkpoint file or folder"),
         (["--checkpoint", "empty.pth"], "empty.pth is empty, expected a checkpoint"),
         (["--instruction", " \n"], "the instruction is empty, expected a sentence"),

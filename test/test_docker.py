@@ -140,7 +140,7 @@ def test_a_tool_runs_instead_of_the_node(run_sh):
         ("daemon", "the Docker daemon does not answer"),
         ("runtime", "Docker has no NVIDIA runtime"),
         ("image", "image mobile_vla_inference:jetson does not exist"),
-        ("container", "a container named mobile_vla exists already"),
+        ("container", "a container named mobile_vla already exists"),
     ],
 )
 def test_each_fault_of_docker_has_its_sentence_and_fix(run_sh, broken, sentence):

@@ -87,9 +87,9 @@ def many_names_of_one_text(file: h5py.File) -> None:
         (replaced("actions", lambda file: ACTIONS > 0), "actions of type bool"),
         (replaced("actions", lambda file: h5py.Empty("f")), r"actions \[\]"),
         (replaced("actions", lambda file: np.full((6, 3), np.inf)), "NaN or Inf"),
-        (replaced("images", lambda file: h5py.SoftLink("/nothing")), "images is a link to nothing"),
+        (replaced("images", lambda file: h5py.SoftLink("/nothing")), "images is a link whose target does not exist"),
         (replaced("images", lambda file: h5py.ExternalLink("elsewhere.h5", "/images")), "images is a link to another"),
-        (circle, "images is a circle of links"),
+        (circle, "images is a circular link"),
         (virtual, "keeps its values in other files"),
         (
             declared("images", (6, 12, 16, 3), external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
@@ -147,7 +147,7 @@ def test_the_names_in_another_layout_are_reported(tmp_path):
         file["observations/images/top"] = IMAGES
         file["action"] = ACTIONS
     sentence = refusal(tmp_path / "e.h5")
-    assert f"e.h5 lacks the data sets images and actions (it holds action float32 {[*ACTIONS.shape]}" in sentence
+    assert f"e.h5 lacks the data sets images and actions (it contains action float32 {[*ACTIONS.shape]}" in sentence
     assert f"observations/images/top uint8 {[*IMAGES.shape]})" in sentence
     assert f"`h5copy -i {tmp_path / 'e.h5'} -o OUT.h5 -s /observations/images/top -d /images`" in sentence
 
@@ -183,7 +183,7 @@ def test_the_error_about_another_path_gives_the_command_to_make_episodes(tmp_pat
         ("bag", r"is a bag, expected episodes .*`mobile_vla bag-to-episodes \S+ OUT_DIR`"),
         ("bag/bag_0.mcap", r"is a bag, expected episodes .*`mobile_vla bag-to-episodes \S+ OUT_DIR`"),
         ("empty", "is an empty folder, expected episodes"),
-        ("notes", "holds no .h5 or .hdf5 file but a.txt, expected episodes"),
+        ("notes", "contains no .h5 or .hdf5 file, only a.txt, expected episodes"),
     ):
         with pytest.raises(EpisodeError, match=sentence):
             find_episodes(tmp_path / name)
@@ -274,7 +274,7 @@ def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatc
     data[following + 8 : following + 16] = bytes(8)
     path = tmp_path / "e.h5"
     path.write_bytes(data)
-    with pytest.raises(EpisodeError, match=r"e\.h5 (makes HDF5 hang|is damaged|: the attribute)"):
+    with pytest.raises(EpisodeError, match=r"e\.h5 (blocks the HDF5 library|is damaged|: the attribute)"):
         find_episodes(path)
 
 
@@ -282,8 +282,8 @@ def test_a_file_that_keeps_the_library_busy_is_ended(whole, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 makes HDF5 hang"),
-        ("import os; print('rf', end='', flush=True); os.abort()", "c.h5 makes the HDF5 library crash .SIGABRT"),
+        ("import time; print('r', end='', flush=True); time.sleep(60)", "b.h5 blocks the HDF5 library"),
+        ("import os; print('rf', end='', flush=True); os.abort()", "c.h5 crashes the HDF5 library .SIGABRT"),
         ("print('rf!c.h5 is no good', end='', flush=True)", "c.h5 is no good"),
     ],
 )

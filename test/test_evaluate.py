@@ -356,7 +356,7 @@ def test_a_bag_has_the_times_of_its_episode(tmp_path, stamps_s, duration_s, more
     ("stamps_s", "message"),
     [
         (None, "contains neither stamps_s nor total_duration"),
-        (np.array([0.0, 0.1, 0.1]), "expected stamps that rise"),
+        (np.array([0.0, 0.1, 0.1]), "expected stamps that increase"),
         (np.array([0.0, 0.1]), r"stamps_s float64 \[2\], expected \[3\]"),
         (np.array([b"a", b"b", b"c"]), "expected \\[3\\] numbers"),
         (np.array([0.0, 0.1, np.inf]), "NaN or Inf"),
@@ -377,8 +377,8 @@ def test_evaluate_warns_if_period_scale_or_keys_differ_from_the_policys(tmp_path
     arguments = [str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
     assert cli.main(["evaluate", *arguments, "--json", str(tmp_path / "out.json")]) == 0
     notes = " ".join(json.loads((tmp_path / "out.json").read_text())["notes"])
-    assert "1 of 2 episodes have another time from step to step" in notes
-    assert "0.05 s) than the 0.3 s that a step of the policy stands for" in notes
+    assert "1 of 2 episodes have another step period" in notes
+    assert "0.05 s) than the policy, 0.3 s: its LSTM runs at another rate" in notes
     assert "1 of 2 episodes contain neither stamps_s nor total_duration" in notes
     assert "100.0% of the recorded linear.x is beyond the 2" in notes
     assert "give --key-speed" in notes

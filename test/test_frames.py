@@ -70,7 +70,7 @@ def test_files_that_are_left_out_are_counted(tmp_path, caplog):
     (record,) = caplog.records
     assert "read 1 images, left out other files: 2 .heic, 1 .tiff, 1 without a suffix" in record.getMessage()
     (tmp_path / "1.png").unlink()
-    with pytest.raises(FrameError, match=r"holds no image files \(but 2 \.heic, 1 \.tiff, 1 without a suffix\)"):
+    with pytest.raises(FrameError, match=r"contains no image files \(but 2 \.heic, 1 \.tiff, 1 without a suffix\)"):
         list_frames(tmp_path)
 
 
@@ -134,12 +134,15 @@ def test_a_table_as_spreadsheets_save_it_is_read(folder, data):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (TABLE.replace("-0.5", "-0,5").encode(), "line 2 has 6 cells, expected 5 as its first line"),
+        (TABLE.replace("-0.5", "-0,5").encode(), "line 2 has 6 cells, expected 5 as in the first line"),
         (TABLE.replace("throttle", "steering").encode(), "lacks the column throttle"),
         (TABLE.replace("\n", ",0\n").replace("throttle,0", "throttle,steering").encode(), "column steering twice"),
         ("프레임,stamp_s\n".encode("cp949"), "is not UTF-8 text"),
-        (b"sep=;\n" + TABLE.splitlines()[0].encode(), "holds no frame"),
-        (b"sep=;\n" + TABLE.replace("0.1", "0.0").encode(), "line 4 is stamped 0 s after 0 s"),
+        (b"sep=;\n" + TABLE.splitlines()[0].encode(), "contains no frame"),
+        (
+            b"sep=;\n" + TABLE.replace("0.1", "0.0").encode(),
+            "line 4 has stamp_s 0 after 0, expected stamps that increase",
+        ),
         (TABLE.encode("utf-16-le"), "lacks the column|is not CSV"),  # no mark tells that it is UTF-16
     ],
 )
@@ -189,7 +192,7 @@ def test_the_home_of_nobody_is_told(capsys):
     with pytest.raises(SystemExit) as exited:
         cli.main(["bench", "step", "--json=~nobody_of_this_name/out.json"])
     assert exited.value.code == 2
-    assert "~nobody_of_this_name/out.json begins with a home folder that is not there" in capsys.readouterr().err
+    assert "~nobody_of_this_name/out.json begins with a home folder that does not exist" in capsys.readouterr().err
 
 
 def test_the_tools_take_an_instruction_in_its_one_form(capsys):

@@ -108,7 +108,7 @@ def test_it_overwrites_nothing_but_json(jetson_check, tmp_path):
         (other, "is not a JSON file"),
         (tmp_path, "is a folder"),
         (tmp_path / "missing" / "x.json", "is not a folder"),
-        (settings, "holds the settings of a checkpoint"),
+        (settings, "contains the settings of a checkpoint"),
         (Path("/dev/null"), "is not a regular file"),
     ):
         assert fault in jetson_check.output_fault(path)

@@ -58,7 +58,7 @@ def test_make_bag_writes_images_instruction_and_commands(tmp_path, frames_dir, s
 
 def test_make_bag_refuses_what_is_there_already(tmp_path, frames_dir, capsys):
     assert cli.main(["make-bag", str(frames_dir), str(frames_dir)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_make_bag_refuses_what_is_there_already(tmp_path, frames_dir, capsys):
     [
         (None, "has no actions.csv"),
         ("", "lacks the column"),
-        ("frame,stamp_s,image\n0,0,images/0000.jpg\n", "lacks the column steering, throttle"),
-        ("frame,stamp_s,image,steering,throttle\n", "holds no frame"),
+        ("frame,stamp_s,image\n0,0,images/0000.jpg\n", "lacks the columns steering, throttle"),
+        ("frame,stamp_s,image,steering,throttle\n", "contains no frame"),
         ("frame,stamp_s,image,steering,throttle\n0,0,,0,0\n", "line 2 names no image, expected a path relative"),
         (
             "frame,stamp_s,image,steering,throttle\n0,0,0000.jpg,0,0\n",
@@ -88,7 +88,7 @@ def test_make_bag_refuses_what_is_there_already(tmp_path, frames_dir, capsys):
         ("frame,stamp_s,image,steering,throttle\n0,0,images/none.jpg,0,0\n", "names 'images/none.jpg'"),
         (
             "frame,stamp_s,image,steering,throttle\n0,1,images/0000.jpg,0,0\n1,1,images/0001.jpg,0,0\n",
-            "line 3 is stamped 1 s after 1 s",
+            "line 3 has stamp_s 1 after 1, expected stamps that increase",
         ),
     ],
 )

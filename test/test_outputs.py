@@ -161,7 +161,7 @@ def test_a_curriculum_removes_no_folder_that_it_did_not_make(tmp_path, capsys) -
     folder.mkdir()
     (folder / "mine.h5").write_bytes(b"kept")
     assert cli.main(["train", "world", "--out", str(tmp_path / "a.pth")]) == 2
-    assert f"{folder} exists already" in capsys.readouterr().err
+    assert f"{folder} already exists" in capsys.readouterr().err
     inside = ["train", "world", "--init", str(folder / "mine.h5"), "--out", str(tmp_path / "a.pth"), "--force"]
     assert cli.main(inside) == 2
     assert f"would overwrite {folder}" in capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_make_episodes_replaces_nothing_without_force(tmp_path, capsys) -> None:
     out.write_bytes(b"kept")
     policy.write_bytes(b"a policy")
     assert cli.main(["make-episodes", str(out), "--episodes", "1"]) == 2
-    assert "exists already" in capsys.readouterr().err and out.read_bytes() == b"kept"
+    assert "already exists" in capsys.readouterr().err and out.read_bytes() == b"kept"
     assert cli.main(["make-episodes", str(policy), "--policy", str(policy), "--force"]) == 2
     assert "would overwrite" in capsys.readouterr().err and policy.read_bytes() == b"a policy"
     assert cli.main(["make-episodes", str(out), "--force", "--seed", "1000000"]) == 2

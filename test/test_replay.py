@@ -245,8 +245,8 @@ def test_the_limits_stand_in_the_summary_and_in_json(tmp_path, tiny_checkpoint, 
     assert gate["changed"] == sum(bool(names) for names in content["frame_limits"]) > 0
     assert gate["moving"] == sum(names is not None for names in content["frame_limits"])
     printed = capsys.readouterr()
-    assert f"changed {gate['changed']} of {gate['moving']} frames" in printed.out.replace("\n", " ")
-    assert "the policy was stepped every 0.05 s, but one step stands for 0.3 s" in printed.err
+    assert f"changed {gate['changed']} of {gate['moving']} moving frames" in printed.out.replace("\n", " ")
+    assert "the policy was stepped every 0.05 s, but its step period is 0.3 s" in printed.err
     assert cli.main(["replay", str(path), "--checkpoint", str(tiny_checkpoint), "--due"]) == 0
     assert "was stepped every" not in capsys.readouterr().err
 
@@ -316,9 +316,9 @@ def test_topics_that_do_not_fit_are_one_sentence(tmp_path, options, sentence):
 
 
 def test_a_bag_without_images_is_one_sentence(tmp_path):
-    with pytest.raises(BagError, match="holds no image topic but /instruction"):
+    with pytest.raises(BagError, match="contains no image topic, only /instruction"):
         run(write_drive(tmp_path / "drive", image_topics=()))
-    with pytest.raises(BagError, match="holds no image on /image_raw"):
+    with pytest.raises(BagError, match="contains no image on /image_raw"):
         run(_with_empty_image_topic(tmp_path / "without"))
 
 
@@ -333,7 +333,7 @@ def _with_empty_image_topic(path: Path) -> Path:
 def test_an_empty_bag_is_one_sentence(tmp_path):
     with BagWriter(tmp_path / "empty"):
         pass
-    with pytest.raises(BagError, match="holds no messages"):
+    with pytest.raises(BagError, match="contains no messages"):
         run(tmp_path / "empty")
 
 
@@ -506,7 +506,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, tiny_checkpoint):
         (["--instruction", "  "], "--instruction is empty"),
         (["--json", "nowhere/file"], "is not a folder"),
         (["--json", "."], "is a folder"),
-        (["--json", "drive/drive.mcap"], "drive/drive.mcap would overwrite what is read"),
+        (["--json", "drive/drive.mcap"], "drive/drive.mcap would overwrite the input"),
         (["--json", "/proc/file"], "can't be written"),
         (["--against-dtype", "float16"], "without --against"),
         (["--node", "--out-bag", "out"], "writes no bag"),

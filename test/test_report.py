@@ -98,7 +98,7 @@ def test_the_page_tells_what_the_limits_of_the_gate_changed(result):
     share = f"{gate['changed'] / gate['moving']:.1%}"
     assert gate["changed"] > 10
     assert f"changed by the gate&#x27;s limits</span><b>{share}</b>" in text
-    assert f"changed {gate['changed']} of {gate['moving']} frames" in text
+    assert f"changed {gate['changed']} of {gate['moving']} moving frames" in text
     limit = f"{gate['limits']['max_linear_x_mps']:g} m/s"
     assert f"<td>speed of linear.x</td><td>{limit}</td><td class=number>{gate['by']['speed of linear.x']}</td>" in text
     data = json.loads(Page(text).scripts["data"])
@@ -138,7 +138,7 @@ def test_two_replays_stand_side_by_side(result, tmp_path):
     assert data["series"][3]["values"][0][14:] == [round(other.frames[14].command[0], 4)] + 5 * [None]
     text = report_html(result, other)
     assert "the other" in text
-    assert "how far the two predictions are apart" in text
+    assert "difference of the two predictions" in text
 
 
 def test_a_drive_without_commands_says_so(tmp_path):
@@ -166,7 +166,7 @@ def test_events_tell_what_changed(tmp_path):
     found = events(run(path, CountingPolicy(fail_at=(2,))).frames)
     assert (0, "dropped from here: no_instruction") in found
     assert (3, "instruction: follow the track") in found
-    assert (3, "the LSTM state was cleared: start") in found
+    assert (3, "the LSTM state was reset: start") in found
     assert (5, "dropped from here: step_failed") in found
     assert (9, "instruction: go back") in found
 

@@ -229,10 +229,10 @@ def test_the_folder_camera_shows_the_images_in_name_order_over_and_over(frames_d
 def test_the_folder_camera_refuses_what_it_cannot_show(tmp_path):
     with pytest.raises(FrameError, match="is not a folder"):
         FolderCamera(tmp_path / "missing")
-    with pytest.raises(FrameError, match="holds no image files"):
+    with pytest.raises(FrameError, match="contains no image files"):
         FolderCamera(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"not an image")
-    with pytest.raises(FrameError, match=r"a\.jpg holds 12 bytes"):
+    with pytest.raises(FrameError, match=r"a\.jpg contains 12 bytes"):
         FolderCamera(tmp_path)
 
 
@@ -536,4 +536,4 @@ def test_an_image_that_turns_out_unreadable_ends_it_with_one_sentence(frames_dir
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
-    assert "d.png holds 12 bytes that no image decoder accepts" in errors.splitlines()[-1]
+    assert "d.png contains 12 bytes that no image decoder accepts" in errors.splitlines()[-1]

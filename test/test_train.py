@@ -304,7 +304,7 @@ def test_the_same_seed_gives_the_same_weights_and_an_interrupted_training_resume
     ("arguments", "message"),
     [
         (["nowhere.h5"], "nowhere.h5"),
-        (["world", "--resume"], "expected it to go on from"),
+        (["world", "--resume"], "expected the progress of an interrupted training"),
         (["world", "--seed", "-1"], "expected 0 or more"),
     ],
 )

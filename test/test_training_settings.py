@@ -62,7 +62,7 @@ def test_period_and_scale_come_from_the_episodes_and_are_reported(two, tmp_path,
     settings = load_settings(out).settings
     assert (settings.step_period_s, settings.action_scale, not settings.assumed) == (0.05, (0.4, 0.8), True)
     shown = capsys.readouterr().out
-    assert "step period: 0.05 s, by the stamps of 2 episodes" in shown
+    assert "step period: 0.05 s, from the stamps of 2 episodes" in shown
     assert "action scale: linear.x 0.4 m/s, angular.z 0.8 rad/s" in shown
     assert shown.count("0.0% of 40 samples clipped") == 2
 
@@ -89,7 +89,7 @@ def test_a_start_that_was_trained_at_another_period_needs_the_option(two, tmp_pa
     out = tmp_path / "x.pth"
     assert train(two, out, "--init", SMALL_POLICY) == 2
     error = capsys.readouterr().err
-    assert "has learned at 0.3 s a step" in error
+    assert "was trained with 0.3 s per step" in error
     assert "bag-to-episodes --period 0.3" in error
     assert "give --step-period-s 0.05" in error
     assert train(two, out, "--init", SMALL_POLICY, "--step-period-s", "0.05") == 0
@@ -134,7 +134,7 @@ def test_assumed_settings_of_a_start_contradict_nothing_and_are_confirmed_afterw
         ({"period_s": None, "duration_s": -1.0}, [], "total_duration is -1 s"),
         ({"period_s": None}, [], "b.h5 has neither stamps_s nor total_duration"),
         ({"period_s": 50.0}, [], "check that its times are in seconds"),
-        ({"period_s": -0.05}, [], "expected stamps that rise"),
+        ({"period_s": -0.05}, [], "expected stamps that increase"),
         ({"period_s": float("nan")}, [], "stamps that are NaN"),
         ({"commands": driven(y=0.3)}, [], r"% of the samples move along linear.y \(up to 0.3 m/s\)"),
         ({"commands": driven(x=400.0)}, [], "linear.x reaches 400 .* at most 10; convert the units"),
@@ -147,10 +147,14 @@ def test_assumed_settings_of_a_start_contradict_nothing_and_are_confirmed_afterw
         ({"commands": driven(x=0.6)}, ["--init", SMALL_POLICY, "--step-period-s", "0.05"], "--action-scale 0.6,1.2"),
         ({}, ["--action-axes", "linear.x,angular.z,linear.y", "--init", SMALL_POLICY], "drives linear.x,angular.z"),
         ({}, ["--action-axes", "linear.x,linear.y"], r"% of the samples move along angular.z|linear.y is 0"),
-        ({}, ["--max-linear-mps", "2"], "holds m/s and rad/s already"),
+        ({}, ["--max-linear-mps", "2"], "contains m/s and rad/s already"),
         ({}, ["--steps", "0:10"], "given without --validate-steps, .*such as --steps 0:10 --validate-steps 10:20"),
         ({}, ["--validate-steps", "5:9"], "given without --steps, .*such as --steps 0:5 --validate-steps 5:9"),
-        ({}, ["--steps", "0:12", "--validate-steps", "10:20"], "both name 10:12.* --steps 0:18 --validate-steps 18:20"),
+        (
+            {},
+            ["--steps", "0:12", "--validate-steps", "10:20"],
+            "both contain 10:12.* --steps 0:18 --validate-steps 18:20",
+        ),
         (
             {},
             ["--steps", "0:10", "--validate-steps", "10:30"],
@@ -202,8 +206,8 @@ def test_an_unused_axis_needs_the_option_and_a_constant_one_is_reported(tmp_path
     ("commands", "message"),
     [
         (-driven(), "linear.x is never positive"),
-        (np.abs(driven()), "only ever turns left"),
-        (driven() * [1, 1, 0] - np.abs(driven()) * [0, 0, 1], "only ever turns right"),
+        (np.abs(driven()), "only turns left"),
+        (driven() * [1, 1, 0] - np.abs(driven()) * [0, 0, 1], "only turns right"),
     ],
 )
 def test_a_sign_that_can_be_wrong_is_reported(tmp_path, capsys, commands, message):
@@ -268,7 +272,7 @@ def test_a_frames_folder_gives_its_period_and_full_speed_is_reported(tmp_path, c
     assert (settings.step_period_s, settings.action_scale) == (0.1, (1.2, 1.5))
     shown = capsys.readouterr()
     assert "full throttle is 2 m/s, full steering 3 rad/s" in shown.out
-    assert "by the stamps of 1 episode, 0 of 19 steps uneven" in shown.out
+    assert "from the stamps of 1 episode, 0 of 19 steps uneven" in shown.out
     assert "linear.x is 1.2 m/s in every sample" in shown.err
 
 
@@ -318,7 +322,7 @@ def test_a_resumed_training_has_the_units_that_it_began_with(two, tmp_path, monk
         assert train(two, out) == 130
     recording(two / "a.h5", driven(x=0.9))
     assert train(two, out, "--resume") == 2
-    assert "the training began with [0.05, 0.4, 0.8]" in capsys.readouterr().err
+    assert "the training started with [0.05, 0.4, 0.8]" in capsys.readouterr().err
 
 
 def interrupt(*_: object) -> None:

@@ -110,7 +110,8 @@ class McapFile(StorageReader):
             names = ", ".join(sorted(topics))
             add_once(
                 self._notes,
-                f"{self._name.name} declares {declared} messages on {names}, but holds {number}: all of them were read",
+                f"{self._name.name} declares {declared} messages on {names}, but contains {number}: all of them "
+                "were read",
             )
 
     # ---- by the index ------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ class McapFile(StorageReader):
                     yield key, time_ns, data
         except _BROKEN as error:
             raise BagError(
-                f"{self._name} is damaged ({error}), expected a whole mcap file; copy it again, or recover the rest "
+                f"{self._name} is damaged ({error}), expected a complete mcap file; copy it again, or recover the rest "
                 "with `mcap recover`"
             ) from error
 
@@ -248,7 +249,7 @@ class McapFile(StorageReader):
         """Yield the records from the file's beginning to its footer; raise EOFError where the file ends before it."""
         at = len(MAGIC)
         if self._read(0, at) != MAGIC:
-            raise ValueError("no mcap file")
+            raise ValueError("not an mcap file")
         while True:
             opcode, length = _HEAD.unpack(self._read(at, _HEAD.size))
             at += _HEAD.size
@@ -272,7 +273,7 @@ class McapFile(StorageReader):
         if time_ns >= MAX_TIME_NS:
             add_once(
                 self._notes,
-                f"{self._name.name} holds messages with times that no ROS stamp can hold: they are left out",
+                f"{self._name.name} contains messages with times that no ROS stamp can hold: they are left out",
             )
             return False
         return key in (self._channels if wanted is None else wanted)

@@ -126,7 +126,8 @@ class BagReader:
         if self.message_count == 0:
             reasons = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise BagError(
-                f"{self.path} holds no messages{reasons}, expected a recorded drive; use another bag, or copy it again"
+                f"{self.path} contains no messages{reasons}, expected a recorded drive; use another bag, or copy "
+                "it again"
             )
 
     def messages(self, topics: Collection[str] | None = None, start_ns: int | None = None) -> Iterator[BagMessage]:
@@ -153,12 +154,12 @@ class BagReader:
             data = reader.read(MAX_MESSAGE_BYTES + 1)
         except zstandard.ZstdError as error:
             raise BagError(
-                f"{self.path} holds a message on {message.topic} that zstd can't unpack ({error}), expected a whole "
+                f"{self.path} contains a message on {message.topic} that zstd can't unpack ({error}), expected a whole "
                 "one; copy the bag again"
             ) from error
         if len(data) > MAX_MESSAGE_BYTES:
             raise BagError(
-                f"{self.path} holds a message on {message.topic} that unpacks to more than "
+                f"{self.path} contains a message on {message.topic} that unpacks to more than "
                 f"{MAX_MESSAGE_BYTES >> 20} MiB, expected less; leave that topic out"
             )
         return message._replace(data=data)
@@ -186,7 +187,7 @@ def check_encoding(bag: Path, topic: Topic) -> None:
     """Raise BagError where a topic is not in ROS 2's encoding."""
     if topic.encoding != CDR:
         raise BagError(
-            f"{bag} holds {topic.name} in the encoding {topic.encoding!r}, expected ROS 2's {CDR}; "
+            f"{bag} contains {topic.name} in the encoding {topic.encoding!r}, expected ROS 2's {CDR}; "
             + (
                 "convert the .bag of ROS 1 that it was made from with `rosbags-convert`"
                 if topic.encoding == "ros1"

@@ -158,6 +158,6 @@ class StorageReader(ABC):
 
     def _too_large(self, size: int, channel: int) -> BagError:
         return BagError(
-            f"{self._name} holds a message of {size >> 20} MiB on {self._channels[channel].name}, expected at most "
+            f"{self._name} contains a message of {size >> 20} MiB on {self._channels[channel].name}, expected at most "
             f"{MAX_MESSAGE_BYTES >> 20} MiB; leave that topic out"
         )

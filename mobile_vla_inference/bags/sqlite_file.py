@@ -60,7 +60,7 @@ class SqliteFile(StorageReader):
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._stack.close()
             raise BagError(
-                f"{self._name} can't be read as a bag ({error}), expected a whole sqlite3 file; copy it again"
+                f"{self._name} can't be read as a bag ({error}), expected a complete sqlite3 file; copy it again"
             ) from error
         except BaseException:
             self._stack.close()

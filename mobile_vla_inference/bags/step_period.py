@@ -70,7 +70,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
     """Return the period of rising stamps (seconds); None where there are fewer than two.
 
     Raises:
-        StepPeriodError: a stamp is NaN, the stamps don't rise, or they can't be seconds.
+        StepPeriodError: a stamp is NaN, the stamps don't increase, or they can't be seconds.
     """
     stamps = np.asarray(stamps_s, dtype=np.float64)
     if not np.isfinite(stamps).all():
@@ -82,7 +82,7 @@ def period_of_stamps(stamps_s: Sequence[float] | np.ndarray, where: str) -> Step
         index = int(np.argmax(times <= 0.0))
         raise StepPeriodError(
             f"{where} has step {index + 1} stamped {stamps[index + 1]:g} s after {stamps[index]:g} s, expected stamps "
-            "that rise; correct them or leave it out"
+            "that increase; correct them or leave it out"
         )
     # Where a period lies between two multiples of the camera's, two times alternate: then the mean is the period.
     median_s = float(np.median(times))

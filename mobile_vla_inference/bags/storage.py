@@ -39,12 +39,12 @@ _ZSTD_SUFFIXES = (".zstd", ".zst")
 _FOREIGN = (
     (b"#ROSBAG V", "is a bag of ROS 1", "convert it with `rosbags-convert --src {path} --dst {stem}`"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the recording", "fetch that with `git lfs pull`"),
-    (b"\x1f\x8b", "is compressed by gzip", "unpack it with `gunzip`, or `tar -xzf` if it is an archive"),
-    (b"BZh", "is compressed by bzip2", "unpack it with `bunzip2`, or `tar -xjf` if it is an archive"),
-    (b"\xfd7zXZ\0", "is compressed by xz", "unpack it with `unxz`, or `tar -xJf` if it is an archive"),
-    (b"\x04\x22\x4d\x18", "is compressed by lz4", "unpack it with `lz4 -d`"),
+    (b"\x1f\x8b", "is compressed with gzip", "unpack it with `gunzip`, or `tar -xzf` if it is an archive"),
+    (b"BZh", "is compressed with bzip2", "unpack it with `bunzip2`, or `tar -xjf` if it is an archive"),
+    (b"\xfd7zXZ\0", "is compressed with xz", "unpack it with `unxz`, or `tar -xJf` if it is an archive"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4", "unpack it with `lz4 -d`"),
     (b"PK\x03\x04", "is a zip archive", "unpack it with `unzip`"),
-    (b"\x89HDF\r\n", "is an HDF5 file", "make bags of episodes with `mobile_vla episodes-to-bag`"),
+    (b"\x89HDF\r\n", "is an HDF5 file", "convert the episodes with `mobile_vla episodes-to-bag`"),
     (b"<!DOCTYPE", "is a web page", "download the file itself"),
     (b"<html", "is a web page", "download the file itself"),
 )
@@ -84,7 +84,7 @@ def storage_files(path: Path, notes: list[str], stack: contextlib.ExitStack) -> 
     if check_regular(path, "a bag", error=BagError) == 0:
         raise BagError(f"{path} is empty (0 bytes), expected a bag; copy it again")
     if path.name == METADATA:
-        raise BagError(f"{path} only describes a bag, expected its folder; give {path.parent}")
+        raise BagError(f"{path} is only the metadata of a bag, expected the folder; give {path.parent}")
     return [_open(path, stack)]
 
 
@@ -100,7 +100,7 @@ def _files_of_folder(folder: Path, notes: list[str]) -> list[Path]:
     if named:
         lacking = f"{folder} lacks {_listed(missing)}, which its {METADATA} names"
         if not found and not others:
-            raise BagError(f"{lacking}, and holds {_contents(present)}; copy the missing files, too")
+            raise BagError(f"{lacking}, and contains {_contents(present)}; copy the missing files, too")
         instead = f"{_listed([file.name for file in others])} was read instead" if others else "the rest was read"
         notes.append(f"{lacking}: {instead}")
     if not found and not others:
@@ -117,11 +117,12 @@ def _no_storage(folder: Path, present: list[Path], files: list[Path]) -> BagErro
         return BagError(f"{folder} is an empty folder, expected a bag; check the path")
     if (folder / _TABLE).is_file():
         return BagError(
-            f"{folder} is a folder with {_TABLE}, expected a bag; make one of it with "
-            f"`mobile_vla make-bag {folder} BAG`"
+            f"{folder} is a folder with {_TABLE}, expected a bag; convert it with `mobile_vla make-bag {folder} BAG`"
         )
     advice = f"give one of the bags in it, such as {bags[0]}" if bags else "check the path"
-    return BagError(f"{folder} holds no .mcap or .db3 file but {_contents(present)}, expected those of a bag; {advice}")
+    return BagError(
+        f"{folder} contains no .mcap or .db3 file, only {_contents(present)}, expected those of a bag; {advice}"
+    )
 
 
 def _contents(present: list[Path]) -> str:
@@ -154,7 +155,7 @@ def _named_files(folder: Path, notes: list[str]) -> list[Path]:
     except _MetadataError as error:
         notes.append(f"{error}; the bag's files were read without it")
     except (YAMLError, ValueError):
-        notes.append(f"{file} is broken: the bag's files were read without it")
+        notes.append(f"{file} is damaged: the bag's files were read without it")
     return []
 
 
@@ -283,7 +284,7 @@ def _unpacked(file: Path, stack: contextlib.ExitStack) -> Path:
     except zstandard.ZstdError:
         pass  # the unpacked part is read like any file that was cut off
     if not size:
-        raise BagError(f"{file} can't be unpacked by zstd, expected a whole file; copy it again")
+        raise BagError(f"{file} can't be unpacked by zstd, expected a complete file; copy it again")
     return target
 
 

@@ -51,7 +51,9 @@ def choose_topics(
     bag.check_not_empty()
     image = _choose_image(bag, image_topic)
     if image.count == 0:
-        raise BagError(f"{bag.path} holds no image on {image.name}, expected images; choose another image topic or bag")
+        raise BagError(
+            f"{bag.path} contains no image on {image.name}, expected images; choose another image topic or bag"
+        )
     instruction = _choose_instruction(bag) if instruction_wanted else None
     return BagTopics(image, instruction, _choose_command(bag, command_topic))
 
@@ -63,7 +65,7 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
         topic = bag.topics.get(wanted) or bag.topics.get(f"/{wanted}")
         if topic is None:
             raise BagError(
-                f"{bag.path} has no topic {wanted}, expected an image topic ({names or 'it has none'}); "
+                f"{bag.path} has no topic {wanted}, expected an image topic ({names or 'the bag has none'}); "
                 "correct --image-topic"
             )
         check_encoding(bag.path, topic)
@@ -79,11 +81,11 @@ def _choose_image(bag: BagReader, wanted: str | None) -> Topic:
                 check_encoding(bag.path, topic)
         found = ", ".join(f"{topic.name} ({topic.type_name or 'of no type'})" for topic in bag.topics.values())
         raise BagError(
-            f"{bag.path} holds no image topic but {found}, expected {IMAGE} or {COMPRESSED_IMAGE}; record one"
+            f"{bag.path} contains no image topic, only {found}, expected {IMAGE} or {COMPRESSED_IMAGE}; record one"
         )
     filled = [topic for topic in images if topic.count] or images
     if len(filled) > 1:
-        raise BagError(f"{bag.path} holds {len(filled)} image topics ({names}): choose one with --image-topic")
+        raise BagError(f"{bag.path} contains {len(filled)} image topics ({names}): choose one with --image-topic")
     return filled[0]
 
 
@@ -94,9 +96,11 @@ def _choose_instruction(bag: BagReader) -> Topic:
         return topics[0]
     if len(topics) > 1:
         names = ", ".join(topic.name for topic in topics)
-        raise BagError(f"{bag.path} holds {len(topics)} instruction topics ({names}): give the text with --instruction")
+        raise BagError(
+            f"{bag.path} contains {len(topics)} instruction topics ({names}): give the text with --instruction"
+        )
     found = f"{named[0].name} of type {named[0].type_name}" if named else "no instruction topic"
-    raise BagError(f"{bag.path} holds {found}, expected {STRING} on instruction; give the text with --instruction")
+    raise BagError(f"{bag.path} contains {found}, expected {STRING} on instruction; give the text with --instruction")
 
 
 def _choose_command(bag: BagReader, wanted: str | None) -> Topic | None:
@@ -116,6 +120,6 @@ def _choose_command(bag: BagReader, wanted: str | None) -> Topic | None:
             return candidates[0]
         if len(candidates) > 1:
             names = ", ".join(topic.name for topic in candidates)
-            bag.notes.append(f"{names} are all velocities: none was compared, choose one with --command-topic")
+            bag.notes.append(f"{names} are all velocity topics: none was compared; choose one with --command-topic")
             return None
     return None

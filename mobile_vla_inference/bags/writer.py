@@ -98,12 +98,12 @@ class BagWriter:
             remove_folder(self._work)
 
     def add_topic(self, topic: str, type_name: str, *, latched: bool = False) -> None:
-        """Declare a topic of one of ROS 2's own types; raise BagError for any other type.
+        """Declare a topic of a standard ROS 2 message type; raise BagError for any other type.
 
         `latched`: its publishers keep their last messages for late subscribers (transient local).
         """
         if type_name not in typestore().fielddefs:
-            raise BagError(f"{topic} is of type {type_name}, expected one of ROS 2's own types; leave it out")
+            raise BagError(f"{topic} is of type {type_name}, expected a standard ROS 2 message type; leave it out")
         self._connections[topic] = self._writer.add_connection(
             topic, type_name, typestore=typestore(), offered_qos_profiles=(_LATCHED,) if latched else ()
         )
@@ -128,6 +128,6 @@ class BagWriter:
 def check_new_bag(path: Path) -> None:
     """Raise BagError where `path` exists, or has no parent folder."""
     if path.exists():
-        raise BagError(f"{path} exists already, expected a new place for a bag; choose another or remove it")
+        raise BagError(f"{path} already exists, expected a new folder for the bag; choose another name or remove it")
     if not path.absolute().parent.is_dir():
-        raise BagError(f"{path.parent} is not a folder, expected one to make {path.name} in; make it")
+        raise BagError(f"{path.parent} is not a folder, expected one to create {path.name} in; create it")

@@ -75,8 +75,7 @@ def evaluation_notes(policy: PolicyFacts, episodes: Sequence[Episode], key_speed
     driven = np.concatenate([each.commands for each in episodes])[:, [AXES.index(axis) for axis in axes]]
     shares = clipped_shares(driven, policy.action_scale, policy.action_offset)
     notes += [
-        f"{share:.1%} of the recorded {axis} is beyond the {scale:g} that one unit stands for (action_scale): clipped "
-        "in normalised units"
+        f"{share:.1%} of the recorded {axis} is beyond the {scale:g} of action_scale: clipped in normalised units"
         for axis, scale, share in zip(axes, policy.action_scale, shares)
         if share > 0.0
     ]
@@ -90,9 +89,9 @@ def _period_notes(period_s: float, episodes: Sequence[Episode]) -> list[str]:
     other = [each for each in known if not each.agrees(period_s)]
     if other:
         notes.append(
-            f"{len(other)} of {len(episodes)} episodes have another time from step to step ({other[0].where}: "
-            f"{other[0].period_s:g} s) than the {period_s:g} s that a step of the policy stands for: the LSTM state "
-            f"evolves at another rate than in training; {resample_advice(period_s, other[0].period_s)}"
+            f"{len(other)} of {len(episodes)} episodes have another step period ({other[0].where}: "
+            f"{other[0].period_s:g} s) than the policy, {period_s:g} s: its LSTM runs at another rate than in "
+            f"training; {resample_advice(period_s, other[0].period_s)}"
         )
     if len(known) < len(episodes):
         notes.append(
@@ -109,6 +108,6 @@ def _key_notes(driven: np.ndarray, key_speed: float) -> list[str]:
     if share >= _KEY_SHARE:
         return []
     return [
-        f"{share:.0%} of the recorded values that are not 0 are near a key's {key_speed:g} m/s or rad/s: the figures "
-        "of directions mean little; give --key-speed"
+        f"{share:.0%} of the recorded values that are not 0 are near the speed of a pressed key, {key_speed:g} "
+        "m/s or rad/s: the figures by direction mean little; give --key-speed"
     ]

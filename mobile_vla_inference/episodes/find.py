@@ -51,12 +51,12 @@ def _no_episodes(source: Path) -> str:
     expected = f"expected episodes ({', '.join(SUFFIXES)})"
     entries = sorted(entry.name for entry in source.iterdir()) if source.is_dir() else [source.name]
     if any(name == "metadata.yaml" or name.endswith(_BAG_SUFFIXES) for name in entries):
-        return f"is a bag, {expected}; make them of it with `mobile_vla bag-to-episodes {source} OUT_DIR`"
+        return f"is a bag, {expected}; convert it with `mobile_vla bag-to-episodes {source} OUT_DIR`"
     if "actions.csv" in entries:
         return (
-            f"is a folder with actions.csv, {expected}; make a bag of it with `mobile_vla make-bag {source} BAG`, then "
+            f"is a folder with actions.csv, {expected}; convert it with `mobile_vla make-bag {source} BAG`, then "
             "`mobile_vla bag-to-episodes BAG OUT_DIR`"
         )
     if not entries:
         return f"is an empty folder, {expected}; check the path"
-    return f"holds no {' or '.join(SUFFIXES)} file but {shortened(entries)}, {expected}; check the path"
+    return f"contains no {' or '.join(SUFFIXES)} file, only {shortened(entries)}, {expected}; check the path"

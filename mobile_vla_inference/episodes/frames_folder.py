@@ -56,12 +56,12 @@ def read_frames_folder(folder: Path | str) -> list[RecordedFrame]:
         raise FrameError(f"{table} is not CSV in UTF-8 ({error}); save it as such") from error
     frames = [_frame(folder, table, number, line) for number, line in lines]
     if not frames:
-        raise FrameError(f"{table} holds no frame, expected a line per image; correct it")
+        raise FrameError(f"{table} contains no frame, expected a line per image; correct it")
     for (former, frame), (number, _) in zip(itertools.pairwise(frames), lines[1:]):
         if frame.stamp_s <= former.stamp_s:
             raise FrameError(
-                f"{table} line {number} is stamped {frame.stamp_s:g} s after {former.stamp_s:g} s, expected rising "
-                "times; correct it"
+                f"{table} line {number} has stamp_s {frame.stamp_s:g} after {former.stamp_s:g}, expected stamps that "
+                "increase; correct it"
             )
     return frames
 
@@ -86,7 +86,8 @@ def _read_lines(table: Path) -> list[tuple[int, dict[str, str | None]]]:
     missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise FrameError(
-            f"{table} lacks the column {', '.join(missing)}, expected {', '.join(COLUMNS)}; correct its first line"
+            f"{table} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}, expected "
+            f"{', '.join(COLUMNS)}; correct its first line"
         )
     twice = [column for column in COLUMNS if names.count(column) > 1]
     if twice:
@@ -98,7 +99,7 @@ def _read_lines(table: Path) -> list[tuple[int, dict[str, str | None]]]:
         cells = [cell.strip() for cell in cells]
         if any(cells[len(names) :]):
             raise FrameError(
-                f"{table} line {number} has {len(cells)} cells, expected {len(names)} as its first line; correct it"
+                f"{table} line {number} has {len(cells)} cells, expected {len(names)} as in the first line; correct it"
             )
         if any(cells):
             line = dict(itertools.zip_longest(names, cells[: len(names)]))

@@ -39,5 +39,7 @@ def read_instructions(path: Path) -> dict[str, str]:
     """Read a JSON file {scenario: text}; raise EpisodeError where it is something else."""
     content = read_json(path, "scenarios and texts", _MAX_FILE_BYTES, error=EpisodeError)
     if not isinstance(content, dict) or not all(isinstance(text, str) and text.strip() for text in content.values()):
-        raise EpisodeError(f'{path} is not a table of texts, expected {{"1box_vert_left": "go ..."}}; correct it')
+        raise EpisodeError(
+            f'{path} is not a table of scenarios and texts, expected {{"1box_vert_left": "go ..."}}; correct it'
+        )
     return {scenario: check_instruction(text) for scenario, text in content.items()}

@@ -154,8 +154,8 @@ def calibrate(
     tried = candidates(checkpoint)
     if not tried:
         raise CheckpointError(
-            f"{checkpoint.path} has no assumed setting that a calibration can find, expected at least one; "
-            "remove the doubtful ones from its policy.json"
+            f"{checkpoint.path} has no assumed setting that calibration can find, expected at least one; "
+            "to check a confirmed setting again, remove it from its policy.json"
         )
     base = replace(checkpoint.settings, assumed=())
     model = load_model(checkpoint, device=device, dtype=dtype, force=force)

@@ -1,6 +1,6 @@
 """Convert a checkpoint to a folder that loads at once: `mobile_vla convert`.
 
-The folder holds only what inference uses: the weights in sharded safetensors of the requested number type, aligned so
+The folder holds only what inference uses: the weights in sharded safetensors of the requested data type, aligned so
 that they can be mapped; config.json (the architecture, and the source of the weights); policy.json; the processors; and
 sha256sums.txt with the hashes of all files.
 
@@ -84,7 +84,7 @@ def convert(
     Args:
         source: the checkpoint, opened or its path; its files must not change during the call.
         out: the new folder; with `force` it may be a converted folder, which is replaced as a whole.
-        dtype: number type of the weights, one of conversion.plan.DTYPES.
+        dtype: data type of the weights, one of conversion.plan.DTYPES.
         keep_layers: number of first layers to keep, by towers of TOWERS. Nobody trained the result.
         processors: folder with the two tokenizer folders; None: next to the checkpoint.
         force: replace an existing converted folder.
@@ -133,7 +133,7 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
             f"choose another name"
         )
     if not force and any(target.iterdir()):
-        raise CheckpointError(f"{target} exists already, expected a new folder; choose another name or give --force")
+        raise CheckpointError(f"{target} already exists, expected a new folder; choose another name or give --force")
 
 
 def _is_converted(folder: Path) -> bool:

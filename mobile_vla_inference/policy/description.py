@@ -74,7 +74,7 @@ def describe(checkpoint: Checkpoint, processors: Path | None = None) -> dict[str
 
 
 def memory_needs(checkpoint: Checkpoint) -> dict[str, dict[str, float]]:
-    """Return the MiB that loading and running take, by number type (`fp32`, `fp16`, `int8`), batch 1.
+    """Return the MiB that loading and running take, by data type (`fp32`, `fp16`, `int8`), batch 1.
 
     run = libraries + weights + a margin for buffers and activations; load = run + the largest tensor, of which a
     second copy exists while it is cast. A file that has the type already is mapped instead of copied, but every step
@@ -113,7 +113,7 @@ def _processors(checkpoint: Checkpoint, folder: Path | None) -> dict[str, str | 
 
 
 def _main_dtype(checkpoint: Checkpoint) -> str:
-    """Return the number type of most of the weights' bytes."""
+    """Return the data type of most of the weights' bytes."""
     sizes: Counter[str] = Counter()
     for entry in checkpoint.index.tensors.values():
         sizes[entry.dtype] += math.prod(entry.shape) * ITEM_BYTES[entry.dtype]

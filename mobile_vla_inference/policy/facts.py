@@ -21,7 +21,7 @@ def policy_facts(
     Args:
         path: the checkpoint as the user gave it.
         checkpoint: the same, opened.
-        dtype: number type of the arithmetic.
+        dtype: data type of the arithmetic.
         device: where it runs.
         engine: how a step runs.
         engine_fallback: why a faster engine is not used; empty if none was refused.

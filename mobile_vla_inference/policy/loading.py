@@ -52,7 +52,7 @@ def load_model(
     Args:
         checkpoint: an opened one, or its path.
         device: where the weights go.
-        dtype: their number type; None: as in the file.
+        dtype: their data type; None: as in the file.
         progress: called after each tensor.
         force: load even if the memory seems too small.
 

@@ -223,7 +223,8 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            "device is cuda, but torch finds none, expected an NVIDIA GPU and a torch built for it; use device cpu"
+            "device is cuda, but torch finds no CUDA device, expected an NVIDIA GPU and a torch built for it; "
+            "use device cpu"
         )
     return torch.device(name)
 

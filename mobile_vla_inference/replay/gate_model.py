@@ -62,7 +62,7 @@ class GateModel:
         self._gate.image_refused()
 
     def state_reset(self) -> None:
-        """Drop the action in force, because the LSTM state was cleared."""
+        """Drop the action in force, because the LSTM state was reset."""
         self._gate.forget_action()
 
     def action_ready(self, command: VelocityCommand) -> None:

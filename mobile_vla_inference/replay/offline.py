@@ -163,7 +163,7 @@ def _nothing_stepped(path: Path, frames: list[ReplayFrame]) -> MobileVlaError:
     drops = Counter(frame.drop for frame in frames)
     if drops.get("no_instruction") == len(frames):
         return InstructionError(
-            f"{path} holds no instruction before its images end, expected a text; give one with --instruction"
+            f"{path} contains no instruction before its images end, expected a text; give one with --instruction"
         )
     causes = ", ".join(f"{count} {cause}" for cause, count in sorted(drops.items()))
     return BagError(f"none of the {len(frames)} images of {path} could be stepped ({causes}), expected camera frames")
@@ -244,7 +244,7 @@ class _Runner:
         return "not_due" if early and self._options.pace == DUE else ""
 
     def _step(self, stamp_s: float, load: Callable[[], np.ndarray]) -> tuple[Action | None, ResetCause | None, str]:
-        """Step the policy; return the action, why the state was cleared before, and why there is no action."""
+        """Step the policy; return the action, why the state was reset before, and why there is no action."""
         try:
             frame = load()
         except FrameError:

@@ -103,7 +103,7 @@ def _log_frame(recording: Any, frame: ReplayFrame) -> None:
         recording.log("step_ms", rerun.Scalars(1e3 * frame.latency_s))
     recording.log("gate", rerun.TextLog(frame.reason))
     recording.log("instruction", rerun.TextLog(frame.instruction))
-    for event in filter(None, (frame.drop, frame.reset and f"LSTM state cleared: {frame.reset}")):
+    for event in filter(None, (frame.drop, frame.reset and f"LSTM state reset: {frame.reset}")):
         recording.log("events", rerun.TextLog(event, level="WARN"))
 
 

@@ -97,7 +97,7 @@ def limits_sentence(gate: dict[str, Any]) -> str:
     if not moving:
         return "nothing moved"
     by = ", ".join(f"{name} {count}" for name, count in gate["by"].items())
-    return f"changed {changed} of {moving} frames that move ({changed / moving:.1%})" + (f": {by}" if by else "")
+    return f"changed {changed} of {moving} moving frames ({changed / moving:.1%})" + (f": {by}" if by else "")
 
 
 def _pace_notes(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> list[str]:
@@ -110,7 +110,7 @@ def _pace_notes(frames: Sequence[ReplayFrame], policy: PolicyFacts) -> list[str]
     stepped_s = float(np.median(times))
     advice = "; --due steps as the node does" if stepped_s < period_s else ""
     return [
-        f"the policy was stepped every {stepped_s:.3g} s, but one step stands for {period_s:g} s: its LSTM ran "
+        f"the policy was stepped every {stepped_s:.3g} s, but its step period is {period_s:g} s: its LSTM ran "
         f"{period_s / stepped_s:.2g} times as fast as in training{advice}"
     ]
 

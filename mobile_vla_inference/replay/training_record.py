@@ -75,7 +75,9 @@ def seen_frames(record: TrainingRecord | None, bag: Path, count: int) -> SeenFra
             f"Not recorded for this drive. {trained}; whether images of “{bag.name}” were among them is not recorded."
         )
     if record.steps is None:
-        return SeenFrames(f"Not recorded. {trained}, but without --steps: which of them were trained on is not stored.")
+        return SeenFrames(
+            f"Not recorded. {trained}, but without --steps: which steps were used for training is not stored."
+        )
     first, end = record.steps
     seen = tuple(first <= index < end for index in range(count))
     rest = "" if record.validate_steps is None else " and validated on {} to {}".format(*_closed(record.validate_steps))

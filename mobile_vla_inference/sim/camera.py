@@ -128,7 +128,7 @@ class SimulatedCamera:
 
 
 class FolderCamera:
-    """Repeat the images of a folder in the order of their numbers; the pose doesn't matter."""
+    """Repeat the images of a folder in the numeric order of their names; the pose doesn't matter."""
 
     def __init__(self, folder: Path | str) -> None:
         """List the folder; raise FrameError where it holds no image or the first can't be read."""

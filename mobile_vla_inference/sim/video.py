@@ -1,4 +1,4 @@
-"""A video of episodes: the camera's image and the room from above, with instruction, command, time and outcome."""
+"""A video of episodes: the camera's image and the map from above, with instruction, command, time and outcome."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _footer(world: World, command: VelocityCommand) -> np.ndarray:
 
 
 def room_from_above(world: World, path: list[tuple[float, float]]) -> np.ndarray:
-    """Draw the room from above, x upwards and y to the left, as the robot sees it from its start."""
+    """Draw the map from above, x upwards and y to the left, as the robot sees it from its start."""
     layout = world.layout
     drawn = np.full((_SIDE_PX, _SIDE_PX, 3), 240, dtype=np.uint8)
     to_px, scale = _projection(layout)

@@ -122,9 +122,12 @@ def add_instruction_argument(parser: argparse.ArgumentParser, default: str = "as
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how a policy is loaded and where it runs; tools/loading.py reads these options."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run; auto: cuda if there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on; auto: cuda if available")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="number type; auto: float32 on cpu, float16 on cuda"
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="data type of the weights; auto: float32 on cpu, float16 on cuda",
     )
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="how a step is computed; auto: the fastest on the device"
@@ -202,12 +205,12 @@ def check_output(
     if path is None:
         return
     if not path.absolute().parent.is_dir():
-        raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; make it")
+        raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; create it")
     if path.is_dir():
         raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
     for each in inputs:
         if each is not None and _reads(each, path):
-            raise MobileVlaError(f"{path} would overwrite what is read from {each}, expected another file; choose one")
+            raise MobileVlaError(f"{path} would overwrite the input {each}, expected another file; choose another name")
     if force is None:
         _check_kind(path, kind)
     elif not force:
@@ -223,7 +226,7 @@ def check_absent(*paths: Path) -> None:
     """Raise MobileVlaError if one of the files or folders exists."""
     for path in paths:
         if os.path.lexists(path):
-            raise MobileVlaError(f"{path} exists already, expected a new one; choose another name or give --force")
+            raise MobileVlaError(f"{path} already exists, expected a new one; choose another name or give --force")
 
 
 def _check_kind(path: Path, kind: OutputKind) -> None:
@@ -233,7 +236,9 @@ def _check_kind(path: Path, kind: OutputKind) -> None:
     if path.exists() and not path.is_file():
         raise MobileVlaError(f"{path} is not a regular file, expected one; choose another name")
     if path.name.endswith(SETTINGS_FILE):
-        raise MobileVlaError(f"{path} holds the settings of a checkpoint, expected another file; choose another name")
+        raise MobileVlaError(
+            f"{path} contains the settings of a checkpoint, expected another file; choose another name"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

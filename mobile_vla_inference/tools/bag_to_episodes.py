@@ -58,18 +58,21 @@ def run(args: argparse.Namespace) -> int:
     with BagReader(args.bag) as bag:
         topics = choose_topics(bag, args.image_topic, args.command_topic, args.instruction is None)
         if topics.command is None:
-            raise BagError(f"{args.bag} holds no recorded velocity, expected cmd_vel to learn from; record it too")
+            raise BagError(f"{args.bag} contains no recorded velocity, expected cmd_vel; record it too")
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
+            raise MobileVlaError(f"{args.out} can't be created ({error.strerror}); choose another place") from error
         with progress_bar("reading the bag", "image", topics.image.count) as bar:
             moments = _paced(_moments(bag, topics, args.instruction, bar.update, counts), args.period, counts)
             written = _write(moments, args)
         warn(*bag.notes)
     if not written:
-        raise BagError(f"{args.bag} holds no image with a command and an instruction in force, expected some")
-    print(f"{args.out}: {len(written)} episodes, {sum(map(len, written))} steps every {args.period:g} s (--period)")
+        raise BagError(f"{args.bag} contains no image with a valid command and instruction, expected some")
+    print(
+        f"{args.out}: {len(written)} episode{'s' * (len(written) != 1)}, {sum(map(len, written))} steps every "
+        f"{args.period:g} s (--period)"
+    )
     left_out = ", ".join(f"{number} {cause}" for cause, number in counts.items())
     print(f"images left out: {left_out or 'none'}")
     times = np.concatenate([np.diff(stamps_s) for stamps_s in written])

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the budget; return 0 if a number type fits, 1 if none does."""
+    """Print the budget; return 0 if a data type fits, 1 if none does."""
     check_output(args.json, args.checkpoint)
     surroundings = {name: getattr(args, f"{name}_mib") for name in _SURROUNDINGS}
     budget = make_budget(memory_needs(open_checkpoint(args.checkpoint)), surroundings, args.board_gb)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_budget(needs: dict[str, dict[str, float]], surroundings: dict[str, float], board_gb: float) -> dict[str, Any]:
-    """Return the memory of each number type while the policy loads, its peak, against the board's memory, in MiB."""
+    """Return the memory of each data type while the policy loads, its peak, against the board's memory, in MiB."""
     board_mib = board_gb * _MIB_PER_BOARD_GB
     around_mib = sum(surroundings.values())
     dtypes = {}
@@ -79,14 +79,14 @@ def make_budget(needs: dict[str, dict[str, float]], surroundings: dict[str, floa
 def _print(budget: dict[str, Any]) -> None:
     dtypes = budget["dtypes"]
     table = Table(title=f"MiB of a board with {budget['board_mib']:,.0f} MiB, while the policy loads")
-    for heading in ("", *dtypes, "from"):
-        table.add_column(heading, justify="left" if heading in ("", "from") else "right")
+    for heading in ("", *dtypes, "source"):
+        table.add_column(heading, justify="left" if heading in ("", "source") else "right")
     loads = (f"{column['policy_load_mib']:,.0f}" for column in dtypes.values())
     table.add_row("policy and its libraries", *loads, "its tensors; libraries measured on x86-64")
     for name, value_mib in budget["surroundings_mib"].items():
-        default_mib, source, _ = _SURROUNDINGS[name]
+        default_mib, source, item = _SURROUNDINGS[name]
         values = [f"{value_mib:,.0f}"] * len(dtypes)
-        table.add_row(name.replace("_", " "), *values, source if value_mib == default_mib else "given")
-    table.add_row("left", *(f"{column['left_mib']:,.0f}" for column in dtypes.values()), "")
+        table.add_row(item.removeprefix("the "), *values, source if value_mib == default_mib else "given")
+    table.add_row("remaining", *(f"{column['left_mib']:,.0f}" for column in dtypes.values()), "")
     table.add_row("", *("fits" if column["fits"] else "too large" for column in dtypes.values()), "")
     Console().print(table)

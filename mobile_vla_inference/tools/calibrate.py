@@ -55,19 +55,21 @@ def run_calibration(args: argparse.Namespace, episodes: Sequence[Episode]) -> No
 
 
 def _where(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the number type; float32 by default, because small differences decide."""
+    """Return the device and the data type; float32 by default, because small differences decide."""
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("--device is cuda, but torch finds none, expected an NVIDIA GPU; use --device cpu")
+        raise CheckpointError(
+            "--device is cuda, but torch finds no CUDA device, expected an NVIDIA GPU; use --device cpu"
+        )
     return torch.device(name), getattr(torch, "float32" if args.dtype == "auto" else args.dtype)
 
 
 def _stored_error(checkpoint: Checkpoint, given: float | None) -> float:
     stored = checkpoint.index.metadata.get("val_mae") if given is None else given
     if isinstance(stored, bool) or not isinstance(stored, (int, float)) or not math.isfinite(stored):
-        raise CheckpointError(f"{checkpoint.path} contains the val_mae {stored!r}, expected a number; give --val-mae")
+        raise CheckpointError(f"{checkpoint.path} contains val_mae {stored!r}, expected a number; give --val-mae")
     return float(stored)
 
 
@@ -82,7 +84,7 @@ def _print_trials(console: Console, found: Calibration, val_mae: float) -> None:
         table.add_row(str(rank), f"{trial.distance:.2e}", f"{trial.mae:.6f}", *values)
     console.print(table)
     console.print(
-        f"by chance, {found.chance:.2g} combinations would be expected as near as the first; "
+        f"by chance alone, {found.chance:.2g} combinations would be as close to val_mae as the first; "
         f"unambiguous settings: {', '.join(found.told) or 'none'}"
     )
 
@@ -108,7 +110,7 @@ def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm:
     """Store the best values as assumed; as confirmed, only unambiguous ones or the candidate that a person chose."""
     if confirm is not None and confirm > len(found.trials):
         raise CheckpointError(
-            f"--confirm is {confirm}, expected 1 to {len(found.trials)}; choose a candidate of the table"
+            f"--confirm is {confirm}, expected 1 to {len(found.trials)}; choose a candidate from the table"
         )
     trial = found.trials[max((confirm or 0) - 1, 0)]
     certain: tuple[str, ...] = ()
@@ -117,9 +119,9 @@ def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm:
     elif confirm == 0:
         if found.chance > CHANCE_LIMIT:
             raise CheckpointError(
-                f"the best combination is {trial.distance:.2e} from val_mae, and {found.chance:.2g} would be expected "
-                f"as near by chance, expected at most {CHANCE_LIMIT:g}; nothing was written: calibrate on the episodes "
-                "of the training's validation, or choose a candidate with --confirm N"
+                f"the best combination is {trial.distance:.2e} from val_mae, and by chance alone "
+                f"{found.chance:.2g} would be as close, expected at most {CHANCE_LIMIT:g}; nothing was written: "
+                "calibrate on the validation episodes of the training, or choose a candidate with --confirm N"
             )
         certain = found.told
     settings = replace(

@@ -119,7 +119,7 @@ class Commands:
             "clear": _Command(self._clear, "", "free unused memory and show how much"),
             "reset": _Command(self._reset, "", "reset the LSTM state"),
             "instruction": _Command(self._instruction, "[TEXT]", "set the instruction, or show it"),
-            "frame": _Command(self._frame, "[next|N|PATH]", "choose the current image, or show which it is"),
+            "frame": _Command(self._frame, "[next|N|PATH]", "select the current image, or show its name"),
             "info": _Command(self._info, "", "show what is loaded"),
             "help": _Command(self._help, "", "show this list"),
             "quit": _Command(self._quit, "", "exit, as Ctrl-D does"),

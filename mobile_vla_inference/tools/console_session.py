@@ -72,7 +72,7 @@ class SimulatedFrames:
 
 
 class FolderFrames:
-    """The images of a folder in the order of their numbers."""
+    """The images of a folder in the numeric order of their names."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = list_frames(folder)

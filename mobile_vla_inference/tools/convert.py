@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="CK", help="a .pth or safetensors file, or a folder of them")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="number type of the weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type of the weights")
     parser.add_argument(
         "--keep-layers",
         type=_layers,

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_number,
         default=DEFAULT_SECONDS,
         metavar="S",
-        help="how long to drive, from the moment when the robot moves (default: %(default)g)",
+        help="duration of the drive, from the first motion, seconds (default: %(default)g)",
     )
     parser.add_argument(
         "--frames",
@@ -69,12 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instruction",
         type=check_instruction,
         metavar="TEXT",
-        help=f"one instruction, in one world or on the frames (default: a tour of worlds, or {DEFAULT_INSTRUCTION!r})",
+        help="one instruction, in one world or on the frames (default: several worlds in turn, or "
+        f"{DEFAULT_INSTRUCTION!r})",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="CK", help="your own policy (default: the small policy of the package)"
+        "--checkpoint", type=Path, metavar="CK", help="checkpoint file or folder (default: the bundled small policy)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=SMALL_POLICY,
         metavar="CK",
-        help="policy (default: the small one of the package)",
+        help="checkpoint file or folder (default: the bundled small policy)",
     )
     parser.add_argument("--episodes", type=count, default=40, metavar="N", help="number of episodes")
     parser.add_argument(
@@ -51,15 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="S",
-        help="number of the first world; training used none of them",
+        help="number of the first evaluation world; training uses none of these worlds",
     )
     parser.add_argument("--scenario", choices=SCENARIOS, help="only this scenario (default: all in turn)")
     parser.add_argument(
         "--driver",
         choices=DRIVERS,
         default="policy",
-        help="policy, or for comparison: 'misled' (the policy with a random side as instruction), 'random' (random "
-        "commands), 'expert' (knows the map)",
+        help="what drives: 'policy', or for comparison 'misled' (the policy, with a random side in the "
+        "instruction), 'random' (random commands), 'expert' (knows the map)",
     )
     parser.add_argument("--no-memory", action="store_true", help="reset the LSTM state each step (ablation)")
     parser.add_argument(
@@ -67,19 +67,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the same worlds, with the instruction to pass on the other side",
     )
-    parser.add_argument("--unseen-phrasing", action="store_true", help="sentences that training never used")
+    parser.add_argument(
+        "--unseen-phrasing", action="store_true", help="instructions with phrasings that training never used"
+    )
     parser.add_argument("--language", choices=("en", "ko"), help="language of the instructions (default: both)")
     parser.add_argument(
         "--camera",
         choices=CAMERAS,
         default="on",
-        help="on, or: the first image only (frozen), no light (black) (default on)",
+        help="on; frozen: repeat the first image; black: images without light (default: on)",
     )
-    parser.add_argument("--base", choices=BASES, default="differential", help="the robot's base (default differential)")
+    parser.add_argument(
+        "--base", choices=BASES, default="differential", help="drive type of the robot (default: differential)"
+    )
     parser.add_argument(
         "--ros", action="store_true", help="drive through the real vla_node and sim_robot, over topics and in real time"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every episode to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every episode as JSON")
     parser.add_argument(
         "--video",
         type=Path,
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.video, args.checkpoint, kind=VIDEO_OUTPUT)
     if args.seed < 0:
         raise MobileVlaError(
-            f"--seed is {args.seed}, expected 0 or more: the worlds below 0 are for training; choose another"
+            f"--seed is {args.seed}, expected 0 or more: world 0 is the first one for evaluation; choose another"
         )
     results, facts = _drive_through_node(args) if args.ros else _drive_in_process(args)
     _print_table(results, args.video)

@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
     times = [_times(episode, args.period) for episode in episodes]
     targets = [args.out / _file_name(episode) for episode in episodes]
     if len(set(targets)) < len(targets):
-        raise MobileVlaError(f"{args.episodes} holds episodes of the same name, expected each once; rename them")
+        raise MobileVlaError(
+            f"{args.episodes} contains several episodes with the same name, expected different names; rename them"
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MobileVlaError(f"{args.out} can't be made ({error.strerror}); choose another place") from error
+        raise MobileVlaError(f"{args.out} can't be created ({error.strerror}); choose another place") from error
     for target in targets:
         check_new_bag(target)
     with progress_bar("writing the bags", "image", sum(len(each.commands) for each in episodes)) as bar:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             with BagWriter(target, args.storage) as bag:
                 for _ in _written(bag, episode, args.raw, times_s):
                     bar.update()
-    print(f"{args.out}: {len(episodes)} bags")
+    print(f"{args.out}: {len(episodes)} bag{'s' * (len(episodes) != 1)}")
     return 0
 
 

@@ -131,7 +131,7 @@ def _by_scenario(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _errors(result: dict[str, Any], units: str, label: str) -> Table:
     axes = list(result["units"])
-    table = _scenario_table(f"MAE, {label}", ["drives", "steps", "policy", *axes, *BASELINES])
+    table = _scenario_table(f"MAE, {label}", ["episodes", "steps", "policy", *axes, *BASELINES])
     for scenario, part in _by_scenario(result).items():
         errors = part[units]
         cells = [f"{errors['policy'][key]['mae']:.4f}" for key in ("all", *axes)]

@@ -26,11 +26,13 @@ class HealthError(MobileVlaError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--node", default="/vla_node", metavar="NAME", help="full name of the node (default /vla_node)")
     parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for its diagnostics (default 5)"
+        "--node", default="/vla_node", metavar="NAME", help="full name of the node (default: /vla_node)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the diagnostics to this file")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for its diagnostics (default: 5)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the diagnostics as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

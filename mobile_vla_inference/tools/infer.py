@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instruction", type=instruction, required=True, metavar="TEXT", help="what the robot is instructed to do"
     )
     parser.add_argument(
-        "--frames", type=Path, required=True, metavar="DIR", help="folder of images, read in the order of their numbers"
+        "--frames",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of images, in the numeric order of their names",
     )
     parser.add_argument("--reset-each", action="store_true", help="reset the LSTM state before each image")
     add_loading_arguments(parser)

@@ -74,7 +74,7 @@ def _print(console: Console, checkpoint: Checkpoint, description: dict[str, Any]
     # Not in the table below, which would break a long path in two.
     console.print(f"checkpoint id: {description['checkpoint_id']}", markup=False)
     console.print(
-        f"settings: {description['settings']['file'] or 'defaults, because no file has any'} "
+        f"settings: {description['settings']['file'] or 'defaults, because there is no settings file'} "
         f"({_standing(description)})",
         markup=False,
     )

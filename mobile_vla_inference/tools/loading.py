@@ -17,7 +17,7 @@ def load_policy(
     Args:
         args: the options.
         checkpoint: file or folder.
-        dtype: number type in place of the option's.
+        dtype: data type in place of the option's.
         engine: engine in place of the option's.
 
     Raises:

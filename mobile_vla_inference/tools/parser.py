@@ -22,6 +22,8 @@ _INVALID_CHOICE = re.compile(
 _INVALID_VALUE = re.compile(r"invalid (?P<type>\w+) value: (?P<found>.*)", re.DOTALL)
 _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
+_ONE_REQUIRED = re.compile(r"one of the arguments (?P<names>.*) is required")
+_EXCLUSIVE = "not allowed with argument "
 _TYPES = {"int": "a whole number", "float": "a number"}
 
 
@@ -80,6 +82,8 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected argument {message.removeprefix(_UNKNOWN)}"
         if message.startswith(_MISSING):
             return f"missing {message.removeprefix(_MISSING)}"
+        if (group := _ONE_REQUIRED.fullmatch(message)) is not None:
+            return f"missing one of {', '.join(group['names'].split())}"
         about = _ABOUT_ARGUMENT.fullmatch(message)
         if about is None:
             return message
@@ -88,6 +92,8 @@ class Parser(argparse.ArgumentParser):
             choices = re.sub("['\"]", "", choice["choices"]).split(", ")
             found = choice["found"].strip("'\"")
             return f"{name} is {found}, expected one of {', '.join(choices)}{suggestion(found, choices)}"
+        if fault.startswith(_EXCLUSIVE):
+            return f"{fault.removeprefix(_EXCLUSIVE)} and {name} are both given, expected one of them"
         if (value := _INVALID_VALUE.fullmatch(fault)) is not None:
             return f"{name} is {value['found']}, expected {_TYPES.get(value['type'], value['type'])}"
         return f"{name}: {fault}"
@@ -114,4 +120,4 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~somebody, who has no home folder here
-        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that is not there: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text} begins with a home folder that does not exist: {error}") from error

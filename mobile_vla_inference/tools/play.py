@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--loop", action="store_true", help="start again at the end, until stopped")
     parser.add_argument(
-        "--start-offset", type=time_s, default=0.0, metavar="S", help="skip the first seconds of the bag"
+        "--start-offset", type=time_s, default=0.0, metavar="S", help="skip the first S seconds of the bag"
     )
     parser.add_argument(
         "--remap",
@@ -61,24 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD:=NEW",
-        help=f"publish a topic under another name, or under its own (without this, all but images and the instruction "
-        f"are published below {RECORDED_PREFIX})",
+        help=f"publish a topic under another name, or under its own (otherwise all but images and the instruction "
+        f"are published under {RECORDED_PREFIX})",
     )
     parser.add_argument(
         "--wait",
         type=time_s,
         default=1.0,
         metavar="S",
-        help="start when every topic has a subscriber, or after so many seconds (default: %(default)g)",
+        help="wait up to S seconds until every topic has a subscriber (default: %(default)g)",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--topics",
         nargs="+",
         metavar="T",
-        help="these topics of the bag (default: images, instruction, velocities and what is remapped)",
+        help="play these topics only (default: images, instruction, velocities and remapped topics)",
     )
-    chosen.add_argument("--all-topics", action="store_true", help="every topic of the bag except hidden ones")
+    chosen.add_argument("--all-topics", action="store_true", help="play every topic except hidden ones")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -190,7 +190,9 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
         for name, target in targets.items():
             print(name if name == target else f"{name} as {target}", flush=True)
         if left := [name for name in bag.topics if name not in targets]:
-            print(f"{len(left)} other topics of the bag are left out; --topics or --all-topics plays them", flush=True)
+            print(
+                f"{len(left)} other topics of the bag are not played; --topics or --all-topics plays them", flush=True
+            )
         player.wait_for_listeners(args.wait, stop, args.start_offset)
         player.play(stop, args.start_offset)
         while args.loop and not stop.is_set():

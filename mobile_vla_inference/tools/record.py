@@ -43,13 +43,15 @@ _DRAIN_S = 1.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="the bag to write, a folder")
-    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="storage (default: %(default)s)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="bag to write, a folder")
     parser.add_argument(
-        "--topics", nargs="+", metavar="T", help="record these topics instead (of ROS 2's own message types)"
+        "--storage", choices=STORAGES, default="mcap", help="storage format of the bag (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=positive_number, metavar="S", help="stop after so many seconds (default: at Ctrl-C)"
+        "--topics", nargs="+", metavar="T", help="record these topics instead; only standard ROS 2 message types"
+    )
+    parser.add_argument(
+        "--seconds", type=positive_number, metavar="S", help="stop after S seconds (default: at Ctrl-C)"
     )
 
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if not recorded:
         raise MobileVlaError(
             f"nothing was recorded to {args.out}, expected {', '.join(args.topics or WANTED)} on the graph; "
-            "check ROS_DOMAIN_ID and what is running"
+            "check ROS_DOMAIN_ID and which nodes run"
         )
     return 0
 
@@ -124,4 +126,4 @@ def _subscribe_to_new(
             if installed:
                 print(f"recording {name} ({types[0]})", flush=True)
             else:
-                print(f"mobile_vla: warning: {types[0]} is not installed: {name} is left out", file=sys.stderr)
+                print(f"mobile_vla: warning: {types[0]} is not installed: {name} is not recorded", file=sys.stderr)

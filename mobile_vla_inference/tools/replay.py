@@ -60,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace.add_argument("--every-frame", action="store_true", help="step on every image (the default)")
     pace.add_argument("--due", action="store_true", help="step at most once per step period of the policy")
     pace.add_argument(
-        "--steps", type=Path, metavar="FILE", help="step on the same images as an earlier replay, given by its JSON"
+        "--steps",
+        type=Path,
+        metavar="FILE",
+        help="step on the same images as an earlier replay; FILE is its --json output",
     )
     pace.add_argument("--node", action="store_true", help="play the bag in real time through the real vla_node")
     parser.add_argument("--max-frames", type=count, metavar="N", help="stop after N images (default: all)")
@@ -78,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
     add_loading_arguments(parser)
     parser.add_argument(
-        "--against-dtype", choices=DTYPES, metavar="DTYPE", help="number type of CK2 (default: that of CK)"
+        "--against-dtype", choices=DTYPES, metavar="DTYPE", help="data type of CK2 (default: that of CK)"
     )
     parser.add_argument(
         "--against-engine", choices=ENGINES, metavar="ENGINE", help="how steps of CK2 are computed (default: as CK)"
@@ -255,7 +258,7 @@ def _print_summary(result: ReplayResult, other: ReplayResult | None) -> None:
             console.print(_axes_line(each))
     if other is not None and (apart := difference(result, other)) is not None:
         mae = ", ".join(f"{axis} {value:.4f}" for axis, value in apart["mae"].items())
-        console.print(f"the two commands differ by (mean, command units): {mae}")
+        console.print(f"mean difference of the two commands (command units): {mae}")
 
 
 def _summary_rows(result: ReplayResult) -> dict[str, str]:
@@ -266,7 +269,7 @@ def _summary_rows(result: ReplayResult) -> dict[str, str]:
         "instruction": ", ".join(result.instructions),
         "frames": f"{len(result.frames)}, {stepped} stepped",
         "drops": _listed(result.drops),
-        "state reset": _listed(result.resets),
+        "LSTM state reset": _listed(result.resets),
         "gate": _listed(result.reasons),
         "gate limits": limits_sentence(result.gate),
         "step": _latency(timing.latency_ms),
@@ -283,7 +286,7 @@ def _listed(counts: dict[str, int]) -> str:
 def _latency(figures: dict[str, float]) -> str:
     if not figures:
         return "not measured"
-    return f"{figures['p50']:.2f} ms p50, {figures['p95']:.2f} ms p95, {figures['max']:.2f} ms max a frame"
+    return f"{figures['p50']:.2f} ms p50, {figures['p95']:.2f} ms p95, {figures['max']:.2f} ms max per frame"
 
 
 def _comparison_table(result: ReplayResult) -> Any:
@@ -308,10 +311,15 @@ def _axes_line(result: ReplayResult) -> str:
     """Return a line for each axis: how often the signs agree, and how late the prediction is."""
     facts = result.comparison["axes"]
     return "\n".join(
-        f"{axis}: signs agree in {_shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, "
-        f"lag {_shown(fact['lag_s'], '+.2f')} s (correlation {_shown(fact['lag_correlation'], '.2f')})"
+        f"{axis}: signs agree in {_shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, {_lag(fact)}"
         for axis, fact in facts.items()
     )
+
+
+def _lag(fact: dict[str, Any]) -> str:
+    if fact["lag_s"] is None:
+        return "lag unknown"
+    return f"lag {fact['lag_s']:+.2f} s (correlation {_shown(fact['lag_correlation'], '.2f')})"
 
 
 def _shown(value: float | None, spec: str) -> str:

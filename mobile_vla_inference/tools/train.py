@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         default="world",
         metavar="SIZE|CK",
-        help=f"what training starts from: a size ({', '.join(_SIZES)}) for random weights, or a checkpoint",
+        help=f"start of the training: a size ({', '.join(_SIZES)}) for random weights, or a checkpoint",
     )
     parser.add_argument(
         "--updates", type=count, metavar="N", help=f"optimizer steps (default: {_UPDATES}; fixed for '{WORLD}')"
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step-period-s",
         type=positive_number,
         metavar="S",
-        help="time between steps, seconds (default: by the stamps or duration of the episodes)",
+        help="time between steps, seconds (default: from the stamps or the duration of the episodes)",
     )
     parser.add_argument(
         "--action-axes",
@@ -111,14 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--action-scale",
         type=_scale,
         metavar="SPEED,...",
-        help="m/s or rad/s per normalised unit, for each axis (default: of the start checkpoint, or the fastest of the "
-        "episodes)",
+        help="m/s or rad/s per normalised unit, for each axis (default: as in the start checkpoint, or the "
+        "fastest command in the episodes)",
     )
     parser.add_argument(
         "--max-clipped",
         type=share,
         metavar="SHARE",
-        help=f"share of the samples of an axis that may lie beyond its scale, 0 to 1 (default: {MAX_CLIPPED_SHARE:g})",
+        help=f"largest allowed share of samples beyond the scale of an axis, 0 to 1 (default: {MAX_CLIPPED_SHARE:g})",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches")
     parser.add_argument("--force", action="store_true", help="replace an existing checkpoint and the files next to it")
@@ -141,9 +141,14 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise MobileVlaError(f"--seed is {args.seed}, expected 0 or more; choose another")
     if args.resume and not training_path(args.out).exists():
-        raise MobileVlaError(f"{training_path(args.out)} doesn't exist, expected it to go on from; leave out --resume")
+        raise MobileVlaError(
+            f"{training_path(args.out)} doesn't exist, expected the progress of an interrupted training; leave "
+            "out --resume"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise MobileVlaError("--device is cuda, but torch finds none, expected an NVIDIA GPU; use --device cpu")
+        raise MobileVlaError(
+            "--device is cuda, but torch finds no CUDA device, expected an NVIDIA GPU; use --device cpu"
+        )
     config, start = _start(args)
     training, validating = [], []
     if args.episodes != WORLD:
@@ -181,8 +186,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         return
     if training_path(args.out).exists():
         raise MobileVlaError(
-            f"{training_path(args.out)} was left by an interrupted training, expected a new one; continue it with "
-            "--resume, choose another name for --out, or give --force"
+            f"{training_path(args.out)} contains the progress of an interrupted training, expected none; "
+            "continue it with --resume, choose another name for --out, or give --force"
         )
     kept = args.processors or (None if args.init in _SIZES else processor_places(Path(args.init))[0])
     check_absent(*(path for path in replaced if kept is None or path.resolve() != kept.resolve()))
@@ -340,7 +345,7 @@ def _print_result(out: Path, result: Result) -> None:
 def _steps(text: str) -> tuple[int, int]:
     first, _, end = text.partition(":")
     if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
-        raise argparse.ArgumentTypeError(f"{text} is not a range of steps such as 0:500")
+        raise argparse.ArgumentTypeError(f"{text} is not a range of steps A:B with A below B, such as 0:500")
     return int(first), int(end)
 
 
@@ -351,5 +356,5 @@ def _scale(text: str) -> tuple[float, ...]:
 def _axes(text: str) -> tuple[str, ...]:
     axes = tuple(text.split(","))
     if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of axes of {', '.join(AXES)}, each at most once")
+        raise argparse.ArgumentTypeError(f"{text} is not a list of axes from {', '.join(AXES)}, each at most once")
     return axes

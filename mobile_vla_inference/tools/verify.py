@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         counts = ", ".join(f"{len(names)} {problem}" for problem, names in problems.items())
         raise CheckpointError(
             f"{args.folder} has {counts} of {len(found.good) + len(found.bad) + len(found.missing)} files, expected "
-            f"each as it was converted; copy the folder again or convert again"
+            f"every hash to match; copy the folder again or convert again"
         )
-    print(f"{args.folder}: {len(found.good)} files are as they were converted")
+    print(f"{args.folder}: {len(found.good)} files match their hashes")
     return 0

@@ -113,7 +113,7 @@ def check_world(start: Start, options: Options) -> Agreement:
         if axis not in settings.action_axes:
             raise TrainingError(
                 f"{start.name} drives {', '.join(settings.action_axes)}, but the world's expert moves along {axis}; "
-                "begin with another policy"
+                "start from another policy"
             )
         index = settings.action_axes.index(axis)
         one, zero = settings.action_scale[index], settings.action_offset[index]
@@ -139,8 +139,8 @@ def _agreed_period(episodes: Sequence[TrainingEpisode], start: Start, options: O
         which = untimed[0].where if untimed else episodes[0].where
         more = f" (and {len(untimed) - 1} more)" if len(untimed) > 1 else ""
         raise StepPeriodError(
-            f"{which}{more} has neither stamps_s nor total_duration, expected the time between steps, at which the "
-            "robot will run the policy; give --step-period-s"
+            f"{which}{more} has neither stamps_s nor total_duration, expected the time between steps, with which "
+            "the robot will run the policy; give --step-period-s"
         )
     if not periods:
         period_s, source = given_s, "--step-period-s; the episodes have no times"
@@ -157,13 +157,14 @@ def _agreed_period(episodes: Sequence[TrainingEpisode], start: Start, options: O
     if learned_s is not None and not StepPeriod("", learned_s, 0).agrees(period_s):
         if given_s is None:
             raise StepPeriodError(
-                f"{start.name} has learned at {learned_s:g} s a step, but {periods[0].where} has {period_s:g} s; "
-                f"{resample_advice(learned_s, period_s)}, or give --step-period-s {period_s:g} to train it to that"
+                f"{start.name} was trained with {learned_s:g} s per step, but {periods[0].where} has {period_s:g} s; "
+                f"{resample_advice(learned_s, period_s)}, or give --step-period-s {period_s:g} to train it for "
+                "that period"
             )
         source += f"; {start.name} had {learned_s:g} s"
     elif learned_s is not None and given_s is None:
         period_s = learned_s  # the same value, without the stamps' rounding
-    return period_s, f"step period: {period_s:g} s, by {source}"
+    return period_s, f"step period: {period_s:g} s, from {source}"
 
 
 def _source(common: StepPeriod, episodes: int) -> str:
@@ -207,12 +208,12 @@ def _check_axes(commands: np.ndarray, axes: Sequence[str], options: Options) -> 
                 )
             warnings.append(f"{axis} is 0 in every sample: the policy learns never to use it")
         elif np.ptp(values) <= _AT_REST:
-            warnings.append(f"{axis} is {values[0]:.4g} {unit} in every sample: the policy will learn only that")
+            warnings.append(f"{axis} is {values[0]:.4g} {unit} in every sample: the policy will learn only this value")
         elif axis == "linear.x" and values.max() <= _AT_REST:
             warnings.append(f"{axis} is never positive: the robot only drives backward; check the sign (REP-103)")
         elif axis == "angular.z" and (values.max() <= _AT_REST or values.min() >= -_AT_REST):
             way = "right" if values.max() <= _AT_REST else "left"
-            warnings.append(f"{axis} only ever turns {way} (REP-103: positive is left); check the sign")
+            warnings.append(f"{axis} only turns {way} (REP-103: positive is left); check the sign")
     return warnings
 
 
@@ -228,7 +229,7 @@ def _agreed_scale(commands: np.ndarray, start: Start, options: Options) -> tuple
     elif start.learned:
         scale, source = settings.action_scale, start.name
     else:
-        scale, source = tuple(_rounded_up(value) for value in needed), "the fastest of the episodes"
+        scale, source = tuple(_rounded_up(value) for value in needed), "the fastest command in the episodes"
     clipped = clipped_shares(driven, scale, offset)
     suggested = ",".join(f"{max(abs(one), _rounded_up(most)):g}" for one, most in zip(scale, needed))
     for axis, one, most, share in zip(axes, scale, needed, clipped):
@@ -240,7 +241,7 @@ def _agreed_scale(commands: np.ndarray, start: Start, options: Options) -> tuple
         if share > options.max_clipped:
             raise TrainingError(
                 f"{share:.1%} of the samples are beyond one normalised unit of {axis}, "
-                f"{_with_unit('', one, axis)} by {source}, and the fastest is {_with_unit('', most, axis)} "
+                f"{_with_unit('', one, axis)} from {source}, and the fastest is {_with_unit('', most, axis)} "
                 f"({most / abs(one):.2f} times), expected at most "
                 f"{options.max_clipped:.1%}; give --action-scale {suggested} to train in those units, or --max-clipped "
                 f"{math.ceil(share * 1000) / 1000:g} to clip them"

@@ -186,11 +186,13 @@ def _restore(setup: Setup, trainer: Trainer) -> dict[str, Any]:
     different = sorted(name for name in setup.given if state["given"].get(name) != setup.given[name])
     if different:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in different)
-        raise TrainingError(f"{named} differs from what the training began with, expected the same; correct it")
+        raise TrainingError(
+            f"{named} differs from the value at the start of the training, expected the same; correct it"
+        )
     units = _units(trainer)
     if state.get("units", units) != units:
         raise TrainingError(
-            f"the episodes give the step period and scale {units}, but the training began with {state['units']}, "
+            f"the episodes give the step period and scale {units}, but the training started with {state['units']}, "
             "expected the same episodes; leave out --resume"
         )
     trainer.restore(state)

@@ -34,7 +34,8 @@ def split_episodes(
     first, end = max(train[0], validate[0]), min(train[1], validate[1])
     if first < end:
         raise TrainingError(
-            f"--steps and --validate-steps both name {first}:{end}, expected no step in both; {_split_advice(episodes)}"
+            f"--steps and --validate-steps both contain {first}:{end}, expected no step in both; "
+            f"{_split_advice(episodes)}"
         )
     parts = []
     for name, (first, end) in (("--steps", train), ("--validate-steps", validate)):
@@ -54,7 +55,8 @@ def _split_whole(
     if len(episodes) < 2:
         steps = len(episodes[0].frames)
         raise TrainingError(
-            f"{source} holds one episode of {steps} step{'s' * (steps != 1)}, expected several episodes, or steps to "
+            f"{source} contains one episode of {steps} step{'s' * (steps != 1)}, expected several episodes, or "
+            "steps to "
             f"train and to validate on; {_split_advice(episodes)}"
         )
     validating = range(9, len(episodes), 10) or range(len(episodes) - 1, len(episodes))

@@ -70,7 +70,7 @@ def readable(where: str) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         raise EpisodeError(
-            f"{where} is damaged ({_reason(error)}), expected whole episodes; copy it again, or leave it out"
+            f"{where} is damaged ({_reason(error)}), expected complete episodes; copy it again, or leave it out"
         ) from error
 
 
@@ -78,7 +78,8 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
     """Return what a group holds under a name, None for nothing. Soft links are followed within the file.
 
     Raises:
-        EpisodeError: it is a link to another file (which is not opened), a link to nothing, or a circle of links.
+        EpisodeError: it is a link to another file (which is not opened), a link whose target does not exist, or a
+            circular link.
     """
     parts, at, links = name.encode("utf-8", "surrogateescape").split(b"/"), group, 0
     while parts:
@@ -88,7 +89,7 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
         if not isinstance(at, h5py.Group) or not at.id.links.exists(part):
             if not links:
                 return None
-            raise EpisodeError(f"{where}: {name} is a link to nothing, expected data; record it again")
+            raise EpisodeError(f"{where}: {name} is a link whose target does not exist, expected data; record it again")
         kind = at.id.links.get_info(part).type
         if kind == h5py.h5l.TYPE_HARD:
             at = at[part]
@@ -99,7 +100,7 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
                 f"{where}: {name} is a link to another file, expected it in this one; copy it in with h5copy"
             )
         if links > _MAX_LINKS:
-            raise EpisodeError(f"{where}: {name} is a circle of links, expected data; record it again")
+            raise EpisodeError(f"{where}: {name} is a circular link, expected data; record it again")
         target = at.id.links.get_val(part)
         if target.startswith(b"/"):
             at = at.file["/"]
@@ -246,11 +247,11 @@ def _check_filters(data: h5py.Dataset, name: str, where: str) -> None:
         if not h5py.h5z.filter_avail(code):
             known = f"{_FILTER_NAMES[code]} (filter {code})" if code in _FILTER_NAMES else f"filter {code}"
             raise EpisodeError(
-                f"{where}: {name} is packed with HDF5's {known}, which is not installed here, expected gzip or none; "
-                f"on the machine that wrote it, run: h5repack -f {name}:GZIP=1 IN OUT"
+                f"{where}: {name} is compressed with HDF5's {known}, which is not installed here, expected gzip "
+                f"or none; on the machine that wrote it, run: h5repack -f {name}:GZIP=1 IN OUT"
             )
     if codes.count(h5py.h5z.FILTER_DEFLATE) > 1:
-        raise EpisodeError(f"{where}: {name} is packed with gzip more than once, expected once; pack it again")
+        raise EpisodeError(f"{where}: {name} is compressed with gzip more than once, expected once; compress it again")
 
 
 def _check_stored(data: h5py.Dataset, name: str, where: str) -> None:

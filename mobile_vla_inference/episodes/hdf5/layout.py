@@ -67,7 +67,7 @@ def layout_error(
     """Return the error about a group that is not an episode: what it contains, and how to copy that."""
     found = _datasets_below(group, where) if isinstance(group, h5py.Group) else {}
     listed = shortened([f"{name} {type_name(data)} {list(data.shape or ())}" for name, data in found.items()])
-    holds = f" (it holds {listed})" if listed else ""
+    holds = f" (it contains {listed})" if listed else ""
     image_names = [name for name, data in found.items() if len(data.shape or ()) == 4]
     advice = "leave it out, or copy its data to these names"
     if "images" in missing and image_names:

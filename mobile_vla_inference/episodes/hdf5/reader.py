@@ -125,7 +125,7 @@ def episodes_in(
         if any(file.id.links.exists(name.encode()) for name in REQUIRED):
             groups = ["/"]
         elif len(file) > MAX_EPISODES:
-            raise EpisodeError(f"{path} holds {len(file)} groups, expected at most {MAX_EPISODES}; split it")
+            raise EpisodeError(f"{path} contains {len(file)} groups, expected at most {MAX_EPISODES}; split it")
         else:
             groups = [f"/{name}" for name in sorted(file)]
         if not groups:

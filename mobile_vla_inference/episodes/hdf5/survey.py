@@ -52,8 +52,8 @@ def survey(files: Sequence[Path]) -> None:
     # Only a signal means that the library crashed. After any other end, the caller reads the file anyway.
     if child.returncode < 0 and progress.count(_FILE) < len(files):
         raise EpisodeError(
-            f"{files[progress.count(_FILE)]} makes the HDF5 library crash ({signal.Signals(-child.returncode).name}), "
-            f"expected a whole file; copy it again, or leave it out"
+            f"{files[progress.count(_FILE)]} crashes the HDF5 library ({signal.Signals(-child.returncode).name}), "
+            f"expected a complete file; copy it again, or leave it out"
         )
 
 
@@ -77,7 +77,7 @@ def _output(child: subprocess.Popen, files: Sequence[Path]) -> bytes:
     if not output:
         return output
     raise EpisodeError(
-        f"{files[output.count(_FILE)]} makes HDF5 hang for more than {limit_s:g} s, expected a whole file; "
+        f"{files[output.count(_FILE)]} blocks the HDF5 library for more than {limit_s:g} s, expected a complete file; "
         f"copy it again, or leave it out"
     )
 

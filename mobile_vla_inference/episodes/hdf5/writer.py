@@ -25,7 +25,7 @@ class EpisodeWriter:
     ) -> None:
         """Prepare a file for images of `size_px` (width, height); raise EpisodeError where it can't be made."""
         if path.exists():
-            raise EpisodeError(f"{path} exists already, expected a new file; choose another place or remove it")
+            raise EpisodeError(f"{path} already exists, expected a new file; choose another place or remove it")
         self._path = path
         self._size_px = size_px
         self._attributes = {"instruction": instruction, "scenario": scenario}

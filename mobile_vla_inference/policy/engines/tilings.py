@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Operands(Enum):
-    """The number types that a product reads: its rows and its weights."""
+    """The data types that a product reads: its rows and its weights."""
 
     SIXTEEN_BIT = "16-bit rows and weights"
     INT8_WEIGHTS = "16-bit rows, int8 weights"
@@ -80,7 +80,7 @@ def choose_tiling(
     """Return the measured tiling of a product, else one by a rule that gives every multiprocessor work.
 
     Args:
-        operands: number types of the rows and weights.
+        operands: data types of the rows and weights.
         rows: rows of the product.
         columns: columns of the result.
         inner: length of the inner axis.

@@ -23,7 +23,7 @@ from mobile_vla_inference.policy.storage.tensor_index import SCALE_SUFFIX, Tenso
 #: Number types that weights can have in a file.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
-#: Beginnings of the names of number types that weights can't have: their values need a scale or a second tensor.
+#: Beginnings of the names of data types that weights can't have: their values need a scale or a second tensor.
 _FOREIGN_TYPES = ("float8", "float4", "uint", "complex", "q", "bits")
 
 
@@ -131,7 +131,7 @@ def _disk_state(path: Path) -> str:
 
 
 def _check_number_types(path: Path, index: TensorIndex) -> None:
-    """Raise CheckpointError for number types that no policy has; their shapes would be misleading."""
+    """Raise CheckpointError for data types that no policy has; their shapes would be misleading."""
     for name, entry in index.tensors.items():
         if entry.dtype.startswith(_FOREIGN_TYPES):
             raise CheckpointError(

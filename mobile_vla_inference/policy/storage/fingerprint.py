@@ -3,7 +3,7 @@
 Names and times don't depend on the weights, and reading 7 GB at every start takes too long. So a fingerprint consists
 of hashes that the file already contains, and of a block of each tensor, 64 MiB in all:
 
-- `zip:` a `.pth`: its tensors (names, number types, shapes, strides) and its records with their CRC-32, which
+- `zip:` a `.pth`: its tensors (names, data types, shapes, strides) and its records with their CRC-32, which
   torch.save writes into the archive's directory.
 - `folder:` a converted folder: its sha256sums.txt without the line of policy.json, which contains the fingerprint.
 - `bytes:` anything else: SHA-256 of the files with weights, which hash_cache keeps. Of one file, sha256sum prints it.

@@ -44,7 +44,7 @@ def available_bytes() -> int:
 
 
 def loaded_dtype(name: str, entry: TensorEntry, device_type: str, dtype: str | None) -> str:
-    """Return the number type of a loaded tensor: quantised weights, their scales and widened weights keep theirs."""
+    """Return the data type of a loaded tensor: quantised weights, their scales and widened weights keep theirs."""
     is_quantized = entry.dtype == "int8" or name.endswith(f".weight{SCALE_SUFFIX}")
     is_kept = dtype is None or is_quantized or is_widened(name, entry, device_type, dtype)
     return entry.dtype if is_kept else dtype

@@ -1,11 +1,11 @@
-"""The number types that checkpoint files name: torch's names, sizes, and how one value is read."""
+"""The data types that checkpoint files name: torch's names, sizes, and how one value is read."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any
 
-#: Bytes per value of the number types that a tensor can have, by torch's names.
+#: Bytes per value of the data types that a tensor can have, by torch's names.
 ITEM_BYTES = {
     "float64": 8,
     "float32": 4,

@@ -169,7 +169,7 @@ def _kept(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:
     )
     owner = "no named checkpoint" if in_own.name is None else f"{in_own.name} ({short(in_own.fingerprint)})"
     difference = f"differs from it in {differing} there" if differing else "has the same values"
-    return f"{settings_path(checkpoint)}, of {owner}, exists already and {difference}; to keep it too, "
+    return f"{settings_path(checkpoint)}, of {owner}, already exists and {difference}; to keep it too, "
 
 
 def _renaming(checkpoint: Path, found: _Content, in_own: _Content | None) -> str:

@@ -32,7 +32,7 @@ class TensorEntry:
     """One tensor in its file.
 
     Attributes:
-        dtype: number type by torch's name, a key of ITEM_BYTES.
+        dtype: data type by torch's name, a key of ITEM_BYTES.
         shape: sizes.
         nbytes: bytes of its values.
         file: the file that holds it.

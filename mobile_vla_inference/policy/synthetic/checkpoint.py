@@ -90,7 +90,7 @@ def _check_target(out: Path, tensor_bytes: int, force: bool) -> None:
     if out.is_dir():
         raise CheckpointError(f"{out} is a folder, expected the name of a file to write; choose another")
     if out.exists() and not force:
-        raise CheckpointError(f"{out} exists already, expected a new file; choose another name or give --force")
+        raise CheckpointError(f"{out} already exists, expected a new file; choose another name or give --force")
     free = shutil.disk_usage(out.parent).free
     needed = tensor_bytes + _DISK_MARGIN
     if free < needed:

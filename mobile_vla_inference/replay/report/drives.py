@@ -40,7 +40,7 @@ class Drive:
         axes: those that the policy drives.
         stamps_s: one per image.
         recorded, predicted, gated: one velocity (m/s, m/s, rad/s) or None per image.
-        comparison: of prediction and record; None without recorded commands.
+        comparison: of prediction and recording; None without recorded commands.
         moving, changed: images at which the gate let the robot move, and at which its limits changed the command.
     """
 
@@ -113,7 +113,7 @@ def read_drive(path: Path) -> Drive:
             f"{path} is not a result of a replay, expected a JSON file of `mobile_vla replay --json`; check the path"
         ) from error
     if not stamps_s or not all(map(math.isfinite, stamps_s)):
-        raise BagError(f"{path} holds no images with a time, expected at least one; replay again")
+        raise BagError(f"{path} contains no images with a time, expected at least one; replay again")
     return drive
 
 
@@ -180,7 +180,7 @@ def _rows(drive: Drive) -> list[list[str]]:
                     f"(always zero: {shown(errors['zero'][axis]['mae'], '.3f')})",
                 ]
             )
-    share = f"{drive.changed / drive.moving:.1%} of {drive.moving} images that move" if drive.moving else "-"
+    share = f"{drive.changed / drive.moving:.1%} of {drive.moving} images with motion" if drive.moving else "-"
     rows.append(["changed by limits", share])
     return rows
 

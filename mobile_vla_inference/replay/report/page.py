@@ -95,6 +95,6 @@ def _drives(result: ReplayResult, more: Sequence[Drive]) -> str:
     if not more:
         return ""
     return (
-        "<section>\n<h2>Drives next to each other</h2>\n<p>Every plot of one kind has the same scales.</p>\n"
+        "<section>\n<h2>Drives side by side</h2>\n<p>Every plot of one kind has the same scales.</p>\n"
         f"{drives_section([drive_of(result), *more])}\n</section>"
     )

@@ -55,7 +55,7 @@ def tiles(result: ReplayResult, seen: SeenFrames) -> str:
         tile("changed by the gate's limits", _share(gate["changed"], gate["moving"]), limits_sentence(gate)),
     )
     lost = sum(count for cause, count in result.drops.items() if cause not in NO_LOSS)
-    found.append(tile("lost images", str(lost), f"cleared LSTM states: {sum(result.resets.values())}"))
+    found.append(tile("lost images", str(lost), f"LSTM state resets: {sum(result.resets.values())}"))
     if seen.seen is None:
         found.append(tile("seen in training", "not recorded", "see “Training” below"))
     else:
@@ -83,7 +83,7 @@ def errors_section(results: Sequence[ReplayResult], seen: SeenFrames) -> str:
     for name, result in zip(labels(results), results):
         comparison = result.comparison
         if comparison is None:
-            parts.append(f"<p>{escape(name)}: the bag holds no recorded command to compare with.</p>")
+            parts.append(f"<p>{escape(name)}: the bag contains no recorded command to compare with.</p>")
             continue
         caption = f"{name} against {result.command_topic}, {comparison['frames']} images"
         parts.append(table(("axis", "units", "error", "policy", *BASELINES), _error_rows(comparison), caption))
@@ -106,7 +106,7 @@ def errors_section(results: Sequence[ReplayResult], seen: SeenFrames) -> str:
             [axis, unit, f"{apart['mae'][axis]:.4f}", f"{apart['max'][axis]:.4f}"]
             for axis, unit in zip(AXES, AXIS_UNITS)
         ]
-        caption = f"how far the two predictions are apart, over {apart['frames']} images that both stepped"
+        caption = f"difference of the two predictions, over {apart['frames']} images that both stepped"
         parts.append(table(("axis", "units", "mean", "largest"), rows, caption))
     return "\n".join(parts)
 
@@ -237,7 +237,7 @@ def counts_section(results: Sequence[ReplayResult]) -> str:
             (what, cause): count
             for what, counts in (
                 ("image not stepped", result.drops),
-                ("LSTM state cleared", result.resets),
+                ("LSTM state reset", result.resets),
                 ("gate", result.reasons),
             )
             for cause, count in counts.items()
@@ -262,7 +262,7 @@ def events(frames: Sequence[ReplayFrame]) -> list[tuple[int, str]]:
         if frame.instruction != instruction:
             found.append((frame.index, f"instruction: {frame.instruction or 'none'}"))
         if frame.reset:
-            found.append((frame.index, f"the LSTM state was cleared: {frame.reset}"))
+            found.append((frame.index, f"the LSTM state was reset: {frame.reset}"))
         if frame.drop not in ("", *NO_LOSS, drop):
             found.append((frame.index, f"dropped from here: {frame.drop}"))
         if frame.reason != reason:

@@ -25,7 +25,7 @@ function showFacts() {
     ["gate", data.reasons[data.reason[cursor]].name + (limit ? `, changed by: ${limit}` : "")],
     ["policy", drop ? dropText(drop, data.lost[cursor]) : `stepped${stepMs === null ? "" : `, ${stepMs.toFixed(1)} ms`}`],
   ];
-  if (reset) facts.push(["LSTM state", `cleared before: ${reset}`]);
+  if (reset) facts.push(["LSTM state", `reset before: ${reset}`]);
   facts.push(["training", !data.seen ? "not recorded" : data.seen[cursor] ? "saw this image" : "didn't see this image"]);
   fill(element("facts"), facts);
   data.series.forEach((series, row) => {

@@ -245,7 +245,7 @@ function addLaneLegend() {
   };
   const entries = data.reasons.map((reason) => swatch(reason.color, `gate: ${reason.name}`));
   if (data.marks.some((mark) => mark.includes("◆"))) entries.push(words("◆ another instruction"));
-  if (data.marks.some((mark) => mark.includes("▲"))) entries.push(words("▲ LSTM state cleared"));
+  if (data.marks.some((mark) => mark.includes("▲"))) entries.push(words("▲ LSTM state reset"));
   if (data.lost.some((lost) => lost)) entries.push(swatch("c1", "image dropped"));
   if (data.seen) entries.push(swatch("seen", "seen in training"), swatch("unseen", "not seen"));
   else entries.push(words("seen in training: not recorded"));

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, bench in BENCHES.items():
         subparser = subparsers.add_parser(name, help=bench.HELP, description=bench.HELP)
         bench.add_arguments(subparser)
-        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
         subparser.set_defaults(bench=bench)
 
 

@@ -92,24 +92,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="CK", help="a .pth, a safetensors file or a converted folder")
     parser.add_argument(
-        "--dtype", choices=FLOAT_DTYPES, default="float16", help="type of the weights (default float16)"
+        "--dtype", choices=FLOAT_DTYPES, default="float16", help="data type of the weights (default: float16)"
     )
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="engine of our own way (default auto: for 16 bits on a CPU `packed`, which packs the weights, too)",
+        help="how a step is computed (default: auto; for 16 bits on a CPU: packed, which also repacks the weights)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the weights go (default cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the weights (default: cpu)")
     parser.add_argument(
-        "--naive", action="store_true", help="also measure torch.load, building the model, load_state_dict and casting"
+        "--naive",
+        action="store_true",
+        help="also measure plain PyTorch: torch.load, build the model, load_state_dict, cast",
     )
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache first")
     parser.add_argument(
         "--memory-limit-mib",
         type=_positive,
         metavar="N",
-        help="load in a memory cgroup of N MiB, which counts file pages; from a cold cache",
+        help="load in a memory cgroup with a limit of N MiB (page cache included), from a cold cache",
     )
 
 

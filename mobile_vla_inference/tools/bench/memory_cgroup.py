@@ -68,8 +68,8 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
 
 def _refusal(folder: Path, error: OSError) -> MobileVlaError:
     return MobileVlaError(
-        f"the memory cgroup {folder} can't be made ({error.strerror}), expected permission to; run it as root outside "
-        f"a container, or give the limit from outside: systemd-run --user --scope -p MemoryMax=..."
+        f"the memory cgroup {folder} can't be created ({error.strerror}), expected permission to; run it as root "
+        f"outside a container, or give the limit from outside: systemd-run --user --scope -p MemoryMax=..."
     )
 
 

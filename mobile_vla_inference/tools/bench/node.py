@@ -47,10 +47,18 @@ _WARM_UP_FRACTION = 0.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--seconds", type=positive_number, default=30.0, metavar="S", help="how long (default: %(default)g)"
+        "--seconds",
+        type=positive_number,
+        default=30.0,
+        metavar="S",
+        help="duration of the measurement, seconds (default: %(default)g)",
     )
     node_rig.add_arguments(parser, step_time_ms=300.0)
-    parser.add_argument("--busy", action="store_true", help="let the step compute on a core, not wait as for a GPU")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="let the simulated step use a CPU core; otherwise it only waits, as for a GPU",
+    )
     parser.add_argument(
         "--soak", action="store_true", help=f"fail unless memory stays within {FLAT_LIMIT_MIB:g} MiB and nothing leaks"
     )
@@ -172,7 +180,7 @@ def print_report(report: dict[str, Any]) -> None:
         "the same, as published": report["gap_at_node_ms"],
         "wake-up delay of the camera process": report["camera_late_ms"],
         "service call": report["service_ms"],
-        "image to command, less the step": report["reaction_ms"]["total"],
+        "image to command, without the step": report["reaction_ms"]["total"],
         **{f"  {name}": report["reaction_ms"][name] for name in STAGES},
     }
     for title, figures in rows.items():

@@ -42,7 +42,7 @@ def reactions_ms(
     arrivals: Sequence[Mapping[str, float]],
     since_s: float,
 ) -> list[dict[str, float]]:
-    """Return the stages of each reaction in milliseconds, and their `total`: from image to command, less the step.
+    """Return the stages of each reaction in milliseconds, and their `total`: from image to command, without the step.
 
     Args:
         images: `stamp_s` and `published_s` of each image, by the camera.

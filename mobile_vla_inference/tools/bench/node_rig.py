@@ -25,23 +25,34 @@ _START_LIMIT_S = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser, step_time_ms: float) -> None:
     """Declare the options of the camera, of the service calls and of the policy step."""
-    parser.add_argument("--width", type=int, default=1280, metavar="PX", help="of the images (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=720, metavar="PX", help="of the images (default: %(default)s)")
     parser.add_argument(
-        "--encoding", choices=("bgr8", "rgb8", "bgra8", "mono8"), default="bgr8", help="(default: %(default)s)"
+        "--width", type=int, default=1280, metavar="PX", help="width of the images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--height", type=int, default=720, metavar="PX", help="height of the images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=("bgr8", "rgb8", "bgra8", "mono8"),
+        default="bgr8",
+        help="encoding of the images (default: %(default)s)",
     )
     parser.add_argument(
         "--rate-hz", type=positive_number, default=30.0, metavar="HZ", help="rate of the images (default: %(default)g)"
     )
     parser.add_argument(
-        "--service-rate-hz", type=time_s, default=50.0, metavar="HZ", help="of calls; 0: none (default: %(default)g)"
+        "--service-rate-hz",
+        type=time_s,
+        default=50.0,
+        metavar="HZ",
+        help="rate of service calls, 0 for none (default: %(default)g)",
     )
     parser.add_argument(
         "--step-time-ms",
         type=positive_number,
         default=step_time_ms,
         metavar="MS",
-        help="of a policy step (default: %(default)g)",
+        help="duration of a policy step (default: %(default)g)",
     )
 
 

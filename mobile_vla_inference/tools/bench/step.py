@@ -18,7 +18,7 @@ from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
 from mobile_vla_inference.tools.arguments import count
 from mobile_vla_inference.tools.bench.machine import machine_line
 
-HELP = "measure one policy step: times, parts, floor, memory, exactness"
+HELP = "one policy step: time in total and by part, lower bound, memory, accuracy"
 INPUTS = ("checkpoint", "frames", "reference")
 
 
@@ -27,23 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="CK", help="checkpoint file or converted folder")
     source.add_argument("--size", choices=tuple(SIZES), help="make a synthetic hybrid of this size for the run")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
-    parser.add_argument("--steps", type=count, default=200, metavar="N", help="steps that are timed (default 200)")
-    parser.add_argument("--vs", choices=("stock",), help="also run the stock modules of transformers")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in order (default: synthetic ones)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step is computed (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights (default: auto)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on (default: auto)")
+    parser.add_argument("--steps", type=count, default=200, metavar="N", help="number of timed steps (default: 200)")
+    parser.add_argument("--vs", choices=("stock",), help="also time the unmodified modules of transformers")
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="folder of images, in numeric order (default: synthetic images)"
+    )
     parser.add_argument(
         "--parity",
         type=count,
         metavar="N",
-        help="compare N steps with the fp32 modules, carrying the LSTM state on",
+        help="compare N steps with the fp32 modules, without a reset of the LSTM state",
     )
     parser.add_argument(
-        "--reference", type=Path, metavar="CK", help="the checkpoint of the stock and fp32 modules (default: the same)"
+        "--reference",
+        type=Path,
+        metavar="CK",
+        help="checkpoint for the transformers and fp32 modules (default: the same)",
     )
-    parser.add_argument("--soak", type=count, metavar="N", help="run N steps with resets; look for drift and growth")
-    parser.add_argument("--force", action="store_true", help="load even if the memory seems too small")
+    parser.add_argument(
+        "--soak", type=count, metavar="N", help="run N steps with resets; check for drift and memory growth"
+    )
+    parser.add_argument("--force", action="store_true", help="load even if memory seems too small")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -38,9 +38,13 @@ _DRIVE_S = 0.1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--stops", type=count, default=500, metavar="N", help="how often (default: %(default)s)")
+    parser.add_argument("--stops", type=count, default=500, metavar="N", help="number of stops (default: %(default)s)")
     parser.add_argument(
-        "--busy", type=_processes, default=4, metavar="N", help="processes that compute (default: %(default)s)"
+        "--busy",
+        type=_processes,
+        default=4,
+        metavar="N",
+        help="number of processes that keep a core busy (default: %(default)s)",
     )
     node_rig.add_arguments(parser, step_time_ms=50.0)
 
@@ -162,5 +166,5 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{report['stops']} stops, {report['late']} of them later than {1e3 * REACTION_LIMIT_S:g} ms, "
-        f"{report['without_zero']} without a zero; {report['already_standing']} more met a robot that already stood"
+        f"{report['without_zero']} without a zero; {report['already_standing']} more when the robot already stood still"
     )

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=count, metavar="N", default=1, help="how often each fault is injected (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome as JSON")
     parser.add_argument(
         "--cmd-vel",
         metavar="TOPIC",
@@ -99,7 +99,7 @@ def _faults(text: str) -> tuple[Fault, ...]:
     unknown = sorted(set(wanted) - {fault.name for fault in CATALOGUE})
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown)} is not a fault of the drill, expected names from `mobile_vla drill --list`"
+            f"{', '.join(unknown)} is not a known fault, expected names from `mobile_vla drill --list`"
         )
     return tuple(fault for fault in CATALOGUE if fault.name in wanted)
 

@@ -1,4 +1,4 @@
-"""Which tensors a converted folder holds, in which number types, and how they are divided into shards."""
+"""Which tensors a converted folder holds, in which data types, and how they are divided into shards."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def conversion_record(
     Args:
         index: of the checkpoint that was converted.
         config: sizes of the converted policy.
-        dtype: number type of the weights, one of plan.DTYPES.
+        dtype: data type of the weights, one of plan.DTYPES.
         quantized_tensors: number of int8 matrices.
         keep_layers: towers that lost layers: how many layers are `kept`, `of` how many.
         source_sha256: hash of the checkpoint that was converted.

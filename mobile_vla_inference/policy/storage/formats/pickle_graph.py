@@ -293,7 +293,7 @@ class _Machine:
     ) -> Tensor | ForeignTensor:
         dtype_name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
         if dtype_name not in ITEM_BYTES:
-            raise Instruction("a tensor of an unknown number type")
+            raise Instruction("a tensor of an unknown data type")
         tensor = self._described(storage, dtype_name, offset, shape, strides)
         return with_metadata(with_gradient(tensor, grad), metadata)
 

@@ -95,7 +95,7 @@ def _what_it_is(head: bytes, size: int) -> str:
             return name
     if _is_text(head):
         return f"a text file of {size} byte{'s' * (size != 1)}"
-    return f"{size} bytes that begin with {head[:8].hex(' ')}, as no checkpoint does"
+    return f"{size} bytes that begin with {head[:8].hex(' ')}, not the start of a checkpoint"
 
 
 def _is_text(head: bytes) -> bool:

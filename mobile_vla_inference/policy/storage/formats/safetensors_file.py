@@ -71,7 +71,7 @@ def _safetensors_entry(path: Path, name: str, entry: dict[str, Any], data_start:
     code = entry["dtype"]
     if not isinstance(code, str) or code not in SAFETENSORS_TYPES:
         raise CheckpointError(
-            f"{path}: {shown_name(name)} has the number type {str(code)[:20]!a}, expected one of "
+            f"{path}: {shown_name(name)} has the data type {str(code)[:20]!a}, expected one of "
             f"{', '.join(SAFETENSORS_TYPES)}; save it again as F32"
         )
     dtype = SAFETENSORS_TYPES[code]
