@@ -15,7 +15,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, GetParameterTypes, ListParameters
-from rclpy.parameter import get_parameter_value, parameter_value_to_python
+from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_graph import BEST_EFFORT, Probe, is_zero
 from rosgraph_msgs.msg import Clock
@@ -186,8 +186,8 @@ def test_an_empty_list_in_a_file_and_on_the_command_line_is_not_set(probe, start
 def test_an_array_can_be_set_back_to_not_set_live(probe, start_node, name):
     start_node("-p", "action_axes:=[linear.x, linear.y]", "-p", "action_scale:=[0.5, 0.5]")
     probe.drive()
-    # `ros2 param set /vla_node action_axes "[]"` sends what this makes of it: an array of bools.
-    assert probe.set_parameter(name, get_parameter_value("[]")).successful
+    # `ros2 param set /vla_node action_axes "[]"` sends an empty array of bools.
+    assert probe.set_parameter(name, ParameterValue(type=ParameterType.PARAMETER_BOOL_ARRAY)).successful
     assert dump(probe)[name] == []
     if name == "action_axes":
         probe.wait_for("a turn, as the policy says", lambda: probe.commands[-1][1].angular.z != 0.0)

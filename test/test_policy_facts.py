@@ -24,7 +24,7 @@ def test_what_is_missing_is_named():
 
 
 def test_what_is_unknown_is_named():
-    with pytest.raises(MobileVlaError, match="holds the unknown colour, expected checkpoint,"):
+    with pytest.raises(MobileVlaError, match="contains the unknown colour, expected checkpoint,"):
         PolicyFacts.from_json({**FACTS.to_json(), "colour": "red"})
 
 

@@ -44,7 +44,7 @@ class WorldClient:
         node.create_subscription(String, f"{robot_name}/episode", self._receive_episode, LATCHED)
         node.create_subscription(CameraInfo, "camera_info", self._count_image, qos_profile_sensor_data)
 
-    def is_ready(self) -> bool:
+    def is_available(self) -> bool:
         """Whether the services can be called, and an episode has begun."""
         return self._parameters.service_is_ready() and self._reset.service_is_ready() and bool(self.episode)
 

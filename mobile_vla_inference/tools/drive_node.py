@@ -88,7 +88,7 @@ class NodeDriver:
         )
 
     def _is_ready(self) -> bool:
-        return self._world.is_ready() and self._graph.reason != "" and "dtype" in self._graph.facts
+        return self._world.is_available() and self._graph.reason != "" and "dtype" in self._graph.facts
 
     def _is_uninstructed(self) -> bool:
         return self._graph.reason == "no_instruction"
