@@ -168,7 +168,7 @@ def test_what_the_real_node_can_not_do_is_refused(arguments, capsys):
 
 def test_worlds_of_training_are_refused(capsys):
     assert cli.main(["drive", "--seed", "-1"]) == 2
-    assert "for training" in capsys.readouterr().err
+    assert "the first one for evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--json", "--video"])
