@@ -83,7 +83,7 @@ def _print_trials(console: Console, found: Calibration, val_mae: float) -> None:
     console.print(table)
     console.print(
         f"by chance, {found.chance:.2g} combinations would be expected as near as the first; "
-        f"unambiguous settings: {', '.join(found.told) or 'none'}"
+        f"unambiguous settings: {', '.join(found.determined) or 'none'}"
     )
 
 
@@ -98,7 +98,7 @@ def _trials_json(args: argparse.Namespace, found: Calibration, val_mae: float) -
         "val_mae": val_mae,
         "units": "normalised",
         "chance": found.chance,
-        "told": list(found.told),
+        "told": list(found.determined),
         "tried": {name: list(values) for name, values in found.tried.items()},
         "trials": [{"mae": each.mae, "distance": each.distance, **each.values} for each in found.trials],
     }
@@ -121,7 +121,7 @@ def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm:
                 f"as near by chance, expected at most {CHANCE_LIMIT:g}; nothing was written: calibrate on the episodes "
                 "of the training's validation, or choose a candidate with --confirm N"
             )
-        certain = found.told
+        certain = found.determined
     settings = replace(
         checkpoint.settings,
         **trial.values,
