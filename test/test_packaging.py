@@ -82,6 +82,7 @@ COMMON = (
     "decoding",
     "errors",
     "frames",
+    "gpu_memory",
     "instructions",
     "lettering",
     "outside_files",

@@ -12,7 +12,7 @@ from mobile_vla_inference.ros.policy_link import PolicyLink
 class Worker:
     """A worker that is loaded at once; `arriving` are instructions that another thread sets while one is passed on."""
 
-    arriving: list[str] = []
+    arriving: list[str]
     link: PolicyLink
 
     def __init__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from mobile_vla_inference import lettering
 from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.control.overlay import draw_command
 from mobile_vla_inference.sim import video
 from mobile_vla_inference.sim.layout import draw_layout
 from mobile_vla_inference.sim.robot import Pose
@@ -113,6 +114,8 @@ def test_a_font_of_the_system_draws_korean_with_freetype(monkeypatch, tmp_path):
     assert lettering.can_draw(KOREAN)
     assert calls == [(str(font), 0), KOREAN]
     assert lettering.text_width_px(KOREAN, 10) == 10 * len(KOREAN)
+    draw_command(BLACK, COMMAND, (1.0, 1.0, 1.0), ("moving", KOREAN))  # the node's debug image
+    assert calls[2:] == [KOREAN]
 
 
 def test_a_long_text_gets_smaller_letters():

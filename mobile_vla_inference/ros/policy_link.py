@@ -45,7 +45,7 @@ class PolicyLink:
         """Start a worker with the instruction in force, and wait until it is ready, failed or stopped."""
         worker = self._worker = PolicyWorker(options, self._news, self._died)
         text = None
-        # An instruction can arrive between reading the text and passing it on; no lock, on which its callback could wait.
+        # An instruction can arrive while an older one is passed on; without a lock its callback never waits.
         while text != self.instruction:
             text = self.instruction
             worker.set_instruction(text)
