@@ -12,8 +12,8 @@ from mobile_vla_inference.ros.policy_link import PolicyLink
 class Worker:
     """A worker that is loaded at once; `arriving` are instructions that another thread sets while one is passed on."""
 
-    arriving: list[str]
     link: PolicyLink
+    arriving: list[str]
 
     def __init__(self, *_: object) -> None:
         self.instruction = ""
@@ -35,6 +35,6 @@ def test_an_instruction_that_arrives_while_an_older_one_is_passed_on_is_followed
     monkeypatch.setattr(policy_link, "PolicyWorker", Worker)
     link = Worker.link = PolicyLink(lambda: None, lambda _: None)
     link.set_instruction("go ahead")
-    monkeypatch.setattr(Worker, "arriving", list(arriving))
+    Worker.arriving = list(arriving)
     worker = link.load(WorkerOptions())
     assert worker.instruction == link.instruction == (arriving or ["go ahead"])[-1]

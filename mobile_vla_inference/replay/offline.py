@@ -35,6 +35,9 @@ from mobile_vla_inference.replay.timing import Stopwatch
 
 EVERY_FRAME, DUE, STEPS_FILE, NODE = "every-frame", "due", "steps-file", "node"
 
+#: Called with every message of the topics, and with its result if it is an image.
+MessageSink = Callable[[BagTopics, BagMessage, ReplayFrame | None], None]
+
 #: A recorded command older than this is not used for a frame: the recording, or the driver, was silent.
 COMMAND_MAX_AGE_S = 0.5
 
@@ -96,7 +99,7 @@ def replay(
     options: ReplayOptions,
     *,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
-    sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None = None,
+    sink: MessageSink | None = None,
 ) -> ReplayResult:
     """Run a policy over a bag.
 

@@ -121,7 +121,7 @@ def add_instruction_argument(parser: argparse.ArgumentParser, default: str = "as
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how a policy is loaded and where it runs; tools/loading.py reads these options."""
+    """Declare how a policy is loaded and where it runs; read by `load_policy` and `node_loading_parameters`."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run; auto: cuda if there is one")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="number type; auto: float32 on cpu, float16 on cuda"
@@ -131,6 +131,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_processors_argument(parser)
     parser.add_argument("--force", action="store_true", help="load even if memory seems too small")
+
+
+def node_loading_parameters(args: argparse.Namespace) -> dict[str, str | bool]:
+    """Return the options of `add_loading_arguments` as parameters of vla_node."""
+    parameters = {"device": args.device, "dtype": args.dtype, "engine": args.engine, "force_load": args.force}
+    return parameters if args.processors is None else {**parameters, "processors": str(args.processors.resolve())}
 
 
 def add_processors_argument(parser: argparse.ArgumentParser) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.policy.storage.config import SIZES, standard_config
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
-from mobile_vla_inference.tools.arguments import count
+from mobile_vla_inference.tools.arguments import add_loading_arguments, count
 from mobile_vla_inference.tools.bench.machine import machine_line
+from mobile_vla_inference.tools.progress import progress
 
 HELP = "measure one policy step: times, parts, floor, memory, exactness"
-INPUTS = ("checkpoint", "frames", "reference")
+INPUTS = ("checkpoint", "frames", "reference", "processors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="CK", help="checkpoint file or converted folder")
     source.add_argument("--size", choices=tuple(SIZES), help="make a synthetic hybrid of this size for the run")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step runs (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default auto)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default auto)")
+    add_loading_arguments(parser)
     parser.add_argument("--steps", type=count, default=200, metavar="N", help="steps that are timed (default 200)")
     parser.add_argument("--vs", choices=("stock",), help="also run the stock modules of transformers")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="real frames, in order (default: synthetic ones)")
@@ -43,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", type=Path, metavar="CK", help="the checkpoint of the stock and fp32 modules (default: the same)"
     )
     parser.add_argument("--soak", type=count, metavar="N", help="run N steps with resets; look for drift and growth")
-    parser.add_argument("--force", action="store_true", help="load even if the memory seems too small")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,16 +61,9 @@ def passed(report: dict[str, Any]) -> bool:
 
 
 def _make(path: Path, size: str) -> Path:
-    from tqdm import tqdm
-
     from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
-    with tqdm(desc="making the checkpoint", unit="B", unit_scale=True, delay=1, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("making the checkpoint", "B") as show:
         make_checkpoint(path, standard_config(size, "hybrid"), seed=0, progress=show)
     return path
 
