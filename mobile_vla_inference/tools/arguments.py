@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -207,8 +208,13 @@ def check_output(
     """
     if path is None:
         return
-    if not path.absolute().parent.is_dir():
-        raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; make it")
+    try:
+        if not path.absolute().parent.is_dir():
+            raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; make it")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except OSError as error:  # such as a name that is too long
+        raise MobileVlaError(f"{path} can't be written ({error.strerror}); choose another name") from error
     if path.is_dir():
         raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
     for each in inputs:

@@ -48,9 +48,9 @@ def run_calibration(args: argparse.Namespace, episodes: Sequence[Episode]) -> No
             progress=show,
             force=args.force,
         )
+    write_json(args.json, _trials_json(args, found, val_mae))
     console = Console(soft_wrap=True, highlight=False)
     _print_trials(console, found, val_mae)
-    write_json(args.json, _trials_json(args, found, val_mae))
     _save(console, checkpoint, found, args.confirm)
 
 

@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
             f"--seed is {args.seed}, expected 0 or more: the worlds below 0 are for training; choose another"
         )
     results, facts = _drive_through_node(args) if args.ros else _drive_in_process(args)
-    _print_table(results, args.video)
     write_json(args.json, _report(args, facts, results))
+    _print_table(results, args.video)
     return 0
 
 

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, print the results and write the files; return the exit status."""
+    """Replay, write the files and print the results; return the exit status."""
     options = _options(args)
     _check(args, options)
     if args.node:
@@ -92,7 +92,13 @@ def run(args: argparse.Namespace) -> int:
             dtype, engine = args.against_dtype or args.dtype, args.against_engine or args.engine
             other = _replay(args, args.against, dtype, engine, options, None)
     warn(*result.notes)
+    _write_files(args, result, other)
     _print_summary(result, other)
+    return 0
+
+
+def _write_files(args: argparse.Namespace, result: ReplayResult, other: ReplayResult | None) -> None:
+    """Write what the options ask for; `other` is the result of `--against`."""
     if args.json is not None:
         write_text_atomically(args.json, result_json(result, other))
     if args.report is not None:
@@ -102,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
         write_report(result, args.report, other, [read_drive(path) for path in args.with_drive])
     if args.rerun is not None:
         write_recording(result, args.rerun, other)
-    return 0
 
 
 def _options(args: argparse.Namespace) -> ReplayOptions:
