@@ -28,7 +28,8 @@ class ReplayFrame:
         command: the same in command units (m/s, m/s, rad/s), unlimited; None where it was not stepped.
         gated: what the gate would have published (limited in speed and acceleration); None: nothing.
         reason: the gate's reason (`moving`, `no_step`, ...).
-        recorded: the command in force in the bag at this image (m/s, m/s, rad/s); None where there was none.
+        recorded: the command in force in the bag at this image (m/s, m/s, rad/s); None where there was none, or one
+            with NaN or infinity.
         instruction: the text in force.
         latency_s: seconds that the policy took for this step; None where it was not stepped.
     """

@@ -22,6 +22,7 @@ _INVALID_CHOICE = re.compile(
 _INVALID_VALUE = re.compile(r"invalid (?P<type>\w+) value: (?P<found>.*)", re.DOTALL)
 _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
+_NO_VALUE = "expected one argument"
 _TYPES = {"int": "a whole number", "float": "a number"}
 
 
@@ -90,7 +91,13 @@ class Parser(argparse.ArgumentParser):
             return f"{name} is {found}, expected one of {', '.join(choices)}{suggestion(found, choices)}"
         if (value := _INVALID_VALUE.fullmatch(fault)) is not None:
             return f"{name} is {value['found']}, expected {_TYPES.get(value['type'], value['type'])}"
+        if fault == _NO_VALUE and name.startswith("-") and self._is_followed_by_an_option(name):
+            return f"{name} has no value, expected one; write {name}=VALUE if it begins with -"
         return f"{name}: {fault}"
+
+    def _is_followed_by_an_option(self, option: str) -> bool:
+        """Return whether the word after an option begins with `-`, which argparse takes for another option."""
+        return any(word == option and after.startswith("-") for word, after in zip(self._words, self._words[1:]))
 
     def _own_words(self) -> Iterator[str]:
         """Return the words that can be options of this parser: none after `--`, none of a subcommand."""
