@@ -1,4 +1,4 @@
-"""LeaveRequest: signal handlers set it at any moment, also while they interrupt the thread that waits for it."""
+"""ExitRequest: signal handlers set it at any moment, also while they interrupt the thread that waits for it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import textwrap
 import threading
 import time
 
-from mobile_vla_inference.control.leave import LeaveRequest
+from mobile_vla_inference.control.exit_request import ExitRequest
 
 PATIENCE_S = 30.0
 
 
 def test_a_request_wakes_the_waiting_thread_and_stays():
-    request = LeaveRequest()
+    request = ExitRequest()
     assert not request.wait(0.01)
     threading.Timer(0.05, request.set).start()
     began_s = time.monotonic()
@@ -28,9 +28,9 @@ def test_signals_that_interrupt_each_other_and_the_wait_never_hang_it():
     script = textwrap.dedent(
         """
         import signal, threading
-        from mobile_vla_inference.control.leave import LeaveRequest
+        from mobile_vla_inference.control.exit_request import ExitRequest
 
-        current = [LeaveRequest()]
+        current = [ExitRequest()]
         signal.signal(signal.SIGTERM, lambda *_: current[0].set())
         signal.signal(signal.SIGINT, lambda *_: current[0].set())
         main = threading.main_thread().ident
@@ -45,7 +45,7 @@ def test_signals_that_interrupt_each_other_and_the_wait_never_hang_it():
         thread.start()
         for _ in range(500):
             assert current[0].wait(10.0)
-            current[0] = LeaveRequest()
+            current[0] = ExitRequest()
         going = False
         thread.join()
         """

@@ -1,4 +1,4 @@
-"""LeaveRequest: an event that a signal handler can set.
+"""ExitRequest: an event that a signal handler can set.
 
 threading.Event takes a lock: a signal handler that interrupts the thread that holds it would wait for ever.
 """
@@ -10,7 +10,7 @@ import os
 import select
 
 
-class LeaveRequest:
+class ExitRequest:
     """Whether this process was asked to exit. `set` takes no lock: any thread and any signal handler may call it."""
 
     def __init__(self) -> None:
