@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import weakref
 
 
 class ExitRequest:
@@ -16,6 +17,8 @@ class ExitRequest:
     def __init__(self) -> None:
         self._asked = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not at the end of the process: its threads and signal handlers still run then.
+        weakref.finalize(self, os.close, self._wake_fd).atexit = False
 
     def set(self) -> None:
         """Ask the process to exit; safe to call more than once."""
