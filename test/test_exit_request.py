@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 from mobile_vla_inference.control.exit_request import ExitRequest
 
@@ -26,10 +26,10 @@ def test_a_request_wakes_the_waiting_thread_and_stays():
 
 
 def test_a_request_that_is_dropped_holds_no_descriptor():
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(10):
         ExitRequest().set()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_signals_that_interrupt_each_other_and_the_wait_never_hang_it():

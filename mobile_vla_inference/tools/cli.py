@@ -159,7 +159,7 @@ def _overview() -> str:
     width = max(map(len, TOOLS)) + 2
     lines = []
     for group in dict.fromkeys([*GROUPS, *(tool.group for tool in TOOLS.values())]):
-        members = {name: tool for name, tool in TOOLS.items() if tool.group == group}
-        if members:
-            lines += [f"{group}:", *(f"  {name:<{width}}{tool.help}" for name, tool in members.items()), ""]
+        own = {name: tool for name, tool in TOOLS.items() if tool.group == group}
+        if own:
+            lines += [f"{group}:", *(f"  {name:<{width}}{tool.help}" for name, tool in own.items()), ""]
     return "\n".join([*lines, f"See {PROGRAM} COMMAND --help for the options of a command."])
