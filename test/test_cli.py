@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from all_parsers import arguments_of, help_of, parsers_of
 from mobile_vla_inference import __version__
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.tools import cli
+from mobile_vla_inference.tools.arguments import SMALL_POLICY
 from mobile_vla_inference.tools.progress import progress, progress_bar, stages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -90,6 +92,11 @@ def test_the_module_runs_as_the_command_does():
         (["try", "more"], "unexpected argument more; see mobile_vla try --help"),
         (["try", "--level", "high"], "--level is 'high', expected a whole number; see mobile_vla try --help"),
         (["try", "--level"], "--level: expected one argument; see mobile_vla try --help"),
+        (
+            ["try", "--note", "-go"],
+            "--note has no value, expected one; write --note=VALUE if it begins with -; see mobile_vla try --help",
+        ),
+        ([""], "unknown command ''; see mobile_vla --help"),
         (
             ["try", "--mode", "fsat"],
             "--mode is fsat, expected one of slow, fast; did you mean fast? See mobile_vla try --help",
@@ -177,6 +184,40 @@ def test_a_bug_is_not_hidden(tool):
 
     tool.run = fail
     with pytest.raises(ZeroDivisionError):
+        cli.main(["try"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_sentence(tool, capfd, number):
+    def fail(args):
+        raise OSError(number, os.strerror(number), "results.json")
+
+    tool.run = fail
+    assert cli.main(["try"]) == 2
+    error = capfd.readouterr().err
+    assert error == "mobile_vla: error: the disk has no space left for results.json; free some and run again\n"
+
+
+def test_tables_on_a_full_disk_are_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "mobile_vla_inference", "verify", str(SMALL_POLICY)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            timeout=60,
+        )
+    assert result.stderr == "mobile_vla: error: the disk has no space left; free some and run again\n"
+    assert result.returncode == 2
+
+
+def test_other_errors_of_the_system_are_not_hidden(tool):
+    def fail(args):
+        raise PermissionError
+
+    tool.run = fail
+    with pytest.raises(PermissionError):
         cli.main(["try"])
 
 

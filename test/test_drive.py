@@ -142,7 +142,7 @@ def test_without_memory_the_state_is_cleared_before_every_step():
 def test_the_real_node_drives_the_same_worlds(tmp_path):
     pytest.importorskip("rclpy")
     out = tmp_path / "ros.json"
-    options = ["--ros", "--episodes", "2", "--scenario", "1box_vert_left", "--json", str(out)]
+    options = ["--ros", "--episodes", "2", "--scenario", "1box_vert_left", "--dtype", "float32", "--json", str(out)]
     assert cli.main(["drive", *options]) == 0
     report = json.loads(out.read_text())
     assert (report["ros"], report["quantization"], report["dtype"]) == (True, None, "float32")
@@ -164,6 +164,13 @@ def test_the_real_node_drives_the_same_worlds(tmp_path):
 def test_what_the_real_node_can_not_do_is_refused(arguments, capsys):
     assert cli.main(["drive", *arguments]) == 2
     assert f"{arguments[1]} is given with --ros" in capsys.readouterr().err
+
+
+def test_the_policy_is_loaded_as_the_options_say(tmp_path):
+    out = tmp_path / "drive.json"
+    options = ["--driver", "expert", "--episodes", "1", "--dtype", "bfloat16", "--device", "cpu", "--json", str(out)]
+    assert cli.main(["drive", *options]) == 0
+    assert json.loads(out.read_text())["dtype"] == "bfloat16"
 
 
 def test_worlds_of_training_are_refused(capsys):

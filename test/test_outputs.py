@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,8 @@ from mobile_vla_inference.tools.arguments import (
     VIDEO_OUTPUT,
     check_output,
 )
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 KINDS = {
     b'{"a": 1}': JSON_OUTPUT,
@@ -190,3 +196,24 @@ def test_make_episodes_replaces_nothing_without_force(tmp_path, capsys) -> None:
     assert "would overwrite" in capsys.readouterr().err and policy.read_bytes() == b"a policy"
     assert cli.main(["make-episodes", str(out), "--force", "--seed", "1000000"]) == 2
     assert "for evaluation" in capsys.readouterr().err  # --force passes the check of the output
+
+
+# --- names and disks ---
+
+
+@pytest.mark.parametrize(("length", "status"), [(246, 0), (255, 0), (256, 2)])
+def test_a_long_name_is_written_or_refused_before_the_work(length, status, tmp_path, tiny_checkpoint, capsys):
+    path = tmp_path / ("a" * length)
+    assert cli.main(["inspect", str(tiny_checkpoint), "--json", str(path)]) == status
+    assert ("File name too long" in capsys.readouterr().err) is (status != 0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ([path.name] if status == 0 else [])
+
+
+def test_the_results_are_written_although_nobody_reads_the_tables(tmp_path, tiny_checkpoint):
+    path = tmp_path / "out.json"
+    command = [sys.executable, "-m", "mobile_vla_inference", "inspect", str(tiny_checkpoint), "--json", str(path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        subprocess.run(command, stdout=output, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=60)
+    assert json.loads(path.read_text())["checkpoint_id"]

@@ -86,6 +86,7 @@ COMMON = (
     "decoding",
     "errors",
     "frames",
+    "gpu_memory",
     "instructions",
     "lettering",
     "outside_files",

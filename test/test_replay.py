@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bag_files import PERIOD_NS, START_NS, picture, stamps, storage_file, write_drive
+from bag_files import PERIOD_NS, START_NS, picture, raw, stamps, storage_file, write_drive
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_facts import made_up_facts
@@ -69,6 +69,23 @@ def states(result) -> list[int | None]:
 
 def run(path: Path, policy: CountingPolicy | None = None, **options):
     return replay(path, policy or CountingPolicy(), ReplayOptions(**options))
+
+
+def test_a_recorded_command_that_is_not_finite_counts_as_none_and_the_result_can_be_read_back(tmp_path):
+    path = tmp_path / "drive"
+    with BagWriter(path) as bag:
+        for topic, kind in (("/instruction", STRING), ("/cmd_vel", TWIST), ("/image_raw", IMAGE)):
+            bag.add_topic(topic, kind)
+        bag.write_message("/instruction", START_NS, typestore().types[STRING](data="go"))
+        for index, speed in enumerate((0.1, math.nan, math.inf, 0.2)):
+            time_ns = START_NS + index * PERIOD_NS
+            bag.write_message("/cmd_vel", time_ns, twist_message(speed, 0.0))
+            bag.write_message("/image_raw", time_ns, raw(picture(index), time_ns))
+    result = run(path)
+    assert [frame.recorded for frame in result.frames] == [(0.1, 0.0, 0.0), None, None, (0.2, 0.0, 0.0)]
+    written = tmp_path / "drive.json"
+    written.write_text(result_json(result))
+    assert len(read_steps(written)) == 4
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ def test_the_page_tells_what_the_limits_of_the_gate_changed(result):
     limit = f"{gate['limits']['max_linear_x_mps']:g} m/s"
     assert f"<td>speed of linear.x</td><td>{limit}</td><td class=number>{gate['by']['speed of linear.x']}</td>" in text
     data = json.loads(Page(text).scripts["data"])
-    told = [data["limits"][code] for code in data["limit"]]
-    assert told == [", ".join(names or ()) for names in gate["frames"]]
+    shown = [data["limits"][code] for code in data["limit"]]
+    assert shown == [", ".join(names or ()) for names in gate["frames"]]
 
 
 def test_nothing_is_fetched(result):

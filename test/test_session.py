@@ -89,6 +89,25 @@ def test_a_node_that_ends_is_named_with_its_last_error_while_anything_is_awaited
             session.wait_for("motion", lambda: False, 30.0)
 
 
+def test_a_node_that_ends_is_named_although_its_log_is_gone():
+    with NodeSession("test") as session:
+        session.join(Graph)
+        node = session.start("vla_node", "fails", {})
+        assert session.wait_until(lambda: True, 30.0)
+        (session.folder / "vla_node.log").unlink()
+        with pytest.raises(MobileVlaError, match=r"^vla_node ended with status 1: its log can't be read"):
+            session.wait_for("motion", lambda: False, 30.0)
+        assert node.status == 1
+
+
+def test_without_a_place_for_the_logs_one_sentence_says_so(monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    with pytest.raises(MobileVlaError, match=r"no folder for logs can be made .* set TMPDIR"), NodeSession("test"):
+        pass
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_a_node_that_was_ended_is_watched_no_more():
     with NodeSession("test") as session:
         session.join(Graph)

@@ -54,7 +54,7 @@ def test_what_fails_after_the_end_of_the_context_is_no_failure(watch, running):
     running.value = False
     watch.fail(RuntimeError("the context is gone"))
     assert watch.failure is None
-    assert not watch.leave.is_set()
+    assert not watch.exit_request.is_set()
 
 
 @pytest.mark.parametrize("hangs", ["pulse", "executor"])

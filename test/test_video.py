@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 from dataclasses import replace as changed
 from types import SimpleNamespace
 
@@ -12,6 +14,8 @@ import pytest
 
 from mobile_vla_inference import lettering
 from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.control.overlay import draw_command
+from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.sim import video
 from mobile_vla_inference.sim.layout import draw_layout
 from mobile_vla_inference.sim.robot import Pose
@@ -113,9 +117,57 @@ def test_a_font_of_the_system_draws_korean_with_freetype(monkeypatch, tmp_path):
     assert lettering.can_draw(KOREAN)
     assert calls == [(str(font), 0), KOREAN]
     assert lettering.text_width_px(KOREAN, 10) == 10 * len(KOREAN)
+    draw_command(BLACK, COMMAND, (1.0, 1.0, 1.0), ("moving", KOREAN))  # the node's debug image
+    assert calls[2:] == [KOREAN]
 
 
 def test_a_long_text_gets_smaller_letters():
     size = lettering.fitting_size_px(KOREAN * 3, 400, 20, 6)
     assert size < 20
     assert lettering.text_width_px(KOREAN * 3, size) <= 400 or size == 6
+
+
+def test_a_video_that_a_full_disk_cuts_does_not_replace_the_old_one(tmp_path, world):
+    path = tmp_path / "drive.mp4"
+    path.write_bytes(b"the old one")
+    watched = (world, np.random.default_rng(0).integers(0, 255, BLACK.shape, np.uint8), COMMAND)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(MobileVlaError, match=r"drive\.mp4 was not written completely"),
+            video.open_video(path, 0.3) as opened,
+        ):
+            watch = opened.watcher("go left")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            for _ in range(20):
+                watch(*watched)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_video_is_complete(tmp_path, world):
+    path = tmp_path / "drive.mp4"
+    with video.open_video(path, 0.3) as opened:
+        for _ in range(3):
+            opened.watcher("go left")(world, BLACK, COMMAND)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 3 == opened.frames
+
+
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
+    with (
+        pytest.raises(MobileVlaError, match="not UTF-8"),
+        video.open_video(tmp_path / os.fsdecode(b"\xff.mp4"), 0.3),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_drive_that_is_interrupted_leaves_no_part_of_a_video(tmp_path, world, frames):
+    with pytest.raises(KeyboardInterrupt), video.open_video(tmp_path / "drive.mp4", 0.3) as opened:
+        for _ in range(frames):
+            opened.watcher("go left")(world, BLACK, COMMAND)
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

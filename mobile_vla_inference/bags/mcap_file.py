@@ -134,7 +134,7 @@ class McapFile(StorageReader):
             return None
         if statistics is None or not set(statistics.channel_message_counts) <= set(self._channels):
             return None
-        if not self._is_sound(chunks, statistics):
+        if not self._is_sound(chunks):
             return None
         self._chunks = sorted(chunks, key=lambda chunk: (chunk.message_start_time, chunk.chunk_start_offset))
         starts = [chunk.message_start_time for chunk in chunks if chunk.message_start_time < MAX_TIME_NS]
@@ -153,7 +153,7 @@ class McapFile(StorageReader):
         length = footer_at - _HEAD.size - start
         return self._read(start, length) if start and 0 < length <= _MAX_SUMMARY_BYTES else None
 
-    def _is_sound(self, chunks: list[ChunkIndex], statistics: Statistics) -> bool:
+    def _is_sound(self, chunks: list[ChunkIndex]) -> bool:
         """Return whether the index is usable: it has each chunk once, with its channels, and few overlap in time."""
         for chunk in chunks:
             self._check_chunk_size(chunk.uncompressed_size)
@@ -162,9 +162,7 @@ class McapFile(StorageReader):
                 return False
         if len({chunk.chunk_start_offset for chunk in chunks}) != len(chunks):
             return False
-        if not chunks:
-            return False
-        if not all(chunk.message_index_offsets for chunk in chunks):
+        if not chunks or not all(chunk.message_index_offsets for chunk in chunks):
             return False
         return _most_open_bytes(chunks) <= _MAX_OPEN_BYTES
 

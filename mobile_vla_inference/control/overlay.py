@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from mobile_vla_inference.action import VelocityCommand
+from mobile_vla_inference.lettering import draw_text
 
 _MOVING_RGB = (0, 200, 80)
 _STANDING_RGB = (230, 60, 40)
@@ -31,35 +32,27 @@ def draw_command(
     """
     width = frame.shape[1]
     factor = max(1.0, _MIN_WIDTH_PX / width)
-    picture = cv2.resize(frame, None, fx=factor, fy=factor) if factor > 1.0 else frame.copy()
+    image = cv2.resize(frame, None, fx=factor, fy=factor) if factor > 1.0 else frame.copy()
     color = _STANDING_RGB if command.is_zero else _MOVING_RGB
     band_px = len(lines) * (_TEXT_PX + 4) + _MARGIN_PX
-    picture[:band_px] //= 3
+    image[:band_px] //= 3
     for row, line in enumerate(lines):
-        _draw_text(picture, line, (_MARGIN_PX, (row + 1) * (_TEXT_PX + 4)), _TEXT_RGB if row else color)
-    _draw_arrow(picture, command, limits, color)
-    return picture
+        draw_text(image, line, (_MARGIN_PX, (row + 1) * (_TEXT_PX + 4)), _TEXT_RGB if row else color, _TEXT_PX)
+    _draw_arrow(image, command, limits, color)
+    return image
 
 
 def _draw_arrow(
-    picture: np.ndarray, command: VelocityCommand, limits: tuple[float, float, float], color: tuple[int, int, int]
+    image: np.ndarray, command: VelocityCommand, limits: tuple[float, float, float], color: tuple[int, int, int]
 ) -> None:
     """Draw the velocity as seen from above, at the bottom: forward is up, left is left; a bar shows the turn rate."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     shares = [value / limit if limit > 0 else 0.0 for value, limit in zip(command.values, limits)]
     reach_px = height // 4
     start = (width // 2, height - reach_px - _MARGIN_PX)
     tip = (round(start[0] - shares[1] * reach_px), round(start[1] - shares[0] * reach_px))
     if tip != start:
-        cv2.arrowedLine(picture, start, tip, color, 4, cv2.LINE_AA, tipLength=0.25)
-    cv2.circle(picture, start, 5, color, -1, cv2.LINE_AA)
+        cv2.arrowedLine(image, start, tip, color, 4, cv2.LINE_AA, tipLength=0.25)
+    cv2.circle(image, start, 5, color, -1, cv2.LINE_AA)
     bar_y = height - 2 * _MARGIN_PX
-    cv2.line(picture, (start[0], bar_y), (round(start[0] - shares[2] * width / 3), bar_y), color, 6)
-
-
-def _draw_text(picture: np.ndarray, text: str, origin: tuple[int, int], color: tuple[int, int, int]) -> None:
-    if hasattr(cv2, "FontFace"):  # OpenCV 5 draws Korean letters; older releases only ASCII
-        cv2.putText(picture, text, origin, color, cv2.FontFace("sans"), _TEXT_PX)
-        return
-    ascii_text = text.encode("ascii", errors="replace").decode()
-    cv2.putText(picture, ascii_text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+    cv2.line(image, (start[0], bar_y), (round(start[0] - shares[2] * width / 3), bar_y), color, 6)

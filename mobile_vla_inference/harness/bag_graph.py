@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +23,7 @@ from mobile_vla_inference.bags.images import decode_or_none
 from mobile_vla_inference.bags.reader import CLOCK, BagMessage, BagReader
 from mobile_vla_inference.bags.source import CDR
 from mobile_vla_inference.bags.writer import BagWriter
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.errors import MobileVlaError
 
 CLOCK_TOPIC = "/clock"
@@ -117,7 +117,7 @@ class BagPlayer:
             except (InvalidTopicNameException, ValueError):
                 self.left_out.append(f"{target!r} is not a valid topic name: {name} is left out")
 
-    def wait_for_listeners(self, limit_s: float, stop: threading.Event, start_offset_s: float = 0.0) -> bool:
+    def wait_for_listeners(self, limit_s: float, stop: ExitRequest, start_offset_s: float = 0.0) -> bool:
         """Wait until every topic but the clock has a subscriber, while the clock stands; return whether they have."""
         started_s = time.monotonic()
         self._set_first_time(self._first_ns(start_offset_s))
@@ -186,7 +186,7 @@ class BagPlayer:
         }
         return ", ".join(sorted(names)) or "another player"
 
-    def play(self, stop: threading.Event, start_offset_s: float = 0.0) -> None:
+    def play(self, stop: ExitRequest, start_offset_s: float = 0.0) -> None:
         """Publish the bag once, from `start_offset_s` on, until its end or until `stop` is set."""
         first_ns = self._first_ns(start_offset_s)
         self._set_first_time(first_ns)
@@ -232,7 +232,7 @@ class BagPlayer:
         if self._time is not None:
             self._clock.publish(self._time)
 
-    def _wait_until(self, due_s: float, started_s: float, first_ns: int, stop: threading.Event) -> bool:
+    def _wait_until(self, due_s: float, started_s: float, first_ns: int, stop: ExitRequest) -> bool:
         """Publish the clock until `due_s`; return False if playing has to stop."""
         while (remaining_s := due_s - time.monotonic()) > 0.0:
             if stop.wait(min(remaining_s, _CLOCK_PERIOD_S)):

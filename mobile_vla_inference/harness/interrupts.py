@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from mobile_vla_inference.control.exit_request import ExitRequest
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -91,13 +92,13 @@ class Cleanup(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def stop_event() -> Iterator[threading.Event]:
-    """Return an event that SIGINT and SIGTERM set instead of ending the process."""
-    stop = threading.Event()
+def exit_on_signals() -> Iterator[ExitRequest]:
+    """Return a request that SIGINT and SIGTERM set instead of ending the process."""
+    request = ExitRequest()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    former = [signal.signal(number, lambda *_: request.set()) for number in numbers]
     try:
-        yield stop
+        yield request
     finally:
         for number, handler in zip(numbers, former):
             signal.signal(number, handler)

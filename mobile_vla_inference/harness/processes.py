@@ -185,7 +185,10 @@ class NodeProcess(ChildProcess):
 
 def last_error(log: Path) -> str:
     """Return the last line of a log that reports an error, else its last line, without ROS's prefix."""
-    tail = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
+    try:
+        tail = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
+    except OSError as error:  # why the process ended is reported all the same
+        return f"its log can't be read ({error})"
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     errors = [line for line in lines if _is_error(line)]
     line = (errors or lines or ["it printed nothing"])[-1]

@@ -52,7 +52,11 @@ class NodeSession(Cleanup):
         self._graph: NodeListener | None = None
 
     def __enter__(self) -> NodeSession:
-        """Take the signals over, reserve a domain and make the folder; raise MobileVlaError without rclpy."""
+        """Take the signals over, reserve a domain and make the folder.
+
+        Raises:
+            MobileVlaError: rclpy, a free domain or a place for the folder is missing.
+        """
         require_rclpy()
         with contextlib.ExitStack() as undo:
             undo.push(super().__enter__())
@@ -60,10 +64,17 @@ class NodeSession(Cleanup):
                 reservation = isolate()
                 self.callback(reservation.close)
                 self.domain_id = reservation.domain_id
-            folder = tempfile.TemporaryDirectory(prefix=f"mobile_vla_{self._name}.")
-            self.folder = Path(self.enter_context(folder))
+            self.folder = Path(self.enter_context(self._make_folder()))
             undo.pop_all()
         return self
+
+    def _make_folder(self) -> tempfile.TemporaryDirectory:
+        try:
+            return tempfile.TemporaryDirectory(prefix=f"mobile_vla_{self._name}.")
+        except OSError as error:
+            raise MobileVlaError(
+                f"no folder for logs can be made ({error}), expected a temporary folder to write to; set TMPDIR to one"
+            ) from error
 
     def start(
         self,

@@ -98,7 +98,7 @@ class Calibration:
         return len(distances) / 2.0 * self.trials[0].distance / middle if middle > 0.0 else float(len(distances))
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def determined(self) -> tuple[str, ...]:
         """The settings that are determined: all their other values are clearly less near."""
         best = self.trials[0]
         limit = max(_CLEAR_FACTOR * best.distance, _ROUNDING)

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_vla_inference.errors import MobileVlaError
+from mobile_vla_inference.gpu_memory import gpu_memory_mib
 from mobile_vla_inference.policy_facts import MAX_MESSAGE_BYTES
 from mobile_vla_inference.process_lifetime import kill_on_parent_exit
-from mobile_vla_inference.units import MIB
 
 if TYPE_CHECKING:
     from mobile_vla_inference.policy.vla_policy import VlaPolicy
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _OOM_SCORE_ADJ = "800"
 #: Longest error that is sent to the node, in characters; a library can put a whole file into one.
 _MAX_SENTENCE = 4000
+_NO_GPU_MEMORY = {"gpu_allocated_mib": 0.0, "gpu_reserved_mib": 0.0}
 
 
 class PolicyServer:
@@ -70,7 +71,7 @@ class PolicyServer:
         loaded = self._load(Path(policy.pop("path")), progress=self._report, **policy)
         self._report("warming up")
         loaded.warm_up()
-        self._send({"op": "ready", "info": loaded.describe().to_json(), "memory": self._memory()})
+        self._send({"op": "ready", "info": loaded.describe().to_json(), "memory": gpu_memory_mib() or _NO_GPU_MEMORY})
         self._policy = loaded
 
     def on_context(self, generation: int, instruction: str) -> None:
@@ -101,7 +102,7 @@ class PolicyServer:
                 "generation": generation,
                 "values": list(action.values),
                 "step_s": action.step_s,
-                "memory": self._memory(),
+                "memory": gpu_memory_mib() or _NO_GPU_MEMORY,
             }
         )
 
@@ -120,17 +121,6 @@ class PolicyServer:
             )
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node has exited: `serve` ends next
             self._connection.send(data)
-
-    @staticmethod
-    def _memory() -> dict[str, float]:
-        """Return the GPU memory of this process in MiB; zeros without a GPU."""
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_initialized():
-            return {"gpu_allocated_mib": 0.0, "gpu_reserved_mib": 0.0}
-        return {
-            "gpu_allocated_mib": torch.cuda.memory_allocated() / MIB,
-            "gpu_reserved_mib": torch.cuda.memory_reserved() / MIB,
-        }
 
 
 def _tie_to_parent(parent_pid: int) -> None:

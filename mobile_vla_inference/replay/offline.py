@@ -8,6 +8,7 @@ a step that failed. Only the timing depends on the machine's speed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ from mobile_vla_inference.replay.summary import Step, make_result
 from mobile_vla_inference.replay.timing import Stopwatch
 
 EVERY_FRAME, DUE, STEPS_FILE, NODE = "every-frame", "due", "steps-file", "node"
+
+#: Called with every message of the topics, and with its result if it is an image.
+MessageSink = Callable[[BagTopics, BagMessage, ReplayFrame | None], None]
 
 #: A recorded command older than this is not used for a frame: the recording, or the driver, was silent.
 COMMAND_MAX_AGE_S = 0.5
@@ -96,7 +100,7 @@ def replay(
     options: ReplayOptions,
     *,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
-    sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None = None,
+    sink: MessageSink | None = None,
 ) -> ReplayResult:
     """Run a policy over a bag.
 
@@ -333,12 +337,14 @@ class CommandRecord:
         self._values.append((float(twist.linear.x), float(twist.linear.y), float(twist.angular.z)))
 
     def assign(self, frames: Sequence[ReplayFrame], received_ns: Sequence[int]) -> list[ReplayFrame]:
-        """Return the frames, each with the newest command that was recorded before it and is not too old."""
+        """Return the frames, each with the newest command that was recorded before it, if that is finite and recent."""
         order = np.argsort(np.array(self._times_ns, dtype=np.int64), kind="stable")
         times = np.array(self._times_ns, dtype=np.int64)[order]
         newest = np.searchsorted(times, np.array(received_ns, dtype=np.int64), side="right") - 1
         assigned = []
         for frame, at, time_ns in zip(frames, newest, received_ns):
-            known = at >= 0 and time_ns - times[at] <= COMMAND_MAX_AGE_S * 1e9
-            assigned.append(replace(frame, recorded=self._values[order[at]]) if known else frame)
+            recent = at >= 0 and time_ns - times[at] <= COMMAND_MAX_AGE_S * 1e9
+            value = self._values[order[at]] if recent else None
+            usable = value is not None and all(map(math.isfinite, value))
+            assigned.append(replace(frame, recorded=value) if usable else frame)
         return assigned

@@ -23,13 +23,13 @@ class ReplayFrame:
         stepped: whether the policy stepped on it.
         drop: why it was not stepped (`not_due`, `unreadable`, `no_stamp`, `repeated_stamp`, `no_instruction`,
             `step_failed`); empty where it was.
-        reset: why the LSTM state was reset before this step (`start`, `instruction`, `image_gap`,
-            `time_backwards`, `step_failed`, `steps_file`); empty where it was kept.
+        reset: why the LSTM state was reset before this step, a value of ResetCause; empty where it was kept.
         action: the policy's action, normalised, one float per action axis; None where it was not stepped.
         command: the same in command units (m/s, m/s, rad/s), unlimited; None where it was not stepped.
         gated: what the gate would have published (limited in speed and acceleration); None: nothing.
         reason: the gate's reason (`moving`, `no_step`, ...).
-        recorded: the command in force in the bag at this image (m/s, m/s, rad/s); None where there was none.
+        recorded: the command in force in the bag at this image (m/s, m/s, rad/s); None where there was none, or one
+            with NaN or infinity.
         instruction: the text in force.
         latency_s: seconds that the policy took for this step; None where it was not stepped.
     """

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from mobile_vla_inference.action import ActionMapping
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, BagError, BagMessage, BagReader
 from mobile_vla_inference.bags.topics import BagTopics
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.control.reset_cause import ResetCause
-from mobile_vla_inference.control.stamps import broken_sequence
+from mobile_vla_inference.control.stamps import broken_sequence, stamp_seconds
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.session import NodeSession
 from mobile_vla_inference.policy.facts import policy_facts_of_node
@@ -85,7 +86,7 @@ class _NodeReplay:
         self._received_ns: list[int] = []
         self._reasons: list[str] = []
         self._wall_s = 0.0
-        self._halt = threading.Event()  # ends the player
+        self._halt = ExitRequest()  # ends the player
 
     def run(self) -> None:
         """Wait for the node, play, and wait until the node has published everything."""
@@ -119,12 +120,12 @@ class _NodeReplay:
     def _play(self, player: BagPlayer) -> None:
         """Play in a thread, and receive what the node publishes meanwhile."""
         ended = threading.Event()
-        faults: list[BaseException] = []
+        faults: list[Exception] = []
 
         def play() -> None:
             try:
                 player.play(self._halt)
-            except MobileVlaError as error:
+            except Exception as error:  # raised again in the main thread
                 faults.append(error)
             finally:
                 ended.set()
@@ -143,7 +144,7 @@ class _NodeReplay:
         if message.topic != self._topics.image.name:
             return
         header = self._bag.decode(message).header
-        self._stamps_s.append(header.stamp.sec + header.stamp.nanosec * 1e-9)
+        self._stamps_s.append(stamp_seconds(header.stamp))
         self._received_ns.append(message.time_ns)
         self._reasons.append(self._graph.reason)
         if len(self._stamps_s) == self._options.max_frames:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from mobile_vla_inference.control.memory import MemoryProbe, MemorySample
+from mobile_vla_inference.gpu_memory import gpu_memory_mib
 from mobile_vla_inference.replay.result import ReplayTiming
-from mobile_vla_inference.units import MIB, percentiles
+from mobile_vla_inference.units import percentiles
 
 _MEMORY_PERIOD_S = 0.5
 _MEMORY_SAMPLES = 400
@@ -41,7 +41,7 @@ class Stopwatch:
 
     def _sample(self, frame: int, now_s: float) -> None:
         self._sampled_s = now_s
-        reading = self._probe.read(None, **_gpu_memory())
+        reading = self._probe.read(None, **(gpu_memory_mib() or {}))
         elapsed_s = now_s - self._started_s
         self._memory.append(MemorySample(elapsed_s, frame, reading.node_rss_mib, reading.gpu_allocated_mib))
         if len(self._memory) >= _MEMORY_SAMPLES:  # long replays are sampled more thinly, over their whole length
@@ -58,13 +58,6 @@ class Stopwatch:
             frames_per_s=frames / wall_s if wall_s > 0.0 else 0.0,
             memory=tuple(self._memory),
         )
-
-
-def _gpu_memory() -> dict[str, float]:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    return {"gpu_allocated_mib": torch.cuda.memory_allocated() / MIB}
 
 
 def percentiles_ms(samples_s: Sequence[float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from mobile_vla_inference.control.leave import LeaveRequest
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.control.output_pump import OutputPump
 from mobile_vla_inference.control.worker_options import WORKER_MODULE
 from mobile_vla_inference.errors import MobileVlaError
@@ -55,7 +55,7 @@ def main(
 
 
 def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], VlaNode]) -> int:
-    interrupted = LeaveRequest()
+    interrupted = ExitRequest()
     # rclpy's own handlers would invalidate the context before the final zero could be published.
     _on_signals(interrupted)
     try:
@@ -66,9 +66,9 @@ def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], Vla
         rclpy.try_shutdown()
         return 2
     threads = node.threads
-    _on_signals(threads.leave)
+    _on_signals(threads.exit_request)
     if interrupted.is_set():
-        threads.leave.set()
+        threads.exit_request.set()
     executor = NodeExecutor(node.transitions)
     executor.add_node(node)
     failed = threading.Event()
@@ -88,7 +88,7 @@ def _run(args: list[str] | None, output: OutputPump, make_node: Callable[[], Vla
     return status
 
 
-def _on_signals(request: LeaveRequest) -> None:
+def _on_signals(request: ExitRequest) -> None:
     """Request the end on Ctrl-C, on SIGTERM, and when the terminal closes unless `nohup` ignores that."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -97,7 +97,7 @@ def _on_signals(request: LeaveRequest) -> None:
 
 def _autostart(node: VlaNode, failed: threading.Event) -> None:
     """Configure and activate; if that is refused, set `failed` and end the node, so that `ros2 run` exits."""
-    leave = node.threads.leave
+    exit_request = node.threads.exit_request
     try:
         succeeded = all(
             transition() == TransitionCallbackReturn.SUCCESS
@@ -107,9 +107,9 @@ def _autostart(node: VlaNode, failed: threading.Event) -> None:
         node.log.say("error", f"autostart failed: {error}")
         succeeded = False
     if not succeeded:
-        if not leave.is_set():
+        if not exit_request.is_set():
             failed.set()
-        leave.set()
+        exit_request.set()
 
 
 def _exit_in_time(status: int, output: OutputPump) -> None:
@@ -129,10 +129,10 @@ def _spin(executor: NodeExecutor, node: VlaNode) -> None:
     while True:
         try:
             executor.spin()
-            node.threads.leave.set()
+            node.threads.exit_request.set()
             return
         except ExternalShutdownException:  # the context was shut down from outside
-            node.threads.leave.set()
+            node.threads.exit_request.set()
             return
         except RequestError as error:
             node.log.say("error", str(error))

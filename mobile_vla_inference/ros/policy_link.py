@@ -44,7 +44,11 @@ class PolicyLink:
     def load(self, options: WorkerOptions) -> PolicyWorker:
         """Start a worker with the instruction in force, and wait until it is ready, failed or stopped."""
         worker = self._worker = PolicyWorker(options, self._news, self._died)
-        worker.set_instruction(self.instruction)
+        text = None
+        # An instruction can arrive while an older one is passed on; without a lock its callback never waits.
+        while text != self.instruction:
+            text = self.instruction
+            worker.set_instruction(text)
         worker.start()
         worker.wait_until_loaded()
         return worker

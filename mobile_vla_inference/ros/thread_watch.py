@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable
 
 from mobile_vla_inference.control.clock import steady_s
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.control.gate import STALL_S
-from mobile_vla_inference.control.leave import LeaveRequest
 from mobile_vla_inference.control.pulse import Pulse
 from mobile_vla_inference.control.reporter import Reporter
 
@@ -28,7 +28,7 @@ class ThreadWatch:
     """Start and watch the node's pulses, watch the executor's thread, and record what failed.
 
     Attributes:
-        leave: set when the node has to exit.
+        exit_request: set when the node has to exit.
         failure: what made the node exit; None: nothing failed.
     """
 
@@ -40,7 +40,7 @@ class ThreadWatch:
             reporter: prints it.
             is_running: whether the ROS context is valid; its end also ends the threads, which is no failure.
         """
-        self.leave = LeaveRequest()
+        self.exit_request = ExitRequest()
         self.failure: BaseException | None = None
         self._node_name = node_name
         self._reporter = reporter
@@ -68,12 +68,12 @@ class ThreadWatch:
             sentence = f"a part of the node failed, so the node exits: {type(error).__name__}: {error}"
             details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             self._reporter.post(lambda: print(f"{details}{self._node_name}: error: {sentence}", file=sys.stderr))
-        self.leave.set()
+        self.exit_request.set()
 
     def wait(self) -> None:
         """Watch the other threads until the node has to exit; runs in the main thread."""
         looked_s = steady_s()
-        while not self.leave.wait(WATCH_PERIOD_S):
+        while not self.exit_request.wait(WATCH_PERIOD_S):
             now_s, before_s = steady_s(), looked_s
             looked_s = now_s
             if now_s - before_s > STALL_S:  # the whole process stood still: give the others time to run

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.control.gate import ADVICE, Reason
-from mobile_vla_inference.control.leave import LeaveRequest
 from mobile_vla_inference.control.worker_events import WorkerState
 from mobile_vla_inference.control.worker_options import WorkerOptions
 from mobile_vla_inference.ros.live_parameters import LiveParameters
@@ -22,14 +22,14 @@ class Transitions:
         parameters: LiveParameters[NodeParameters],
         motion: MotionControl,
         policy: PolicyLink,
-        leave: LeaveRequest,
+        exit_request: ExitRequest,
         log: NodeLog,
         worker_module: str,
     ) -> None:
         self._parameters = parameters
         self._motion = motion
         self._policy = policy
-        self._leave = leave
+        self._exit_request = exit_request
         self._log = log
         self._worker_module = worker_module
 
@@ -92,7 +92,7 @@ class Transitions:
                 f"{ADVICE[Reason.SETTINGS_ASSUMED]}",
             )
             return False
-        if self._leave.is_set():
+        if self._exit_request.is_set():
             self._log.say("error", "activation refused: the node is exiting, expected one that runs; start it again")
             return False
         with self._motion.gate() as gate:

@@ -118,7 +118,7 @@ class VlaNode(LifecycleNodeMixin, Node):
             self._policy, self.motion, self._images, self._inputs, times, self._reports, self.log
         )
         self._lifecycle = Transitions(
-            self._live, self.motion, self._policy, self.threads.leave, self.log, worker_module
+            self._live, self.motion, self._policy, self.threads.exit_request, self.log, worker_module
         )
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._reports.post_diagnostics, callback_group=group, clock=steady)
         self.create_timer(WATCH_PERIOD_S, self._show_executor, callback_group=group, clock=steady)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ import cv2
 import numpy as np
 
 from mobile_vla_inference.action import AXES, AXIS_UNITS, VelocityCommand
+from mobile_vla_inference.atomic import replacing
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.lettering import can_draw, draw_text, fitting_size_px, text_width_px
 from mobile_vla_inference.sim.closed_loop import Watcher
@@ -46,10 +45,15 @@ _LEAST_ROBOT_PX = 9
 
 
 class Video:
-    """Frames of SIZE_PX, written as they come."""
+    """Frames of SIZE_PX, written as they come.
+
+    Attributes:
+        frames: how many were written.
+    """
 
     def __init__(self, writer: cv2.VideoWriter, frames_per_s: float) -> None:
         self._writer = writer
+        self.frames = 0
         self._end_frames = max(1, math.ceil(_END_S * frames_per_s))
 
     def watcher(self, instruction: str) -> Watcher:
@@ -61,6 +65,7 @@ class Video:
             drawn = draw(world, frame, path, instruction, command)
             for _ in range(self._end_frames if world.outcome else 1):
                 self._writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+                self.frames += 1
 
         return watch
 
@@ -74,26 +79,36 @@ def open_video(path: Path | None, period_s: float) -> Iterator[Video | None]:
         period_s: seconds from one step of the policy to the next.
 
     Raises:
-        MobileVlaError: OpenCV can't write such a file.
+        MobileVlaError: OpenCV can't write such a file, or the disk is full; a file that was at `path` stays.
     """
     if path is None:
         yield None
         return
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.stem}.", suffix=path.suffix or ".mp4")
-    os.close(handle)
-    part = Path(name)
-    frames_per_s = SPEED_UP / period_s
-    writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_s, SIZE_PX)
     try:
-        if not writer.isOpened():
-            raise MobileVlaError(f"{path} can't be written as a video, expected a name that ends in .mp4; change it")
-        yield Video(writer, frames_per_s)
-        writer.release()
-        part.chmod(0o644)
-        part.replace(path)
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:  # OpenCV would crash
+        raise MobileVlaError(f"{str(path)!r} is not UTF-8, expected a path in UTF-8; choose another place") from error
+    frames_per_s = SPEED_UP / period_s
+    with replacing(path, path.suffix or ".mp4") as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_s, SIZE_PX)
+        try:
+            if not writer.isOpened():
+                raise MobileVlaError(f"{path} can't be written as video, expected a name that ends in .mp4; change it")
+            video = Video(writer, frames_per_s)
+            yield video
+        finally:
+            writer.release()
+        if _count_frames(part) != video.frames:  # OpenCV reports no error of the disk
+            raise MobileVlaError(f"{path} was not written completely, expected space on its disk; free some")
+
+
+def _count_frames(path: Path) -> int:
+    """Return how many frames a video has; 0 if it can't be read."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     finally:
-        writer.release()
-        part.unlink(missing_ok=True)
+        capture.release()
 
 
 def draw(

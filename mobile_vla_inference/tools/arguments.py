@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -121,7 +122,7 @@ def add_instruction_argument(parser: argparse.ArgumentParser, default: str = "as
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how a policy is loaded and where it runs; tools/loading.py reads these options."""
+    """Declare how a policy is loaded and where it runs; read by `load_policy` and `node_loading_parameters`."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on; auto: cuda if available")
     parser.add_argument(
         "--dtype",
@@ -134,6 +135,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_processors_argument(parser)
     parser.add_argument("--force", action="store_true", help="load even if memory seems too small")
+
+
+def node_loading_parameters(args: argparse.Namespace) -> dict[str, str | bool]:
+    """Return the options of `add_loading_arguments` as parameters of vla_node."""
+    parameters = {"device": args.device, "dtype": args.dtype, "engine": args.engine, "force_load": args.force}
+    return parameters if args.processors is None else {**parameters, "processors": str(args.processors.resolve())}
 
 
 def add_processors_argument(parser: argparse.ArgumentParser) -> None:
@@ -204,8 +211,13 @@ def check_output(
     """
     if path is None:
         return
-    if not path.absolute().parent.is_dir():
-        raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; create it")
+    try:
+        if not path.absolute().parent.is_dir():
+            raise MobileVlaError(f"{path.parent} is not a folder, expected one to write {path.name} to; create it")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except OSError as error:  # such as a name that is too long
+        raise MobileVlaError(f"{path} can't be written ({error.strerror}); choose another name") from error
     if path.is_dir():
         raise MobileVlaError(f"{path} is a folder, expected a file to write; give it another name")
     for each in inputs:

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.json, args.checkpoint)
     surroundings = {name: getattr(args, f"{name}_mib") for name in _SURROUNDINGS}
     budget = make_budget(memory_needs(open_checkpoint(args.checkpoint)), surroundings, args.board_gb)
-    _print(budget)
     write_json(args.json, budget)
+    _print(budget)
     return 0 if any(column["fits"] for column in budget["dtypes"].values()) else 1
 
 

@@ -48,9 +48,9 @@ def run_calibration(args: argparse.Namespace, episodes: Sequence[Episode]) -> No
             progress=show,
             force=args.force,
         )
+    write_json(args.json, _trials_json(args, found, val_mae))
     console = Console(soft_wrap=True, highlight=False)
     _print_trials(console, found, val_mae)
-    write_json(args.json, _trials_json(args, found, val_mae))
     _save(console, checkpoint, found, args.confirm)
 
 
@@ -85,7 +85,7 @@ def _print_trials(console: Console, found: Calibration, val_mae: float) -> None:
     console.print(table)
     console.print(
         f"by chance alone, {found.chance:.2g} combinations would be as close to val_mae as the first; "
-        f"unambiguous settings: {', '.join(found.told) or 'none'}"
+        f"unambiguous settings: {', '.join(found.determined) or 'none'}"
     )
 
 
@@ -100,7 +100,7 @@ def _trials_json(args: argparse.Namespace, found: Calibration, val_mae: float) -
         "val_mae": val_mae,
         "units": "normalised",
         "chance": found.chance,
-        "told": list(found.told),
+        "told": list(found.determined),
         "tried": {name: list(values) for name, values in found.tried.items()},
         "trials": [{"mae": each.mae, "distance": each.distance, **each.values} for each in found.trials],
     }
@@ -123,7 +123,7 @@ def _save(console: Console, checkpoint: Checkpoint, found: Calibration, confirm:
                 f"{found.chance:.2g} would be as close, expected at most {CHANCE_LIMIT:g}; nothing was written: "
                 "calibrate on the validation episodes of the training, or choose a candidate with --confirm N"
             )
-        certain = found.told
+        certain = found.determined
     settings = replace(
         checkpoint.settings,
         **trial.values,

@@ -6,6 +6,7 @@ is imported, so the overview is quick and `demo` never loads torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -70,12 +71,16 @@ TOOLS = {
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
+#: Errors of a disk that is full, of a user's quota, and of a limit on the size of a file.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; `arguments` are like sys.argv[1:], the default.
 
     Returns:
-        The subcommand's status; 2, with one line on stderr, for an error that a user can correct; 130 after Ctrl-C.
+        The subcommand's status; 2, with one line on stderr, for an error that a user can correct or a full disk; 130
+        after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -88,8 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout has exited (`| head`): without this, the flush at exit would fail with a traceback.
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            where = "" if error.filename is None else f" for {error.filename}"
+            print(f"{PROGRAM}: error: the disk has no space left{where}; free some and run again", file=sys.stderr)
+        elif not isinstance(error, BrokenPipeError):  # the reader of stdout has exited (`| head`)
+            raise
+        # Stdout may hold what can't be written: without this, the flush at exit would fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
 
@@ -120,7 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
     called = next((word for word in arguments if not word.startswith("-")), None)
     parser = make_parser(called)
     if called is not None and called not in TOOLS:
-        parser.error(f"unknown command {called}{suggestion(called, TOOLS)}")
+        parser.error(f"unknown command {called or repr(called)}{suggestion(called, TOOLS)}")
     args = parser.parse_args(arguments)
     return args.run(args)
 
@@ -149,7 +159,7 @@ def _overview() -> str:
     width = max(map(len, TOOLS)) + 2
     lines = []
     for group in dict.fromkeys([*GROUPS, *(tool.group for tool in TOOLS.values())]):
-        members = {name: tool for name, tool in TOOLS.items() if tool.group == group}
-        if members:
-            lines += [f"{group}:", *(f"  {name:<{width}}{tool.help}" for name, tool in members.items()), ""]
+        own = {name: tool for name, tool in TOOLS.items() if tool.group == group}
+        if own:
+            lines += [f"{group}:", *(f"  {name:<{width}}{tool.help}" for name, tool in own.items()), ""]
     return "\n".join([*lines, f"See {PROGRAM} COMMAND --help for the options of a command."])

@@ -21,6 +21,7 @@ import psutil
 from mobile_vla_inference.action import ActionMapping, VelocityCommand
 from mobile_vla_inference.errors import FrameError, MobileVlaError
 from mobile_vla_inference.frames import list_frames, read_image
+from mobile_vla_inference.gpu_memory import gpu_memory_mib
 from mobile_vla_inference.sim.camera import WORLD_M, SimulatedCamera
 from mobile_vla_inference.sim.robot import Pose
 from mobile_vla_inference.units import MIB
@@ -270,7 +271,7 @@ class ConsoleSession:
         """Read the memory of the process, the machine and the GPU."""
         system = psutil.virtual_memory()
         return MemoryFigures(
-            psutil.Process().memory_info().rss / MIB, system.available / MIB, system.total / MIB, *_gpu_figures()
+            psutil.Process().memory_info().rss / MIB, system.available / MIB, system.total / MIB, **_gpu_figures()
         )
 
     def clear(self) -> tuple[MemoryFigures, MemoryFigures]:
@@ -285,12 +286,13 @@ class ConsoleSession:
         return before, self.memory()
 
 
-def _gpu_figures() -> tuple[float, ...]:
+def _gpu_figures() -> dict[str, float]:
+    """Return the figures of the GPU by the names in MemoryFigures; empty if there is no GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        return ()
-    free, total = torch.cuda.mem_get_info()
-    return tuple(value / MIB for value in (torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), free, total))
+        return {}
+    free, total = torch.cuda.mem_get_info()  # begins to use the GPU, so the next call reports it
+    return {**(gpu_memory_mib() or {}), "gpu_free_mib": free / MIB, "gpu_total_mib": total / MIB}
 
 
 def _trim_heap() -> None:

@@ -8,7 +8,6 @@ the outcome of each instruction, and a JSON file keep the figures. All processes
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import CheckpointError, InstructionError, MobileVlaError
 from mobile_vla_inference.frames import list_frames
 from mobile_vla_inference.harness.domain import require_rclpy
@@ -25,7 +23,14 @@ from mobile_vla_inference.instructions import check_instruction
 from mobile_vla_inference.sim.closed_loop import EpisodeTask
 from mobile_vla_inference.sim.phrases import instruction
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM
-from mobile_vla_inference.tools.arguments import DEFAULT_INSTRUCTION, SMALL_POLICY, check_output, positive_number
+from mobile_vla_inference.tools.arguments import (
+    DEFAULT_INSTRUCTION,
+    SMALL_POLICY,
+    add_json_argument,
+    check_output,
+    positive_number,
+)
+from mobile_vla_inference.tools.results import write_json
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
@@ -75,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="CK", help="checkpoint file or folder (default: the bundled small policy)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add_json_argument(parser, "figures")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     require_rclpy()
     summary, fault = _drive(args)
     drove = summary["final_command"] is not None and bool(summary["commands_published"])
-    if args.json is not None and (drove or fault is not None):  # an early Ctrl-C keeps the figures of a former demo
-        write_text_atomically(args.json, json.dumps(summary, indent=2) + "\n")
+    if drove or fault is not None:  # an early Ctrl-C keeps the figures of a former demo
+        write_json(args.json, summary)
     if fault is not None:
         raise fault
     if not drove:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,6 @@ import numpy as np
 
 from mobile_vla_inference import __version__
 from mobile_vla_inference.action import ActionMapping, VelocityCommand
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.policy_facts import PolicyFacts
 from mobile_vla_inference.sim.closed_loop import (
@@ -26,7 +23,17 @@ from mobile_vla_inference.sim.closed_loop import (
 from mobile_vla_inference.sim.phrases import instruction
 from mobile_vla_inference.sim.scenarios import EVALUATION_SEEDS_FROM, SCENARIOS, other_side
 from mobile_vla_inference.sim.world import BASES, MAX_ANGULAR_RADPS, MAX_LINEAR_MPS
-from mobile_vla_inference.tools.arguments import SMALL_POLICY, VIDEO_OUTPUT, check_output, count
+from mobile_vla_inference.tools.arguments import (
+    SMALL_POLICY,
+    VIDEO_OUTPUT,
+    add_json_argument,
+    add_loading_arguments,
+    check_output,
+    count,
+    node_loading_parameters,
+)
+from mobile_vla_inference.tools.progress import progress_bar
+from mobile_vla_inference.tools.results import warn, write_json
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -83,28 +90,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ros", action="store_true", help="drive through the real vla_node and sim_robot, over topics and in real time"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every episode as JSON")
+    add_json_argument(parser, "figures and every episode")
     parser.add_argument(
         "--video",
         type=Path,
         metavar="OUT.mp4",
         help="write a video: camera, map, instruction, command, time, outcome",
     )
+    add_loading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Drive the episodes; return the exit status."""
-    check_output(args.json, args.checkpoint)
-    check_output(args.video, args.checkpoint, kind=VIDEO_OUTPUT)
+    check_output(args.json, args.checkpoint, args.processors)
+    check_output(args.video, args.checkpoint, args.processors, kind=VIDEO_OUTPUT)
     if args.seed < 0:
         raise MobileVlaError(
             f"--seed is {args.seed}, expected 0 or more: world 0 is the first one for evaluation; choose another"
         )
     results, facts = _drive_through_node(args) if args.ros else _drive_in_process(args)
+    write_json(args.json, _report(args, facts, results))
     _print_table(results, args.video)
-    if args.json is not None:
-        text = json.dumps(_report(args, facts, results), indent=2, ensure_ascii=False) + "\n"
-        write_text_atomically(args.json, text)
     return 0
 
 
@@ -171,10 +177,14 @@ def _drive_through_node(args: argparse.Namespace) -> tuple[list[EpisodeResult], 
     _check_ros_options(args)
     chosen = tasks(args)
     results = []
-    with node_driver(args.checkpoint, args.base, chosen[0]) as driver, _progress(chosen) as bar:
-        for task in bar:
+    loading = node_loading_parameters(args)
+    with (
+        node_driver(args.checkpoint, args.base, chosen[0], loading) as driver,
+        progress_bar("driving", "episode", len(chosen)) as bar,
+    ):
+        for task in chosen:
             results.append(driver.drive(task))
-            bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success")
+            _show(bar, results)
         return results, policy_facts_of_node(args.checkpoint, driver.facts)
 
 
@@ -193,22 +203,22 @@ def _check_ros_options(args: argparse.Namespace) -> None:
 
 def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:
     """Drive the episodes without the node; return their results, and the facts of the policy."""
-    from mobile_vla_inference.policy.vla_policy import VlaPolicy
     from mobile_vla_inference.sim.renderer import Renderer
     from mobile_vla_inference.sim.video import open_video
+    from mobile_vla_inference.tools.loading import load_policy
 
-    policy = VlaPolicy.load(args.checkpoint)
-    for warning in policy.describe().warnings:
-        print(f"mobile_vla: warning: {warning}", file=sys.stderr)
+    policy = load_policy(args, args.checkpoint)
+    warn(*policy.describe().warnings)
     drivers = {"expert": None, "random": RandomDriver(args.seed)}
     driver = drivers[args.driver] if args.driver in drivers else PolicyDriver(policy, not args.no_memory)
     renderer = Renderer()
+    chosen = tasks(args)
     results = []
     with (
         open_video(args.video, policy.settings.step_period_s) as video,
-        _progress(tasks(args)) as bar,
+        progress_bar("driving", "episode", len(chosen)) as bar,
     ):
-        for task in bar:
+        for task in chosen:
             result = drive_episode(
                 task,
                 driver,
@@ -219,15 +229,15 @@ def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], Po
                 watcher=None if video is None else video.watcher(task.instruction),
             )
             results.append(result)
-            bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success")
+            _show(bar, results)
     renderer.close()
     return results, policy.describe()
 
 
-def _progress(chosen: list[EpisodeTask]) -> tqdm:
-    from tqdm import tqdm
-
-    return tqdm(chosen, unit="episode", delay=1, disable=None)
+def _show(bar: tqdm, results: list[EpisodeResult]) -> None:
+    """Count an episode, and show the success rate so far."""
+    bar.set_postfix_str(f"{summarize(results)['success_rate']:.0%} success", refresh=False)
+    bar.update()
 
 
 def _report(args: argparse.Namespace, facts: PolicyFacts, results: list[EpisodeResult]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ simulated base, so that the gate changes no command that the base could follow.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +99,16 @@ class NodeDriver:
 
 
 @contextlib.contextmanager
-def node_driver(checkpoint: Path, base: str, first: EpisodeTask) -> Iterator[NodeDriver]:
+def node_driver(
+    checkpoint: Path, base: str, first: EpisodeTask, loading: Mapping[str, str | bool]
+) -> Iterator[NodeDriver]:
     """Start both nodes on a private graph, and end them at the end.
+
+    Args:
+        checkpoint: file or folder.
+        base: of the simulated robot.
+        first: the first episode.
+        loading: parameters of vla_node on how the policy is loaded.
 
     Raises:
         MobileVlaError: ROS 2 is missing, or a node can't be started.
@@ -108,7 +116,7 @@ def node_driver(checkpoint: Path, base: str, first: EpisodeTask) -> Iterator[Nod
     with NodeSession("drive") as session, session.interruptible():
         world = {"scenario": first.scenario, "seed": first.seed, "base": base}
         session.start(_ROBOT_NAME, "mobile_vla_inference.ros.sim_robot", world)
-        parameters = {"checkpoint": str(checkpoint.resolve()), **_BASE_LIMITS}
+        parameters = {"checkpoint": str(checkpoint.resolve()), **loading, **_BASE_LIMITS}
         session.start(_NODE_NAME, "mobile_vla_inference.ros.node", parameters)
 
         from mobile_vla_inference.harness.node_listener import StepListener

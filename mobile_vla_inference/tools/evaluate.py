@@ -92,7 +92,6 @@ def _evaluate(args: argparse.Namespace, episodes: Sequence[Episode]) -> None:
     with progress_bar("evaluation", "step", sum(len(each.commands) for each in episodes)) as bar:
         predictions = predict(policy, episodes, bar.update)
     result = figures(predictions, settings.action_axes, settings.action_scale, settings.action_offset, args.key_speed)
-    _print_figures(Console(soft_wrap=True, highlight=False), result)
     content = {
         "episodes": str(args.episodes),
         "channel_order": args.channel_order,
@@ -102,6 +101,7 @@ def _evaluate(args: argparse.Namespace, episodes: Sequence[Episode]) -> None:
         **result,
     }
     write_json(args.json, content)
+    _print_figures(Console(soft_wrap=True, highlight=False), result)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ reason (no instruction, a latched stop) is healthy: a restart would not help.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from pathlib import Path
 
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.errors import MobileVlaError
-from mobile_vla_inference.tools.arguments import check_output
+from mobile_vla_inference.tools.arguments import add_json_argument, check_output
+from mobile_vla_inference.tools.results import write_json
 
 #: States of the policy that need no repair.
 _HEALTHY = ("loading", "ready", "restarting")
@@ -32,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for its diagnostics (default: 5)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the diagnostics as JSON")
+    add_json_argument(parser, "diagnostics")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """
     check_output(args.json)
     statuses = _diagnostics(args.node.strip("/"), args.timeout)
-    if args.json is not None:
-        write_text_atomically(args.json, json.dumps(statuses, indent=2, ensure_ascii=False) + "\n")
+    write_json(args.json, statuses)
     policy, gate = statuses["policy"], statuses["gate"]
     if policy["state"] not in _HEALTHY:
         cause = policy["last_error"] or policy["message"]

@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.json, args.checkpoint, args.processors)
     checkpoint = open_checkpoint(args.checkpoint)
     description = describe(checkpoint, args.processors)
+    write_json(args.json, description)
     console = Console(soft_wrap=True, highlight=False)
     _print(console, checkpoint, description)
-    write_json(args.json, description)
     if args.confirm:
         _confirm(console, checkpoint)
     return 0

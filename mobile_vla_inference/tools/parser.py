@@ -24,6 +24,7 @@ _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
 _ONE_REQUIRED = re.compile(r"one of the arguments (?P<names>.*) is required")
 _EXCLUSIVE = "not allowed with argument "
+_NO_VALUE = "expected one argument"
 _TYPES = {"int": "a whole number", "float": "a number"}
 
 
@@ -96,7 +97,13 @@ class Parser(argparse.ArgumentParser):
             return f"{fault.removeprefix(_EXCLUSIVE)} and {name} are both given, expected one of them"
         if (value := _INVALID_VALUE.fullmatch(fault)) is not None:
             return f"{name} is {value['found']}, expected {_TYPES.get(value['type'], value['type'])}"
+        if fault == _NO_VALUE and name.startswith("-") and self._is_followed_by_an_option(name):
+            return f"{name} has no value, expected one; write {name}=VALUE if it begins with -"
         return f"{name}: {fault}"
+
+    def _is_followed_by_an_option(self, option: str) -> bool:
+        """Return whether the word after an option begins with `-`, which argparse takes for another option."""
+        return any(word == option and after.startswith("-") for word, after in zip(self._words, self._words[1:]))
 
     def _own_words(self) -> Iterator[str]:
         """Return the words that can be options of this parser: none after `--`, none of a subcommand."""

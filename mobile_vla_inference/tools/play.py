@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -26,10 +24,12 @@ from mobile_vla_inference.bags.reader import (
     BagReader,
     Topic,
 )
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.domain import require_rclpy
-from mobile_vla_inference.harness.interrupts import stop_event
+from mobile_vla_inference.harness.interrupts import exit_on_signals
 from mobile_vla_inference.tools.arguments import positive_number, time_s
+from mobile_vla_inference.tools.results import warn
 
 RECORDED_PREFIX = "/recorded"
 
@@ -88,10 +88,9 @@ def run(args: argparse.Namespace) -> int:
         bag.check_not_empty()
         targets = graph_topics(bag, dict(args.remap), args.topics, args.all_topics)
         check_offset(bag, targets, args.start_offset)
-        with stop_event() as stop:
+        with exit_on_signals() as stop:
             _play(bag, targets, args, stop)
-        for note in bag.notes:
-            print(f"mobile_vla: warning: {note}", file=sys.stderr)
+        warn(*bag.notes)
     return 0
 
 
@@ -170,7 +169,7 @@ def _listed(bag: BagReader) -> str:
     return ", ".join(names[:_TOPICS_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, stop: threading.Event) -> None:
+def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, stop: ExitRequest) -> None:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
@@ -185,8 +184,7 @@ def _play(bag: BagReader, targets: dict[str, str], args: argparse.Namespace, sto
         node = rclpy.create_node("bag_player")
         watch = _Watch(lambda: player.check_alone(sensors, commands), commands)
         player = BagPlayer(node, bag, targets, args.rate, on_message=watch)
-        for sentence in player.left_out:
-            print(f"mobile_vla: warning: {sentence}", file=sys.stderr)
+        warn(*player.left_out)
         for name, target in targets.items():
             print(name if name == target else f"{name} as {target}", flush=True)
         if left := [name for name in bag.topics if name not in targets]:

@@ -7,18 +7,18 @@ that it survives even a power cut; a stop closes it properly.
 from __future__ import annotations
 
 import argparse
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_vla_inference.bags.reader import COMPRESSED_IMAGE, IMAGE, STRING, TWIST, TWIST_STAMPED, BagError
 from mobile_vla_inference.bags.writer import STORAGES, BagWriter
+from mobile_vla_inference.control.exit_request import ExitRequest
 from mobile_vla_inference.errors import MobileVlaError
 from mobile_vla_inference.harness.domain import require_rclpy
-from mobile_vla_inference.harness.interrupts import stop_event
+from mobile_vla_inference.harness.interrupts import exit_on_signals
 from mobile_vla_inference.tools.arguments import positive_number
+from mobile_vla_inference.tools.results import warn
 
 if TYPE_CHECKING:
     from rclpy.executors import Executor
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record until stopped; return 0, or raise MobileVlaError if no message arrived."""
     require_rclpy()
-    with stop_event() as stop, BagWriter(args.out, args.storage, live=True) as writer:
+    with exit_on_signals() as stop, BagWriter(args.out, args.storage, live=True) as writer:
         recorded = _record(writer, args, stop)
     for topic, number in sorted(recorded.items()):
         print(f"{topic}: {number}")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _record(writer: BagWriter, args: argparse.Namespace, stop: threading.Event) -> dict[str, int]:
+def _record(writer: BagWriter, args: argparse.Namespace, stop: ExitRequest) -> dict[str, int]:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -121,9 +121,9 @@ def _subscribe_to_new(
             try:
                 installed = recorder.subscribe(name, types[0])
             except BagError as error:  # a topic that can't be written must not end the recording of the others
-                print(f"mobile_vla: warning: {error}", file=sys.stderr)
+                warn(error)
                 continue
             if installed:
                 print(f"recording {name} ({types[0]})", flush=True)
             else:
-                print(f"mobile_vla: warning: {types[0]} is not installed: {name} is not recorded", file=sys.stderr)
+                warn(f"{types[0]} is not installed: {name} is not recorded")

@@ -6,23 +6,20 @@ import argparse
 import gc
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace as changed
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mobile_vla_inference.atomic import write_text_atomically
-from mobile_vla_inference.bags.messages import header_message, twist_message
-from mobile_vla_inference.bags.reader import TWIST_STAMPED, BagMessage, BagReader, typestore
-from mobile_vla_inference.bags.topics import BagTopics
-from mobile_vla_inference.bags.writer import BagWriter, check_new_bag
+from mobile_vla_inference.bags.reader import BagReader
+from mobile_vla_inference.bags.writer import check_new_bag
 from mobile_vla_inference.episodes.comparison import BASELINES
 from mobile_vla_inference.errors import CheckpointError, MobileVlaError
 from mobile_vla_inference.policy_facts import DTYPES, ENGINES
-from mobile_vla_inference.replay.offline import DUE, EVERY_FRAME, STEPS_FILE, ReplayOptions, replay
+from mobile_vla_inference.replay.offline import DUE, EVERY_FRAME, STEPS_FILE, MessageSink, ReplayOptions, replay
+from mobile_vla_inference.replay.out_bag import open_out_bag
 from mobile_vla_inference.replay.rerun_recording import require_rerun, write_recording
-from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult, Velocity
+from mobile_vla_inference.replay.result import ReplayResult
 from mobile_vla_inference.replay.summary import difference, limits_sentence, read_steps, result_json
 from mobile_vla_inference.tools.arguments import (
     HTML_OUTPUT,
@@ -35,18 +32,11 @@ from mobile_vla_inference.tools.arguments import (
     add_topic_arguments,
     check_output,
     count,
+    node_loading_parameters,
 )
 from mobile_vla_inference.tools.loading import load_policy
 from mobile_vla_inference.tools.progress import progress
 from mobile_vla_inference.tools.results import warn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-#: Topics that --out-bag adds: the policy's commands, and what the node's gate would have made of them.
-PREDICTED_TOPIC = "/replay/cmd_vel"
-GATED_TOPIC = "/replay/cmd_vel_gated"
-_BASE_FRAME_ID = "base_link"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,15 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, print the results and write the files; return the exit status."""
+    """Replay, write the files and print the results; return the exit status."""
     options = _options(args)
     _check(args, options)
     if args.node:
         from mobile_vla_inference.replay.through_node import replay_node
 
-        result, other = replay_node(args.bag, args.checkpoint.resolve(), options, _node_parameters(args)), None
+        result, other = replay_node(args.bag, args.checkpoint.resolve(), options, node_loading_parameters(args)), None
     else:
-        with _out_bag(args.out_bag) as sink:
+        with open_out_bag(args.out_bag) as sink:
             result = _replay(args, args.checkpoint, args.dtype, args.engine, options, sink)
         other = None
         if args.against is not None:
@@ -105,7 +95,13 @@ def run(args: argparse.Namespace) -> int:
             dtype, engine = args.against_dtype or args.dtype, args.against_engine or args.engine
             other = _replay(args, args.against, dtype, engine, options, None)
     warn(*result.notes)
+    _write_files(args, result, other)
     _print_summary(result, other)
+    return 0
+
+
+def _write_files(args: argparse.Namespace, result: ReplayResult, other: ReplayResult | None) -> None:
+    """Write what the options ask for; `other` is the result of `--against`."""
     if args.json is not None:
         write_text_atomically(args.json, result_json(result, other))
     if args.report is not None:
@@ -115,7 +111,6 @@ def run(args: argparse.Namespace) -> int:
         write_report(result, args.report, other, [read_drive(path) for path in args.with_drive])
     if args.rerun is not None:
         write_recording(result, args.rerun, other)
-    return 0
 
 
 def _options(args: argparse.Namespace) -> ReplayOptions:
@@ -167,18 +162,13 @@ def _check_drives(args: argparse.Namespace) -> None:
         read_drive(path)
 
 
-def _node_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    parameters = {"device": args.device, "dtype": args.dtype, "engine": args.engine, "force_load": args.force}
-    return parameters if args.processors is None else {**parameters, "processors": str(args.processors.resolve())}
-
-
 def _replay(
     args: argparse.Namespace,
     checkpoint: Path,
     dtype: str,
     engine: str,
     options: ReplayOptions,
-    sink: Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None,
+    sink: MessageSink | None,
 ) -> ReplayResult:
     policy = load_policy(args, checkpoint, dtype=dtype, engine=engine)
     policy.warm_up()
@@ -190,49 +180,7 @@ def _replay(
             *notes,
             f"settings {', '.join(result.policy.assumed_settings)} are assumed: a robot would not move",
         )
-    return changed(result, notes=notes)
-
-
-@contextmanager
-def _out_bag(path: Path | None) -> Iterator[Callable[[BagTopics, BagMessage, ReplayFrame | None], None] | None]:
-    """Yield a function that writes messages and predicted commands to a bag; None if no bag is wanted."""
-    if path is None:
-        with nullcontext():
-            yield None
-        return
-    with BagWriter(path) as writer:
-        declared = False
-
-        def sink(topics: BagTopics, message: BagMessage, frame: ReplayFrame | None) -> None:
-            nonlocal declared
-            if not declared:
-                _declare(writer, topics)
-                declared = True
-            writer.write(message.topic, message.time_ns, message.data)
-            if frame is not None:
-                _write_commands(writer, message.time_ns, frame)
-
-        yield sink
-
-
-def _declare(writer: BagWriter, topics: BagTopics) -> None:
-    for topic in (topics.image, topics.instruction, topics.command):
-        if topic is not None:
-            writer.add_topic(topic.name, topic.type_name)
-    for name in (PREDICTED_TOPIC, GATED_TOPIC):
-        writer.add_topic(name, TWIST_STAMPED)
-
-
-def _write_commands(writer: BagWriter, time_ns: int, frame: ReplayFrame) -> None:
-    for topic, velocity in ((PREDICTED_TOPIC, frame.command), (GATED_TOPIC, frame.gated)):
-        if velocity is not None:
-            writer.write_message(topic, time_ns, _stamped(frame.stamp_s, velocity))
-
-
-def _stamped(stamp_s: float, velocity: Velocity) -> Any:
-    x, y, z = velocity
-    header = header_message(round(stamp_s * 1e9), _BASE_FRAME_ID)
-    return typestore().types[TWIST_STAMPED](header=header, twist=twist_message(x, z, y))
+    return replace(result, notes=notes)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

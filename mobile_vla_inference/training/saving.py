@@ -7,17 +7,16 @@ until the training is done, `small.training` with everything that --resume needs
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mobile_vla_inference.atomic import write_text_atomically
+from mobile_vla_inference.atomic import replacing, write_text_atomically
 from mobile_vla_inference.policy.storage.checkpoint_files import processor_places, settings_path
 from mobile_vla_inference.policy.storage.settings_file import save_settings
 from mobile_vla_inference.training.dataset import TrainingError
@@ -38,7 +37,8 @@ def save_checkpoint(out: Path, trainer: Trainer, epoch: int, val_mae: float, arg
         "val_mae": val_mae,
         "args": args,
     }
-    _write_atomically(out, lambda path: torch.save(content, path))
+    with replacing(out) as path:
+        torch.save(content, path)
     save_settings(out, model.settings)
     write_text_atomically(_plot_path(out), loss_plot(trainer.losses))
 
@@ -78,7 +78,8 @@ def _plot_path(out: Path) -> Path:
 def save_progress(out: Path, trainer: Trainer, extra: dict[str, Any]) -> None:
     """Write everything that is needed to continue, in one file."""
     state = {**trainer.state(), **extra}
-    _write_atomically(training_path(out), lambda path: torch.save(state, path))
+    with replacing(training_path(out)) as path:
+        torch.save(state, path)
 
 
 def load_progress(out: Path) -> dict[str, Any]:
@@ -115,14 +116,3 @@ def loss_plot(losses: Sequence[float]) -> str:
         f'<text x="{width // 2}" y="16" text-anchor="middle" {style}>loss on the actions</text>\n'
         "</svg>\n"
     )
-
-
-def _write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
-from mobile_vla_inference.atomic import write_text_atomically
-from mobile_vla_inference.tools.arguments import check_output
+from mobile_vla_inference.tools.arguments import add_json_argument, check_output
 from mobile_vla_inference.tools.bench import load, node, step, stop
+from mobile_vla_inference.tools.results import write_json
 
 EXIT_FAILED = 1
 
@@ -23,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, bench in BENCHES.items():
         subparser = subparsers.add_parser(name, help=bench.HELP, description=bench.HELP)
         bench.add_arguments(subparser)
-        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+        add_json_argument(subparser, "figures")
         subparser.set_defaults(bench=bench)
 
 
@@ -35,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     """
     check_output(args.json, *(getattr(args, name) for name in args.bench.INPUTS))
     report = args.bench.measure(args)
+    write_json(args.json, report)
     args.bench.print_report(report)
-    if args.json is not None:
-        write_text_atomically(args.json, json.dumps(report, indent=2) + "\n")
     return 0 if args.bench.passed(report) else EXIT_FAILED

@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
-import threading
 import time
 
 import rclpy
@@ -18,15 +16,21 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
+from mobile_vla_inference.control.exit_request import ExitRequest
+from mobile_vla_inference.harness.interrupts import exit_on_signals
+
 _COMMAND_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def main() -> int:
     """Record velocities until SIGINT or SIGTERM."""
+    with exit_on_signals() as request:
+        _record(request)
+    return 0
+
+
+def _record(request: ExitRequest) -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    leave = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: leave.set())
     node = rclpy.create_node("bench_base")
     with open(node.declare_parameter("record", os.devnull).value, "w", buffering=1) as record:  # noqa: PTH123
 
@@ -38,12 +42,11 @@ def main() -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         gc.disable()  # the pauses of the node are measured, not those of this process
-        while not leave.is_set():
+        while not request.is_set():
             executor.spin_once(timeout_sec=0.1)
         executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ from __future__ import annotations
 import array
 import json
 import os
-import signal
-import threading
 import time
 
 import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
+
+from mobile_vla_inference.control.exit_request import ExitRequest
+from mobile_vla_inference.harness.interrupts import exit_on_signals
 
 #: Encodings that it sends, with bytes per pixel.
 ENCODINGS = {"bgr8": 3, "rgb8": 3, "bgra8": 4, "mono8": 1}
@@ -34,10 +35,13 @@ def prepare_image(width_px: int, height_px: int, encoding: str) -> Image:
 
 def main() -> int:
     """Send images until SIGINT or SIGTERM."""
+    with exit_on_signals() as request:
+        _send(request)
+    return 0
+
+
+def _send(request: ExitRequest) -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    leave = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: leave.set())
     node = rclpy.create_node("bench_camera")
     publisher = node.create_publisher(Image, "image_raw", _BEST_EFFORT)
 
@@ -48,7 +52,7 @@ def main() -> int:
     period_s = 1.0 / parameter("rate_hz", 30.0)
     with open(parameter("record", os.devnull), "w", buffering=1) as record:  # noqa: PTH123
         due_s = time.monotonic()
-        while not leave.wait(max(0.0, due_s - time.monotonic())):
+        while not request.wait(max(0.0, due_s - time.monotonic())):
             # Images that are too late are left out: no burst follows a pause.
             late_s = time.monotonic() - due_s
             due_s += period_s + max(0.0, late_s - period_s)
@@ -59,7 +63,6 @@ def main() -> int:
             print(json.dumps(entry), file=record)
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mobile_vla_inference.policy.storage.config import SIZES, standard_config
-from mobile_vla_inference.policy_facts import DEVICES, DTYPES, ENGINES
-from mobile_vla_inference.tools.arguments import count
+from mobile_vla_inference.tools.arguments import add_loading_arguments, count
 from mobile_vla_inference.tools.bench.machine import machine_line
+from mobile_vla_inference.tools.progress import progress
 
 HELP = "one policy step: time in total and by part, lower bound, memory, accuracy"
-INPUTS = ("checkpoint", "frames", "reference")
+INPUTS = ("checkpoint", "frames", "reference", "processors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="CK", help="checkpoint file or converted folder")
     source.add_argument("--size", choices=tuple(SIZES), help="make a synthetic hybrid of this size for the run")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="how a step is computed (default: auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights (default: auto)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on (default: auto)")
+    add_loading_arguments(parser)
     parser.add_argument("--steps", type=count, default=200, metavar="N", help="number of timed steps (default: 200)")
     parser.add_argument("--vs", choices=("stock",), help="also time the unmodified modules of transformers")
     parser.add_argument(
@@ -50,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soak", type=count, metavar="N", help="run N steps with resets; check for drift and memory growth"
     )
-    parser.add_argument("--force", action="store_true", help="load even if memory seems too small")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -71,16 +68,9 @@ def passed(report: dict[str, Any]) -> bool:
 
 
 def _make(path: Path, size: str) -> Path:
-    from tqdm import tqdm
-
     from mobile_vla_inference.policy.synthetic.checkpoint import make_checkpoint
 
-    with tqdm(desc="making the checkpoint", unit="B", unit_scale=True, delay=1, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("making the checkpoint", "B") as show:
         make_checkpoint(path, standard_config(size, "hybrid"), seed=0, progress=show)
     return path
 

@@ -23,6 +23,7 @@ from mobile_vla_inference.tools.bench.step_timing import (
     step_times_ms,
     synthetic_frames,
 )
+from mobile_vla_inference.tools.loading import load_policy
 from mobile_vla_inference.units import MIB
 
 _INSTRUCTION = "go around the box on the left to the cup"
@@ -41,7 +42,7 @@ _GROWTH_LIMIT_MIB = 16.0  # allocators round up
 def measure_step(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Measure what the options of `mobile_vla bench step` ask for; return a JSON-ready report."""
     report: dict[str, Any] = {"machine": describe_machine(), "torch": torch.__version__}
-    policy = VlaPolicy.load(checkpoint, device=args.device, dtype=args.dtype, engine=args.engine, force=args.force)
+    policy = load_policy(args, checkpoint)
     policy.warm_up()
     facts = policy.describe()
     names = ("checkpoint", "parameters", "dtype", "quantization", "device", "engine", "engine_fallback")
@@ -136,9 +137,7 @@ def _parity(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frame
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # the reference is fp32 throughout
     try:
-        reference = VlaPolicy.load(
-            args.reference or checkpoint, device=args.device, dtype="float32", engine="eager", force=args.force
-        )
+        reference = load_policy(args, args.reference or checkpoint, dtype="float32", engine="eager")
         expected = trace(reference, frames, _INSTRUCTION, "fp32 modules")
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
@@ -154,7 +153,7 @@ def _stock(policy: VlaPolicy, args: argparse.Namespace, checkpoint: Path, frames
     facts = policy.describe()
     dtype = "float32" if facts.device == "cpu" else facts.dtype  # 16 bits would be slower still
     source = args.reference or checkpoint
-    stock = VlaPolicy.load(source, device=args.device, dtype=dtype, engine="eager", force=args.force)
+    stock = load_policy(args, source, dtype=dtype, engine="eager")
     policy.set_instruction(_INSTRUCTION)
     stock.set_instruction(_INSTRUCTION)
     prompt = (stock.encoder.prompt(_INSTRUCTION), stock.encoder.clip_ids(_INSTRUCTION))

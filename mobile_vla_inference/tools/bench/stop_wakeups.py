@@ -18,13 +18,13 @@ PERIOD_S = 0.001
 
 def main() -> int:
     """Sleep period by period until SIGINT or SIGTERM."""
-    leave: list[int] = []
+    caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda caught, _: leave.append(caught))
+        signal.signal(number, lambda each, _: caught.append(each))
     late_s = array.array("f")
     gc.disable()
     due_s = time.monotonic()
-    while not leave:
+    while not caught:
         due_s += PERIOD_S
         time.sleep(max(0.0, due_s - time.monotonic()))
         woken_s = time.monotonic()

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_vla_inference.atomic import write_text_atomically
 from mobile_vla_inference.harness.domain import require_rclpy
 from mobile_vla_inference.harness.session import NodeSession
-from mobile_vla_inference.tools.arguments import check_output, count
+from mobile_vla_inference.tools.arguments import add_json_argument, check_output, count
 from mobile_vla_inference.tools.bench.images_profile import images_profile
 from mobile_vla_inference.tools.drill.catalogue import CATALOGUE
 from mobile_vla_inference.tools.drill.panel import PANEL_VARIABLE, DrillPanel
@@ -33,6 +30,7 @@ from mobile_vla_inference.tools.drill.rounds import (
     run_fault,
     run_round,
 )
+from mobile_vla_inference.tools.results import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=count, metavar="N", default=1, help="how often each fault is injected (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome as JSON")
+    add_json_argument(parser, "outcome of every fault")
     parser.add_argument(
         "--cmd-vel",
         metavar="TOPIC",
@@ -77,20 +75,19 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.json)
     require_rclpy()
     outcomes = _run_rounds(args, console)
-    console.print(_outcome_table(args.only, outcomes))
     missed = [outcome for outcome in outcomes if outcome.misses]
+    report = {
+        "rounds": args.rounds,
+        "faults": len(outcomes),
+        "missed": len(missed),
+        "parameters": NODE_PARAMETERS,
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
+    write_json(args.json, report)
+    console.print(_outcome_table(args.only, outcomes))
     for outcome in missed:
         console.print(f"round {outcome.round}, {outcome.fault}: {'; '.join(outcome.misses)}", style="red")
     console.print(f"{len(outcomes)} faults injected in {args.rounds} round(s), {len(missed)} missed")
-    if args.json is not None:
-        report = {
-            "rounds": args.rounds,
-            "faults": len(outcomes),
-            "missed": len(missed),
-            "parameters": NODE_PARAMETERS,
-            "outcomes": [asdict(outcome) for outcome in outcomes],
-        }
-        write_text_atomically(args.json, json.dumps(report, indent=2) + "\n")
     return EXIT_MISSED if missed else 0
 
 

@@ -1,4 +1,4 @@
-"""LeaveRequest: an event that a signal handler can set.
+"""ExitRequest: an event that a signal handler can set.
 
 threading.Event takes a lock: a signal handler that interrupts the thread that holds it would wait for ever.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import weakref
 
 
-class LeaveRequest:
+class ExitRequest:
     """Whether this process was asked to exit. `set` takes no lock: any thread and any signal handler may call it."""
 
     def __init__(self) -> None:
         self._asked = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not at the end of the process: its threads and signal handlers still run then.
+        weakref.finalize(self, os.close, self._wake_fd).atexit = False
 
     def set(self) -> None:
         """Ask the process to exit; safe to call more than once."""

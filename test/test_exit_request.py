@@ -1,0 +1,89 @@
+"""ExitRequest: signal handlers set it at any moment, also while they interrupt the thread that waits for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+from mobile_vla_inference.control.exit_request import ExitRequest
+
+PATIENCE_S = 30.0
+
+
+def test_a_request_wakes_the_waiting_thread_and_stays():
+    request = ExitRequest()
+    assert not request.wait(0.01)
+    threading.Timer(0.05, request.set).start()
+    began_s = time.monotonic()
+    assert request.wait(PATIENCE_S)
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    assert request.is_set()
+    assert request.wait(PATIENCE_S)
+
+
+def test_a_request_that_is_dropped_holds_no_descriptor():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        ExitRequest().set()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_signals_that_interrupt_each_other_and_the_wait_never_hang_it():
+    script = textwrap.dedent(
+        """
+        import signal, threading
+        from mobile_vla_inference.control.exit_request import ExitRequest
+
+        current = [ExitRequest()]
+        signal.signal(signal.SIGTERM, lambda *_: current[0].set())
+        signal.signal(signal.SIGINT, lambda *_: current[0].set())
+        main = threading.main_thread().ident
+        going = True
+
+        def attack():
+            while going:
+                signal.pthread_kill(main, signal.SIGTERM)
+                signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=attack)
+        thread.start()
+        for _ in range(500):
+            assert current[0].wait(10.0)
+            current[0] = ExitRequest()
+        going = False
+        thread.join()
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S).returncode == 0
+
+
+def test_signals_that_interrupt_each_other_and_the_wait_never_hang_a_tool():
+    script = textwrap.dedent(
+        """
+        import signal, threading
+        from mobile_vla_inference.harness.interrupts import exit_on_signals
+
+        main = threading.main_thread().ident
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        going = True
+
+        def attack():
+            while going:
+                signal.pthread_kill(main, signal.SIGTERM)
+                signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=attack)
+        thread.start()
+        for _ in range(200):
+            with exit_on_signals() as request:
+                assert request.wait(10.0)
+        going = False
+        thread.join()
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S).returncode == 0
