@@ -147,6 +147,20 @@ def test_no_command_with_a_report_is_left_out() -> None:
     assert declared == {(re.split(" [{-]", report)[0], report.split()[-1]) for report in REPORTS}
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "replay bag --checkpoint ck --json x.out --report {folder}/x.out",
+        "replay bag --checkpoint ck --out-bag x.out --report ./x.out",
+        "drive --json x.out --video x.out",
+    ],
+)
+def test_two_outputs_in_one_file_are_refused(tmp_path, monkeypatch, capsys, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.format(folder=tmp_path).split()) == 2
+    assert "is given for two outputs, expected a file for each" in capsys.readouterr().err
+
+
 # --- data: replaced only with --force ---
 
 

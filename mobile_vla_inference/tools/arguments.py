@@ -241,6 +241,14 @@ def check_absent(*paths: Path) -> None:
             raise MobileVlaError(f"{path} already exists, expected a new one; choose another name or give --force")
 
 
+def check_distinct(*outputs: Path | None) -> None:
+    """Raise MobileVlaError if two outputs are the same file; None is an output that is not wanted."""
+    given = [path for path in outputs if path is not None]
+    for index, path in enumerate(given):
+        if path.resolve() in [other.resolve() for other in given[:index]]:
+            raise MobileVlaError(f"{path} is given for two outputs, expected a file for each; choose another name")
+
+
 def _check_kind(path: Path, kind: OutputKind) -> None:
     """Raise MobileVlaError if a file exists that a report of this kind must not replace."""
     if not os.path.lexists(path):

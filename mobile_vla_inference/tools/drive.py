@@ -28,6 +28,7 @@ from mobile_vla_inference.tools.arguments import (
     VIDEO_OUTPUT,
     add_json_argument,
     add_loading_arguments,
+    check_distinct,
     check_output,
     count,
     node_loading_parameters,
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """Drive the episodes; return the exit status."""
     check_output(args.json, args.checkpoint, args.processors)
     check_output(args.video, args.checkpoint, args.processors, kind=VIDEO_OUTPUT)
+    check_distinct(args.json, args.video)
     if args.seed < 0:
         raise MobileVlaError(
             f"--seed is {args.seed}, expected 0 or more: world 0 is the first one for evaluation; choose another"

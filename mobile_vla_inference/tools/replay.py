@@ -30,6 +30,7 @@ from mobile_vla_inference.tools.arguments import (
     add_json_argument,
     add_loading_arguments,
     add_topic_arguments,
+    check_distinct,
     check_output,
     count,
     node_loading_parameters,
@@ -130,6 +131,7 @@ def _check(args: argparse.Namespace, options: ReplayOptions) -> None:
     inputs = (args.bag, args.checkpoint, args.against, args.steps, args.processors, *args.with_drive)
     for path, kind in ((args.json, JSON_OUTPUT), (args.report, HTML_OUTPUT), (args.rerun, RERUN_OUTPUT)):
         check_output(path, *inputs, kind=kind)
+    check_distinct(args.json, args.report, args.rerun, args.out_bag)
     if args.rerun is not None:
         require_rerun()
     if args.with_drive:
