@@ -29,7 +29,7 @@ docker/run.sh --checkpoint CK [options] [-- launch arguments]
   --name NAME         name of the container (default mobile_vla)
   --detach            run in the background; Docker restarts it after a fault and a reboot
   --tool              run `mobile_vla` with the arguments after -- instead of the node: --tool -- drill
-  --dry-run           print the command and run nothing; needs no Docker
+  --dry-run           check files and memory, print the command and start nothing; needs no Docker
   --help              this text
 
 Launch arguments are those of mobile_vla.launch.py: docker/run.sh --checkpoint CK -- image_topic:=/camera/image_raw

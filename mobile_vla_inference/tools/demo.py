@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instruction",
         type=check_instruction,
         metavar="TEXT",
-        help="one instruction, in one world or on the frames (default: several worlds in turn, or "
+        help="one instruction, for one world or for --frames (default: several worlds with their own; for --frames "
         f"{DEFAULT_INSTRUCTION!r})",
     )
     parser.add_argument(

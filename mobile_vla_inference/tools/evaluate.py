@@ -42,12 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_number,
         default=KEY_SPEED,
         metavar="SPEED",
-        help="speed of a pressed key in the recording, m/s and rad/s; used for directions",
+        help="speed of one pressed key, if the drives were recorded by keyboard, m/s and rad/s; used for directions",
     )
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="find the assumed settings by the stored validation MAE; store them, still as assumed",
+        help="try values for the unconfirmed settings, and store those with the MAE closest to the stored validation "
+        "MAE; they stay unconfirmed",
     )
     parser.add_argument(
         "--val-mae",

@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD:=NEW",
-        help=f"publish a topic under another name, or under its own (otherwise all but images and the instruction "
-        f"are published under {RECORDED_PREFIX})",
+        help=f"publish a topic under another name, or under its own by T:=T; without it, topics other than images and "
+        f"the instruction are published under {RECORDED_PREFIX}",
     )
     parser.add_argument(
         "--wait",

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_instruction_argument(parser)
     add_topic_arguments(parser)
     pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--every-frame", action="store_true", help="step on every image (the default)")
+    pace.add_argument("--every-frame", action="store_true", help="one policy step per image (the default)")
     pace.add_argument("--due", action="store_true", help="step at most once per step period of the policy")
     pace.add_argument(
         "--steps",

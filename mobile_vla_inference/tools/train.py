@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         default="world",
         metavar="SIZE|CK",
-        help=f"start of the training: a size ({', '.join(_SIZES)}) for random weights, or a checkpoint",
+        help=f"start of the training: a size ({', '.join(_SIZES)}; world: that of the bundled policy) for random "
+        "weights, or a checkpoint",
     )
     parser.add_argument(
         "--updates", type=count, metavar="N", help=f"optimizer steps (default: {_UPDATES}; fixed for '{WORLD}')"

@@ -84,4 +84,4 @@ def _split_advice(
     else:
         middle = count - max(1, count // 10)
         train, validate = (0, middle), (middle, count)
-    return f"give both, such as --steps {train[0]}:{train[1]} --validate-steps {validate[0]}:{validate[1]}"
+    return f"give separate steps, such as --steps {train[0]}:{train[1]} --validate-steps {validate[0]}:{validate[1]}"
