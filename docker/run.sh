@@ -24,7 +24,7 @@ docker/run.sh --checkpoint CK [options] [-- launch arguments]
   --camera DEVICE     video device to pass to the container, such as /dev/video0 (only for a camera driver in it)
   --dtype D           auto, float32, float16, bfloat16 (default auto: float16 on a GPU)
   --gpu KIND          auto, jetson (--runtime nvidia), nvidia (--gpus all), none (default auto)
-  --memory MIB        memory limit of the container (default: what the policy needs to load, and 512 MiB)
+  --memory MIB        memory limit of the container (default: what the policy needs to load, plus 512 MiB)
   --image NAME        image (default mobile_vla_inference:jetson)
   --name NAME         name of the container (default mobile_vla)
   --detach            run in the background; Docker restarts it after a fault and a reboot

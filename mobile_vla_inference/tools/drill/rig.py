@@ -49,7 +49,7 @@ class Recovery(Enum):
     BY_ITSELF = "by itself"
     AFTER_ENABLE = "after ~/enable"
     AFTER_ACTIVATE = "after activate"
-    AS_REPORTED = "by itself, or after ~/enable if the status reports latched"
+    AS_REPORTED = "by itself; after ~/enable if the gap was longer than resume_within_s"
     AFTER_RESTART = "no: until the node is configured again"
     NEVER = "no: the node exited"
 
