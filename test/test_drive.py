@@ -163,7 +163,7 @@ def test_the_real_node_drives_the_same_worlds(tmp_path):
 )
 def test_what_the_real_node_can_not_do_is_refused(arguments, capsys):
     assert cli.main(["drive", *arguments]) == 2
-    assert f"{arguments[1]} is given with --ros" in capsys.readouterr().err
+    assert f"{arguments[1]} does not work with --ros" in capsys.readouterr().err
 
 
 def test_the_policy_is_loaded_as_the_options_say(tmp_path):

@@ -200,7 +200,7 @@ def _check_ros_options(args: argparse.Namespace) -> None:
     }
     given = [option for option, is_given in in_process_only.items() if is_given]
     if given:
-        raise MobileVlaError(f"{given[0]} is given with --ros, expected it in process only; leave out one of the two")
+        raise MobileVlaError(f"{given[0]} does not work with --ros, expected one of the two; leave one out")
 
 
 def _drive_in_process(args: argparse.Namespace) -> tuple[list[EpisodeResult], PolicyFacts]:

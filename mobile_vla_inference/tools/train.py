@@ -122,7 +122,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"largest allowed share of samples beyond the scale of an axis, 0 to 1 (default: {MAX_CLIPPED_SHARE:g})",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches")
-    parser.add_argument("--force", action="store_true", help="replace an existing checkpoint and the files next to it")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an existing checkpoint with its settings, processors, loss curve and training progress",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument(

@@ -31,7 +31,7 @@ from mobile_vla_inference.tools.bench.usage import UsageProbe, sampling
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.bench.node_graph import BenchGraph
 
-HELP = "the node under load: gaps in cmd_vel, CPU, memory, time from image to command, count of every image"
+HELP = "the node under load: gaps in cmd_vel, CPU, memory, time from image to command, images stepped and dropped"
 INPUTS = ()
 
 #: The limits that docs/benchmarks.md compares with.

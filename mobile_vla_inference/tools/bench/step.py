@@ -18,7 +18,7 @@ from mobile_vla_inference.tools.arguments import add_loading_arguments, count
 from mobile_vla_inference.tools.bench.machine import machine_line
 from mobile_vla_inference.tools.progress import progress
 
-HELP = "one policy step: time in total and by part, lower bound of the time, memory, accuracy"
+HELP = "one policy step: time in total and by part, the time that memory bandwidth allows at best, memory, accuracy"
 INPUTS = ("checkpoint", "frames", "reference", "processors")
 
 
