@@ -441,7 +441,7 @@ BAD = {
     "no JSON": (b"{", "can't be read as JSON"),
     "deep": (b"[" * 50_000, "nested more than"),
     "large": (b" " * (1 << 20), "is larger than"),
-    "no text": (b'{"settings": {}, "\xff": 1}', "no UTF-8"),
+    "no text": (b'{"settings": {}, "\xff": 1}', "not UTF-8"),
     "a list": ([], "format None"),
     "a later format": ({"format": 3, "settings": {}}, "format 3, expected 1 or 2"),
     "an invalid format": ({"format": [1], "settings": {}}, "format"),

@@ -70,11 +70,22 @@ def test_any_architecture_is_recovered(config: HybridConfig, order) -> None:
     assert infer_config(dict(shapes)) == config
 
 
+#: Tensors whose first dimension only one other tensor has, too: which of the two is wrong can't be known.
+SAME_SIZE = {
+    "actions.mlp.8.weight": "actions.mlp.8.bias",
+    "actions.mlp.6.weight": "actions.mlp.6.bias",
+    "clip_model.visual_projection.weight": "clip_model.text_projection.weight",
+}
+
+
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), named=st.sampled_from(NAMED), step=st.sampled_from((-1, 1)))
-def test_a_shape_off_by_one_is_found(data: st.DataObject, named: tuple[str, str], step: int) -> None:
-    """One wrong dimension is a misfit of that tensor alone, unless no other tensor shows that size."""
-    config = standard_config(*named)
+@given(data=st.data(), size=st.sampled_from(NAMED), step=st.sampled_from((-1, 1)))
+def test_a_shape_off_by_one_is_found(data: st.DataObject, size: tuple[str, str], step: int) -> None:
+    """One wrong dimension is a misfit of that tensor alone, unless no other tensor shows that size.
+
+    Where only two tensors show a size, the other one is named: see SAME_SIZE.
+    """
+    config = standard_config(*size)
     shapes = tensor_shapes(config)
     name = data.draw(st.sampled_from([name for name, shape in shapes.items() if shape]))
     place = data.draw(st.integers(0, len(shapes[name]) - 1))
@@ -83,7 +94,9 @@ def test_a_shape_off_by_one_is_found(data: st.DataObject, named: tuple[str, str]
     try:
         inferred = infer_config(shapes, "x.pth")
     except CheckpointError as error:
-        assert str(list(wrong)) in str(error)
+        named = SAME_SIZE.get(name, name) if place == 0 else name
+        assert f"{named} " in str(error)
+        assert str(list(shapes[named])) in str(error)
         assert "1 wrong shape" in str(error)
         return
     assert tensor_shapes(inferred) == shapes  # a vocabulary, a latent more or less: another architecture
