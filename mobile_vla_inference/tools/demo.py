@@ -31,6 +31,7 @@ from mobile_vla_inference.tools.arguments import (
     positive_number,
 )
 from mobile_vla_inference.tools.results import write_json
+from mobile_vla_inference.units import shown
 
 if TYPE_CHECKING:
     from mobile_vla_inference.tools.demo_graph import DemoGraph
@@ -251,7 +252,7 @@ def _summary(graph: DemoGraph) -> dict[str, Any]:
 
 
 def _shown(value: float | None, spec: str) -> str:
-    return "?" if value is None else format(value, spec)
+    return shown(value, spec, unknown="?")
 
 
 def _print_summary(summary: dict[str, Any], graph: DemoGraph) -> None:

@@ -38,6 +38,7 @@ from mobile_vla_inference.tools.arguments import (
 from mobile_vla_inference.tools.loading import load_policy
 from mobile_vla_inference.tools.progress import progress
 from mobile_vla_inference.tools.results import warn
+from mobile_vla_inference.units import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -253,7 +254,7 @@ def _comparison_table(result: ReplayResult) -> Any:
         for units, label in (("command_units", unit), ("normalised_units", "normalised")):
             for error in ("mae", "rmse"):
                 values = [comparison[units][name][axis][error] for name in ("policy", *BASELINES)]
-                table.add_row(axis, label, error.upper(), *(_shown(value, ".4f") for value in values))
+                table.add_row(axis, label, error.upper(), *(shown(value, ".4f") for value in values))
     return table
 
 
@@ -261,7 +262,7 @@ def _axes_line(result: ReplayResult) -> str:
     """Return a line for each axis: how often the signs agree, and how late the prediction is."""
     facts = result.comparison["axes"]
     return "\n".join(
-        f"{axis}: signs agree in {_shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, {_lag(fact)}"
+        f"{axis}: signs agree in {shown(fact['sign_agreement'], '.0%')} of {fact['sign_frames']} frames, {_lag(fact)}"
         for axis, fact in facts.items()
     )
 
@@ -269,8 +270,4 @@ def _axes_line(result: ReplayResult) -> str:
 def _lag(fact: dict[str, Any]) -> str:
     if fact["lag_s"] is None:
         return "lag unknown"
-    return f"lag {fact['lag_s']:+.2f} s (correlation {_shown(fact['lag_correlation'], '.2f')})"
-
-
-def _shown(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+    return f"lag {fact['lag_s']:+.2f} s (correlation {shown(fact['lag_correlation'], '.2f')})"

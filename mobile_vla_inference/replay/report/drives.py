@@ -16,8 +16,9 @@ from mobile_vla_inference.bags.reader import BagError
 from mobile_vla_inference.outside_files import read_json
 from mobile_vla_inference.replay.dead_reckoning import held, integrate
 from mobile_vla_inference.replay.report import plots
-from mobile_vla_inference.replay.report.html import shown, table
+from mobile_vla_inference.replay.report.html import table
 from mobile_vla_inference.replay.result import ReplayResult, Velocity
+from mobile_vla_inference.units import shown
 
 #: Of a replay's JSON file; one of 100,000 frames has a tenth.
 _MAX_BYTES = 1 << 29

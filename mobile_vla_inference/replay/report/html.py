@@ -23,11 +23,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
     return f'<div class="scroll"><table>{title}{heads}<tbody>\n{body}</tbody></table></div>'
 
 
-def shown(value: float | None, spec: str) -> str:
-    """Return a number as text; `-` where there is none."""
-    return "-" if value is None else format(value, spec)
-
-
 def tile(name: str, value: str, more: str) -> str:
     """Return one figure of the summary: its name, its value, and a sentence."""
     return f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(more)}</span></div>'

@@ -11,13 +11,14 @@ import numpy as np
 from mobile_vla_inference.action import AXES, AXIS_UNITS
 from mobile_vla_inference.episodes.comparison import BASELINES
 from mobile_vla_inference.replay.report import plots
-from mobile_vla_inference.replay.report.html import shown, table, tile
+from mobile_vla_inference.replay.report.html import table, tile
 from mobile_vla_inference.replay.report.labels import labels
 from mobile_vla_inference.replay.report.limits import limit_shares
 from mobile_vla_inference.replay.report.page_data import MOVING, NO_LOSS, paths
 from mobile_vla_inference.replay.result import ReplayFrame, ReplayResult
 from mobile_vla_inference.replay.summary import difference, limits_sentence
 from mobile_vla_inference.replay.training_record import SeenFrames
+from mobile_vla_inference.units import shown
 
 #: Longer lists of events are cut; the JSON file of the replay has all.
 EVENTS_MOST = 500
